@@ -1,0 +1,152 @@
+"""
+What can go wrong, in three families: the caller's mistake, the bus out of reach, and what became of a job.
+
+A message names the thing, what was found and what would do. `Cancelled` stands outside: it is raised inside
+handlers and is a `BaseException`, so that an ordinary `except Exception` cannot swallow a cancel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from busq.protocol.cancel import Cause
+    from busq.protocol.job import Job
+    from busq.protocol.states import State
+
+
+class BusqError(Exception):
+    """The root of everything that busq raises on purpose, but for `Cancelled`."""
+
+
+# The caller's mistakes -----------------------------------------------------------------------------------
+
+
+class UsageError(BusqError):
+    """The call cannot be carried out as it was made; the message says what would do."""
+
+
+class ConfigError(UsageError):
+    """A setting is missing, malformed or contradicts what the bus already holds."""
+
+
+class BadJid(UsageError):
+    """A jid is not 1 to 128 characters of `A-Z a-z 0-9 - _ . :`, or cannot live where it was asked to."""
+
+
+class BadArguments(UsageError):
+    """Arguments do not fit the handler's signature, or cannot be written as MessagePack."""
+
+
+class BadPayload(UsageError):
+    """Bytes from the wire that are not a payload of a version that this busq understands."""
+
+
+class BadResult(UsageError):
+    """What a handler returned cannot be written as MessagePack, or does not fit the type that is asked for."""
+
+
+class TooLarge(UsageError):
+    """A payload, result or batch is over its limit; the message names both."""
+
+
+class UnknownKind(UsageError):
+    """No handler of this kind is registered where one is needed."""
+
+
+class JidInUse(UsageError):
+    """A job with this jid still has a record. `state` says what became of it."""
+
+    def __init__(self, jid: str, state: State) -> None:
+        super().__init__(
+            f"jid {jid!r} is in use: its record still exists, in state {state!s}. "
+            "Choose another jid, or leave it out and busq makes one."
+        )
+        self.jid = jid
+        self.state = state
+
+    def __reduce__(self) -> tuple[type[JidInUse], tuple[str, State]]:
+        return type(self), (self.jid, self.state)
+
+
+class BlockingCallInLoop(UsageError):
+    """A blocking call was made inside a running event loop; the message names the awaitable form."""
+
+
+class NoCurrentJob(UsageError):
+    """`current_job()` was called outside a handler."""
+
+
+# The bus out of reach ------------------------------------------------------------------------------------
+
+
+class BusUnavailable(BusqError):
+    """Redis did not answer, or answered that it cannot serve now. The call may or may not have taken effect;
+    sending the same one again is safe."""
+
+
+class UnfitServer(BusUnavailable):
+    """The server answers but must not carry a bus: too old, or it evicts keys."""
+
+
+# What became of a job ------------------------------------------------------------------------------------
+
+
+class JobNotFound(BusqError):
+    """No record of this jid: it never existed, or its time after the end is over."""
+
+    def __init__(self, jid: str) -> None:
+        super().__init__(
+            f"no job {jid!r}: it never existed on this bus, or its record has expired "
+            "(kept 1 h after success and 24 h after failure or cancel, unless set otherwise)."
+        )
+        self.jid = jid
+
+    def __reduce__(self) -> tuple[type[JobNotFound], tuple[str]]:
+        return type(self), (self.jid,)
+
+
+class _JobEnded(BusqError):
+    def __init__(self, job: Job, message: str) -> None:
+        super().__init__(message)
+        self.job = job
+
+    def __reduce__(self) -> tuple[type[_JobEnded], tuple[Job]]:
+        return type(self), (self.job,)  # type: ignore[return-value]
+
+
+class JobFailed(_JobEnded):
+    """The awaited job failed. `job` is its terminal record; the handler's own error is in `job.error`."""
+
+    def __init__(self, job: Job) -> None:
+        error = job.error
+        what = f"{error.type}: {error.message}" if error else f"cause {job.cause}"
+        super().__init__(job, f"job {job.jid} ({job.kind}) failed in attempt {job.attempt}: {what}")
+
+
+class JobCancelled(_JobEnded):
+    """The awaited job was cancelled. `job` is its terminal record, with cause, reason, source and ended."""
+
+    def __init__(self, job: Job) -> None:
+        reason = f", reason {job.reason!r}" if job.reason else ""
+        super().__init__(job, f"job {job.jid} ({job.kind}) was cancelled, {job.ended}; cause {job.cause}{reason}")
+
+
+# Inside a handler ----------------------------------------------------------------------------------------
+
+
+class Cancelled(BaseException):
+    """
+    Raised by `check_cancelled()` inside a handler whose token was tripped, every time it is asked.
+
+    `cause` says why (`user`, `scope`, …; `shutdown`, `timeout` and `lease_lost` stop the attempt but do not cancel
+    the job), `reason` holds the caller's own words or "".
+    """
+
+    def __init__(self, cause: Cause, reason: str = "") -> None:
+        super().__init__(f"cancelled: {cause}" + (f" ({reason})" if reason else ""))
+        self.cause = cause
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Cancelled], tuple[Cause, str]]:
+        return type(self), (self.cause, self.reason)

@@ -1,0 +1,112 @@
+"""
+The words of a cancel: why it was asked for, what the asker is told, and how an execution ended.
+
+A request is not an ending: `signalled` says that the worker has until the deadline, `ended` says afterwards what
+became of the code that was running.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from busq.errors import UsageError
+from busq.protocol.states import State
+
+
+class Cause(StrEnum):
+    """Why a token was tripped. The last three stop an attempt and do not cancel its job."""
+
+    USER = "user"
+    SCOPE = "scope"
+    PARENT = "parent"
+    EXPIRED = "expired"
+    DEADLINE = "deadline"
+    SUPERSEDED = "superseded"
+    TIMEOUT = "timeout"
+    LEASE_LOST = "lease_lost"
+    SHUTDOWN = "shutdown"
+
+
+class Verdict(StrEnum):
+    """What a cancel was told. Each says what is true now and never more."""
+
+    CANCELLED = "cancelled"
+    SIGNALLED = "signalled"
+    ALREADY_CANCELLING = "already_cancelling"
+    ALREADY_CANCELLED = "already_cancelled"
+    ALREADY_FINISHED = "already_finished"
+    TOMBSTONED = "tombstoned"
+    NOT_FOUND = "not_found"
+
+
+class Ended(StrEnum):
+    """How the execution of a cancelled job ended. All but the last claim that no code of it is running."""
+
+    BEFORE_START = "before_start"
+    CONFIRMED = "confirmed"
+    COMPLETED = "completed"
+    KILLED = "killed"
+    ABANDONED = "abandoned"
+
+
+class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A wish that jobs stop, as it is written down.
+
+    `grace_s` (seconds) stands in for each job's own grace; `tombstone_s` (seconds) makes a later enqueue of an
+    unknown jid be born cancelled.
+    """
+
+    cause: Cause = Cause.USER
+    reason: str = ""
+    source: str = ""
+    grace_s: float | None = None
+    tombstone_s: float | None = None
+
+
+REASON_LIMIT = 1000  # characters; a reason is a sentence for people, not a payload
+
+
+def clean_words(words: str, what: str) -> str:
+    """
+    The caller's own words, fit to be stored in one line of history.
+
+    Control characters become spaces. Raise `UsageError` when there are more than 1,000 characters.
+    """
+    if not isinstance(words, str):
+        raise UsageError(f"{what} takes text, not {type(words).__name__} ({words!r:.60})")
+    if len(words) > REASON_LIMIT:
+        raise UsageError(f"{what} has {len(words)} characters; at most {REASON_LIMIT} are kept with a job")
+    return "".join(c if c.isprintable() else " " for c in words)
+
+
+class CancelAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a cancel was told.
+
+    `state` is the job's state after the call, None for an unknown jid. `deadline` (the server's time, UTC) is the
+    moment by which a signalled job is finalized; for a tombstone it is the moment at which the tombstone expires.
+    """
+
+    jid: str
+    verdict: Verdict
+    state: State | None = None
+    deadline: datetime | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the job is, or certainly will be, cancelled by a request: this one or one before it."""
+        return self.verdict not in (Verdict.ALREADY_FINISHED, Verdict.NOT_FOUND)
+
+
+class TripFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a token is told when it is tripped. Lengths in seconds; `left_s` runs to the deadline."""
+
+    cause: Cause
+    reason: str = ""
+    source: str = ""
+    grace_s: float = 0.0
+    left_s: float = 0.0

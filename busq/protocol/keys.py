@@ -1,0 +1,124 @@
+"""
+Every Redis key and channel, one small function each.
+
+All keys of a shard carry its number as their hash tag, so that each script touches one slot; a jid alone finds its
+shard. The table of keys in the README (`KEY_TABLE`) is made from here: adding a key means adding a row.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+GROUP = b"busq"
+DEFAULT_NAMESPACE = "busq"
+
+
+class ShardKeys:
+    """The keys of one shard. Bytes, ready for the wire."""
+
+    def __init__(self, namespace: str, shard: int) -> None:
+        self.shard = shard
+        self.prefix = f"{namespace}:{{{shard}}}:".encode()
+        self._streams: dict[str, bytes] = {}
+
+    def job(self, jid: str) -> bytes:
+        return self.prefix + b"job:" + jid.encode()
+
+    def stream(self, queue: str) -> bytes:
+        key = self._streams.get(queue)
+        if key is None:
+            key = self._streams[queue] = self.prefix + b"queue:" + queue.encode()
+        return key
+
+    def _key(self, name: str) -> bytes:
+        return self.prefix + name.encode()
+
+    @cached_property
+    def events(self) -> bytes:
+        return self._key("events")
+
+    @cached_property
+    def cancelled(self) -> bytes:
+        return self._key("cancelled")
+
+    @cached_property
+    def tombstones(self) -> bytes:
+        return self._key("tombstones")
+
+    @cached_property
+    def deadlines(self) -> bytes:
+        return self._key("deadlines")
+
+    @cached_property
+    def scheduled(self) -> bytes:
+        return self._key("scheduled")
+
+    @cached_property
+    def queues(self) -> bytes:
+        return self._key("queues")
+
+    @cached_property
+    def counters(self) -> bytes:
+        return self._key("counters")
+
+    @cached_property
+    def workers(self) -> bytes:
+        return self._key("workers")
+
+    @cached_property
+    def worker_info(self) -> bytes:
+        return self._key("worker_info")
+
+    @cached_property
+    def suspects(self) -> bytes:
+        return self._key("suspects")
+
+    @cached_property
+    def dead(self) -> bytes:
+        return self._key("dead")
+
+    @cached_property
+    def succeeded(self) -> bytes:
+        return self._key("ended:succeeded")
+
+    @cached_property
+    def failed(self) -> bytes:
+        return self._key("ended:failed")
+
+    @cached_property
+    def cancelled_jobs(self) -> bytes:
+        return self._key("ended:cancelled")
+
+
+def meta(namespace: str) -> bytes:
+    """The bus's own card: wire version and number of shards."""
+    return f"{namespace}:meta".encode()
+
+
+def notice_prefix(namespace: str) -> bytes:
+    """Channels that ring when a job is asked to stop: `cancel:<jid>` in the default namespace."""
+    return b"cancel:" if namespace == DEFAULT_NAMESPACE else f"{namespace}:cancel:".encode()
+
+
+def done_prefix(namespace: str) -> bytes:
+    """Channels that ring when a job has become terminal."""
+    return f"{namespace}:done:".encode()
+
+
+KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
+    ("meta", "hash", "every role, once", "none: one key for each bus"),
+    ("{s}:job:<jid>", "hash", "every script", "none while live; 1 h after success, 24 h after failure or cancel"),
+    ("{s}:queue:<queue>", "stream, group `busq`", "enqueue, workers, watchdog", "entries leave when their attempt ends"),
+    ("{s}:queues", "set", "enqueue", "one member for each queue name ever used"),
+    ("{s}:scheduled", "sorted set, by due time", "enqueue, retry, promote", "members leave when due or cancelled"),
+    ("{s}:cancelled", "sorted set, by expiry", "cancel", "members leave when the job ends or its entry is read; tombstones expire"),
+    ("{s}:tombstones", "hash", "cancel", "fields leave with their tombstone"),
+    ("{s}:deadlines", "sorted set, by deadline", "cancel, finalize", "members leave when the job ends"),
+    ("{s}:ended:<state>", "sorted sets, by expiry", "every ending", "members leave when their record expires"),
+    ("{s}:workers", "sorted set, by lease", "renew", "members leave when a worker leaves or is lost"),
+    ("{s}:worker_info", "hash", "renew", "fields leave with the worker"),
+    ("{s}:suspects", "sorted set, by time", "finalize, reclaim", "until the process is known to be gone, or a day"),
+    ("{s}:dead", "stream", "refuse, bury, finish", "until `busq dead purge` or `retry`"),
+    ("{s}:events", "stream", "every script", "about the newest 100,000 entries"),
+    ("{s}:counters", "hash", "every script", "none: a dozen fields"),
+)

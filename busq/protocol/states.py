@@ -1,0 +1,175 @@
+"""
+Who may move a job from where to where, as data.
+
+`TRANSITIONS[verb][state]` lists every answer that the verb may give for a job in that state, and the state that the
+job is in afterwards. `None` stands for "no record". The Lua scripts are the second writing of this table; a test
+walks every state x every verb to see that the two agree, and the README's diagram is drawn from it.
+
+Adding a state? It also needs a line in the README and an answer under every verb here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a job is. The last three are terminal: never left."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+def is_terminal(state: State) -> bool:
+    """Whether a job in this state has ended for good."""
+    return state in TERMINAL
+
+
+class Verb(StrEnum):
+    """Everything that may touch a job's record; each is one script."""
+
+    ENQUEUE = "enqueue"
+    PROMOTE = "promote"
+    START = "start"
+    RENEW = "renew"
+    NOTE = "note"
+    FINISH = "finish"
+    RETRY = "retry"
+    RELEASE = "release"
+    REFUSE = "refuse"
+    CANCEL = "cancel"
+    FINALIZE = "finalize"
+    RECLAIM = "reclaim"
+
+
+Answers = Mapping[str, frozenset[State | None]]
+Table = Mapping[Verb, Mapping[State | None, Answers]]
+
+
+def _row(**answers: State | None | tuple[State | None, ...]) -> Answers:
+    return {word: frozenset(to if isinstance(to, tuple) else (to,)) for word, to in answers.items()}
+
+
+def _rows(
+    given: Mapping[State | None, Answers], *, otherwise: str, missing: Answers
+) -> Mapping[State | None, Answers]:
+    """One row for every state: `given` where it is named, else `otherwise` with the state unchanged."""
+    rows: dict[State | None, Answers] = {None: missing}
+    for state in State:
+        rows[state] = given.get(state, _row(**{otherwise: state}))
+    return rows
+
+
+_S = State
+_MISSING = _row(missing=None)
+
+TRANSITIONS: Table = {
+    Verb.ENQUEUE: _rows(
+        {},
+        otherwise="in_use",
+        missing=_row(enqueued=(_S.QUEUED, _S.SCHEDULED), tombstoned=_S.CANCELLED),
+    ),
+    Verb.PROMOTE: _rows(
+        {_S.SCHEDULED: _row(promoted=_S.QUEUED, early=_S.SCHEDULED)}, otherwise="stale", missing=_MISSING
+    ),
+    Verb.START: _rows(
+        {_S.QUEUED: _row(started=_S.RUNNING, stale=_S.QUEUED, other_kind=_S.QUEUED, newer=_S.QUEUED)},
+        otherwise="stale",
+        missing=_MISSING,
+    ),
+    # The next five name their attempt: `stale` is also what an attempt hears that no longer owns the job.
+    Verb.RENEW: _rows(
+        {
+            _S.RUNNING: _row(running=_S.RUNNING, stale=_S.RUNNING),
+            _S.CANCELLING: _row(cancelling=_S.CANCELLING, stale=_S.CANCELLING),
+        },
+        otherwise="stale",
+        missing=_MISSING,
+    ),
+    Verb.NOTE: _rows(
+        {
+            _S.RUNNING: _row(noted=_S.RUNNING, stale=_S.RUNNING),
+            _S.CANCELLING: _row(noted=_S.CANCELLING, stale=_S.CANCELLING),
+        },
+        otherwise="stale",
+        missing=_MISSING,
+    ),
+    Verb.FINISH: _rows(
+        {
+            _S.RUNNING: _row(settled=(_S.SUCCEEDED, _S.FAILED), stale=_S.RUNNING),
+            # Succeeded only for a handler made with late_success="keep" that returned before the deadline.
+            _S.CANCELLING: _row(settled=(_S.CANCELLED, _S.SUCCEEDED), stale=_S.CANCELLING),
+        },
+        otherwise="stale",
+        missing=_MISSING,
+    ),
+    Verb.RETRY: _rows(
+        {
+            _S.RUNNING: _row(settled=(_S.SCHEDULED, _S.FAILED), stale=_S.RUNNING),
+            _S.CANCELLING: _row(settled=_S.CANCELLED, stale=_S.CANCELLING),
+        },
+        otherwise="stale",
+        missing=_MISSING,
+    ),
+    Verb.RELEASE: _rows(
+        {
+            _S.RUNNING: _row(settled=_S.QUEUED, stale=_S.RUNNING),
+            _S.CANCELLING: _row(settled=_S.CANCELLED, stale=_S.CANCELLING),
+        },
+        otherwise="stale",
+        missing=_MISSING,
+    ),
+    Verb.REFUSE: _rows(
+        {_S.QUEUED: _row(refused=(_S.QUEUED, _S.SCHEDULED), buried=_S.FAILED, stale=_S.QUEUED)},
+        otherwise="stale",
+        missing=_MISSING,
+    ),
+    Verb.CANCEL: _rows(
+        {
+            _S.SCHEDULED: _row(cancelled=_S.CANCELLED),
+            _S.QUEUED: _row(cancelled=_S.CANCELLED),
+            _S.RUNNING: _row(signalled=_S.CANCELLING),
+            _S.WAITING: _row(signalled=_S.CANCELLING),
+            _S.CANCELLING: _row(already_cancelling=_S.CANCELLING),
+            _S.CANCELLED: _row(already_cancelled=_S.CANCELLED),
+        },
+        otherwise="already_finished",
+        missing=_row(tombstoned=None, not_found=None),
+    ),
+    Verb.FINALIZE: _rows(
+        {_S.CANCELLING: _row(finalized=_S.CANCELLED, early=_S.CANCELLING)}, otherwise="stale", missing=_MISSING
+    ),
+    Verb.RECLAIM: _rows(
+        {
+            _S.QUEUED: _row(reclaimed=_S.QUEUED, alive=_S.QUEUED, stale=_S.QUEUED),
+            _S.RUNNING: _row(reclaimed=_S.QUEUED, lost=_S.FAILED, alive=_S.RUNNING, stale=_S.RUNNING),
+            _S.CANCELLING: _row(ended=_S.CANCELLED, alive=_S.CANCELLING, stale=_S.CANCELLING),
+        },
+        otherwise="stale",
+        missing=_row(missing=None, alive=None),
+    ),
+}
+
+
+def moves() -> Iterator[tuple[State | None, Verb, State]]:
+    """Every change of state that the table allows, as (from, verb, to); what the README's diagram is drawn from."""
+    for verb, rows in TRANSITIONS.items():
+        for before, answers in rows.items():
+            for after in sorted({to for states in answers.values() for to in states if to is not None}):
+                if after != before:
+                    yield before, verb, after
+
+
+def allowed(verb: Verb, before: State | None, answer: str, after: State | None) -> bool:
+    """Whether the table lets `verb` answer `answer` for a job in `before` and leave it in `after`."""
+    return after in TRANSITIONS[verb][before].get(answer, frozenset())

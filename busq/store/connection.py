@@ -1,0 +1,131 @@
+"""
+Connections to Redis, and what counts as "not reachable".
+
+Three kinds, because one set of timeouts fits none of the others: commands (short deadline, re-sent a few times:
+every script is safe to send twice), blocking reads (the deadline outlasts the read, never re-sent: a lost reply is
+found among the reader's own pending entries) and pub/sub (the listener has its own end-to-end deadline). Bytes
+throughout: one undecodable message must not wedge a consumer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from redis import exceptions as redis_errors
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+
+from busq.config import Settings
+from busq.errors import BusUnavailable, ConfigError
+
+SCHEMES = ("redis", "rediss", "unix")
+BLOCK_MS = 2000  # a blocking read asks at least this often, so that a dead connection is found
+RESENDS = 3
+
+# Answers of a server that is there but cannot serve this now; sending again later is right.
+_NOT_NOW = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY ", "TRYAGAIN")
+
+
+def require_url(settings: Settings) -> str:
+    """The URL to talk to; `ConfigError` with what to do when there is none or it cannot be one."""
+    if not settings.url:
+        raise ConfigError(
+            "no Redis URL: set BUSQ_URL=redis://host:6379/0 or pass one, busq.Bus('redis://…'). "
+            "For a first try without a server, `busq dev APP` or `busq demo` start one of their own."
+        )
+    parts = urlsplit(settings.url)
+    if parts.scheme not in SCHEMES:
+        raise ConfigError(
+            f"url: {redact(settings.url)!r} has scheme {parts.scheme!r}; it takes redis://, rediss:// (TLS) or unix://"
+        )
+    return settings.url
+
+
+def redact(url: str) -> str:
+    """The URL without its password, and without anything in its query, for people's eyes."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        user = parts.username or ""
+    except ValueError:
+        return "(a malformed URL)"
+    login = f"{user}:***@" if "@" in parts.netloc else ""
+    return urlunsplit((parts.scheme, login + host, parts.path, "***" if parts.query else "", ""))
+
+
+class Connections:
+    """The clients of one store. Opened on first use; bound to the event loop that uses them first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = require_url(settings)
+        self._settings = settings
+        self._made: list[Redis] = []
+        self.commands = self._client(
+            socket_timeout=settings.command_timeout_s,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RESENDS),
+        )
+
+    @property
+    def place(self) -> str:
+        """Where this leads, without secrets."""
+        return redact(self._url)
+
+    def blocking(self) -> Redis:
+        """A client for blocking reads: raw answers, no re-sending."""
+        client = self._client(
+            socket_timeout=BLOCK_MS / 1000 + self._settings.command_timeout_s, retry=Retry(NoBackoff(), 0)
+        )
+        client.response_callbacks.pop("XREADGROUP", None)  # keep the bytes of entries that are not ours
+        return client
+
+    def listening(self) -> Redis:
+        """A client for pub/sub: no re-sending, and no deadline but the listener's own."""
+        return self._client(socket_timeout=None, retry=Retry(NoBackoff(), 0))
+
+    async def close(self) -> None:
+        made, self._made = self._made, []
+        for client in made:
+            await client.aclose()
+
+    def _client(self, **more: Any) -> Redis:
+        try:
+            pool: Any = BlockingConnectionPool.from_url(
+                self._url,
+                max_connections=32,
+                timeout=20,
+                socket_connect_timeout=self._settings.connect_timeout_s,
+                socket_keepalive=True,
+                health_check_interval=0,
+                decode_responses=False,
+                protocol=2,
+                **more,
+            )
+        except ValueError as error:
+            raise ConfigError(f"url: {self.place!r} cannot be used: {error}") from None
+        client = Redis.from_pool(pool)
+        self._made.append(client)
+        return client
+
+
+@contextmanager
+def reaching(place: str) -> Iterator[None]:
+    """Turn every way in which Redis does not serve us into `BusUnavailable`, with what was found and what would do."""
+    try:
+        yield
+    except redis_errors.AuthenticationError as error:
+        raise BusUnavailable(f"Redis at {place} refused the login: {error}. Check user and password.") from error
+    except redis_errors.NoPermissionError as error:
+        raise BusUnavailable(f"Redis at {place} refused a command: {error}. Check the ACL of this user.") from error
+    except redis_errors.BusyLoadingError as error:
+        raise BusUnavailable(f"Redis at {place} is still loading its data; try again in a moment.") from error
+    except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
+        what = str(error) or type(error).__name__
+        raise BusUnavailable(f"Redis at {place} is not reachable: {what}") from error
+    except redis_errors.ResponseError as error:
+        if str(error).startswith(_NOT_NOW) or isinstance(error, redis_errors.ReadOnlyError):
+            raise BusUnavailable(f"Redis at {place} cannot serve now: {error}") from error
+        raise

@@ -1,0 +1,65 @@
+--[[
+  enqueue: admit jobs of one queue, each once.
+
+  Flags    none
+  KEYS     events, cancelled, tombstones, deadlines, scheduled, counters, succeeded, failed, cancelled_jobs, queues, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, call, queue, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
+           per job: kind, payload, delay_ms, count of further fields, then name and value of each
+  Uses     clock, record, ending
+  Answers  {'enqueued', state}     a record was written; queued or scheduled
+           {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
+           {'in_use', state}       another call made a job of this jid, whose record still exists
+  Holds    the same call sent twice writes nothing the second time and is answered as the first was.
+]]
+local answers, at, fresh = {}, per_job, 0
+for i = jobs, #KEYS do
+  local job = KEYS[i]
+  local jid = jid_of(job)
+  local kind, payload, delay, extra = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local existing = redis.call('HMGET', job, 'state', 'call', 'born')
+  if existing[1] then
+    local same = existing[2] == call
+    answers[#answers + 1] = { same and existing[3] or 'in_use', existing[1] }
+  else
+    local tombstone = redis.call('ZSCORE', cancelled, jid)
+    if tombstone and tonumber(tombstone) <= now then tombstone = false end
+    local fields = {
+      'v', WIRE, 'kind', kind, 'queue', queue, 'payload', payload, 'call', call, 'enqueued', stamp,
+      'born', tombstone and 'tombstoned' or 'enqueued',
+    }
+    for k = at + 4, at + 3 + extra * 2 do fields[#fields + 1] = ARGV[k] end
+    local n = remember(fields, job, 0, 'enqueued', 0, kind)
+    if tombstone then
+      local wish = redis.call('HGET', tombstones, jid) or '\t\t\t'
+      local cause, reason, source, requested = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)$')
+      put(fields, 'cause', cause)
+      put(fields, 'reason', reason)
+      put(fields, 'source', source)
+      put(fields, 'requested', requested)
+      redis.call('HDEL', tombstones, jid)
+      n = remember(fields, job, n, 'requested', 0, cause, requested, source)
+      close_cancelled(job, fields, n, 0, 'before_start')
+      answers[#answers + 1] = { 'tombstoned', 'cancelled' }
+    else
+      local state = 'queued'
+      if delay > 0 then
+        state = 'scheduled'
+        put(fields, 'due', string.format('%.0f', now + delay))
+        redis.call('ZADD', scheduled, now + delay, jid)
+      else
+        put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', kind))
+      end
+      put(fields, 'state', state)
+      put(fields, 'n', n)
+      redis.call('HSET', job, unpack(fields))
+      answers[#answers + 1] = { 'enqueued', state }
+    end
+    fresh = fresh + 1
+  end
+  at = at + 4 + extra * 2
+end
+if fresh > 0 then
+  redis.call('SADD', queues, queue)
+  redis.call('HINCRBY', counters, 'enqueued', fresh)
+end
+return answers

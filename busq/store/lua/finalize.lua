@@ -1,0 +1,51 @@
+--[[
+  finalize: the watchdog ends cancels of one queue that ran past their deadline.
+
+  Flags    allow-oom
+  KEYS     events, cancelled, deadlines, counters, succeeded, failed, cancelled_jobs, suspects, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, notice_prefix, per_job...
+           per job: owner_gone ('1': the process of the attempt's owner is known to be gone)
+  Uses     clock, record, ending
+  Answers  {'finalized', state}   cancelled by this call
+           {'early', left_ms}     its deadline has not come
+           {'stale', state}       it is not cancelling any more
+           {'missing'}            no such job
+  Holds    a good lease does not protect a job from its own cancel. The entry is claimed before it is removed, so
+           that the pending list never names an owner who has nothing to say any more. An attempt that nobody saw
+           stop is listed as a suspect.
+]]
+local answers, acked, at = {}, {}, per_job
+for i = jobs, #KEYS do
+  local job = KEYS[i]
+  local jid = jid_of(job)
+  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'deadline', 'entry', 'owner', 'kind')
+  local state, attempt = was[1], was[3] or 0
+  if not state then
+    redis.call('ZREM', deadlines, jid)
+    answers[#answers + 1] = { 'missing' }
+  elseif state ~= 'cancelling' then
+    redis.call('ZREM', deadlines, jid)
+    answers[#answers + 1] = { 'stale', state }
+  elseif tonumber(was[4]) > now then
+    answers[#answers + 1] = { 'early', string.format('%.0f', tonumber(was[4]) - now) }
+  else
+    local ended = ARGV[at] == '1' and 'killed' or 'abandoned'
+    if was[5] then
+      redis.call('XCLAIM', stream, group, by, 0, was[5], 'JUSTID')
+      acked[#acked + 1] = was[5]
+    end
+    if ended == 'abandoned' then
+      redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. (was[6] or '') .. '\t' .. was[7])
+    end
+    close_cancelled(job, {}, tonumber(was[2]), attempt, ended)
+    -- The worker, if it lives, learns that nothing of this attempt will be applied, and counts a suspect.
+    redis.call('PUBLISH', notice_prefix .. jid, 'finalized')
+    answers[#answers + 1] = { 'finalized', 'cancelled' }
+  end
+  at = at + 1
+end
+if #acked > 0 then
+  redis.call('XACK', stream, group, unpack(acked))
+  redis.call('XDEL', stream, unpack(acked))
+end
+return answers

@@ -1,0 +1,29 @@
+--[[
+  finish: record how attempts ended, each once.
+
+  Flags    allow-oom
+  KEYS     events, cancelled, deadlines, counters, succeeded, failed, cancelled_jobs, dead, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
+           per job: as lib/settle.lua says; outcome is 'succeeded' or 'failed'
+  Uses     clock, record, ending, settle
+  Answers  {'settled', state}   this call ended the job
+           {'stale', state}     another attempt owns it, or it has ended already
+           {'missing'}          no such job
+  Holds    a terminal state is never left; an accepted cancel ends in cancelled, whatever the handler did, unless
+           the job was made with late_success="keep" and its handler returned.
+]]
+return settle_all(jobs, per_job, function(job, fields, n, ended)
+  if ended.result ~= '' then put(fields, 'result', ended.result) end
+  if ended.outcome == 'failed' then
+    put(fields, 'error', ended.failure)
+    put(fields, 'cause', ended.cause)
+    put(fields, 'failures', ended.failures + 1)
+    if ended.cause == 'bad_payload' then
+      local was = redis.call('HMGET', job, 'kind', 'queue', 'payload')
+      redis.call('XADD', dead, '*', 'reason', ended.cause, 'jid', jid_of(job), 'kind', was[1], 'queue', was[2],
+        'payload', was[3], 'at', stamp)
+    end
+  end
+  close(job, fields, n, ended.attempt, ended.outcome)
+  return ended.outcome
+end)

@@ -1,0 +1,36 @@
+--[[
+  promote: scheduled jobs of one queue whose time has come are queued.
+
+  Flags    none
+  KEYS     events, scheduled, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit
+  Uses     clock, record
+  Answers  {'promoted', state}
+           {'early', left_ms}   its time has not come
+           {'stale', state}     it is not scheduled any more
+           {'missing'}          no such job
+  Holds    only a scheduled job whose own due time has passed is queued.
+]]
+local answers = {}
+for i = jobs, #KEYS do
+  local job = KEYS[i]
+  local jid = jid_of(job)
+  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'due', 'kind')
+  local state = was[1]
+  if not state then
+    redis.call('ZREM', scheduled, jid)
+    answers[#answers + 1] = { 'missing' }
+  elseif state ~= 'scheduled' then
+    redis.call('ZREM', scheduled, jid)
+    answers[#answers + 1] = { 'stale', state }
+  elseif tonumber(was[4]) > now then
+    answers[#answers + 1] = { 'early', string.format('%.0f', tonumber(was[4]) - now) }
+  else
+    local fields = { 'state', 'queued', 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[5]) }
+    put(fields, 'n', remember(fields, job, tonumber(was[2]), 'promoted', was[3] or 0))
+    redis.call('HSET', job, unpack(fields))
+    redis.call('ZREM', scheduled, jid)
+    answers[#answers + 1] = { 'promoted', 'queued' }
+  end
+end
+return answers

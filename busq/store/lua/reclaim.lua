@@ -1,0 +1,81 @@
+--[[
+  reclaim: the watchdog takes over what a lost worker held in one queue.
+
+  Flags    allow-oom
+  KEYS     events, cancelled, deadlines, counters, succeeded, failed, cancelled_jobs, suspects, workers, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, owner, owner_gone,
+           failure, default_max_losses, per_job...
+           owner_gone: '1' when the owner's process is known to be gone; failure: the error of a job lost too often
+           per job: entry
+  Uses     clock, record, ending
+  Answers  {'reclaimed', state}   queued again
+           {'lost', state}        failed: too many workers died of it
+           {'ended', state}       it had been asked to stop: cancelled
+           {'stale', state}       it is not the owner's any more; a leftover entry was removed
+           {'alive'}              the owner's lease is good; nothing was changed
+           {'missing'}            no such job; nothing was changed
+  Holds    a lease that was renewed in time keeps everything as it is. A job that was asked to stop is never
+           started again. What was delivered but never started costs no loss.
+]]
+local lease = redis.call('ZSCORE', workers, owner)
+local alive = lease and tonumber(lease) > now
+local answers, acked, at = {}, {}, per_job
+
+local function requeue(job, fields, n, attempt, facts)
+  put(fields, 'n', remember(fields, job, n, 'reclaimed', attempt, facts))
+  put(fields, 'state', 'queued')
+  put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid_of(job), 'kind', redis.call('HGET', job, 'kind')))
+  redis.call('HSET', job, unpack(fields))
+  redis.call('HINCRBY', counters, 'reclaimed', 1)
+  answers[#answers + 1] = { 'reclaimed', 'queued' }
+end
+
+for i = jobs, #KEYS do
+  local job = KEYS[i]
+  local jid, entry = jid_of(job), ARGV[at]
+  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'entry', 'owner', 'losses', 'max_losses', 'kind')
+  local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
+  local held = was[5] == owner and was[4] == entry
+  if alive then
+    answers[#answers + 1] = { 'alive' }
+  elseif not state then
+    if redis.call('ZREM', cancelled, jid) == 1 then acked[#acked + 1] = entry end
+    answers[#answers + 1] = { 'missing' }
+  elseif state == 'queued' and was[4] == entry then
+    redis.call('XCLAIM', stream, group, by, 0, entry, 'JUSTID')
+    acked[#acked + 1] = entry
+    requeue(job, {}, n, attempt, 'never started')
+  elseif state == 'running' and held then
+    redis.call('XCLAIM', stream, group, by, 0, entry, 'JUSTID')
+    acked[#acked + 1] = entry
+    local losses = tonumber(was[6] or 0) + 1
+    local fields = { 'losses', losses }
+    if losses > tonumber(was[7] or default_max_losses) then
+      put(fields, 'cause', 'lost')
+      put(fields, 'error', failure)
+      close(job, fields, n, attempt, 'failed', 'lost')
+      answers[#answers + 1] = { 'lost', 'failed' }
+    else
+      requeue(job, fields, n, attempt, owner)
+    end
+  elseif state == 'cancelling' and held then
+    redis.call('XCLAIM', stream, group, by, 0, entry, 'JUSTID')
+    acked[#acked + 1] = entry
+    local ended = owner_gone == '1' and 'killed' or 'abandoned'
+    if ended == 'abandoned' then
+      redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. owner .. '\t' .. was[8])
+    end
+    close_cancelled(job, {}, n, attempt, ended)
+    answers[#answers + 1] = { 'ended', 'cancelled' }
+  else
+    if was[4] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end
+    if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end
+    answers[#answers + 1] = { 'stale', state }
+  end
+  at = at + 1
+end
+if #acked > 0 then
+  redis.call('XACK', stream, group, unpack(acked))
+  redis.call('XDEL', stream, unpack(acked))
+end
+return answers

@@ -1,0 +1,66 @@
+--[[
+  refuse: a worker gives back queued jobs that it read but cannot or may not start.
+
+  Flags    allow-oom
+  KEYS     events, cancelled, scheduled, counters, succeeded, failed, cancelled_jobs, deadlines, dead, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
+           per job: entry, why, delay_ms, most_ms, limit, error
+           limit: refusals after which the job fails, 0 when it does not count; a counted delay doubles up to most_ms
+  Uses     clock, record, ending
+  Answers  {'refused', state}   queued again, or scheduled after delay_ms
+           {'buried', state}    refused for the last time: failed, with a dead letter
+           {'stale', state}     the entry no longer stands for the job; it has been removed
+           {'missing'}          no such job
+  Holds    no attempt is minted and nothing is spent; only the job whose record names this entry is touched.
+]]
+local answers, acked, at = {}, {}, per_job
+for i = jobs, #KEYS do
+  local job = KEYS[i]
+  local jid = jid_of(job)
+  local entry, why, delay, most = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local limit, failure = tonumber(ARGV[at + 4]), ARGV[at + 5]
+  local was = redis.call('HMGET', job, 'state', 'entry', 'n', 'attempt', 'refusals', 'kind', 'queue', 'payload')
+  local state, n, attempt = was[1], tonumber(was[3]), was[4] or 0
+  if not state then
+    answers[#answers + 1] = { 'missing' }
+  elseif was[2] ~= entry or state ~= 'queued' then
+    -- A running attempt holds its own entry; any other entry stands for nothing.
+    if was[2] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end
+    if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end
+    answers[#answers + 1] = { 'stale', state }
+  else
+    local fields = {}
+    local refusals = tonumber(was[5] or 0) + (limit > 0 and 1 or 0)
+    if limit > 0 then
+      put(fields, 'refusals', refusals)
+      delay = math.min(most, delay * 2 ^ (refusals - 1))
+    end
+    acked[#acked + 1] = entry
+    if limit > 0 and refusals > limit then
+      put(fields, 'cause', why)
+      put(fields, 'error', failure)
+      redis.call('XADD', dead, '*', 'reason', why, 'jid', jid, 'kind', was[6], 'queue', was[7], 'payload', was[8],
+        'at', stamp)
+      close(job, fields, n, attempt, 'failed', why)
+      answers[#answers + 1] = { 'buried', 'failed' }
+    else
+      put(fields, 'n', remember(fields, job, n, 'handed_back', attempt, why))
+      if delay > 0 then
+        put(fields, 'state', 'scheduled')
+        put(fields, 'due', string.format('%.0f', now + delay))
+        redis.call('ZADD', scheduled, now + delay, jid)
+      else
+        put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[6]))
+      end
+      redis.call('HSET', job, unpack(fields))
+      if delay > 0 then redis.call('HDEL', job, 'entry') end
+      answers[#answers + 1] = { 'refused', delay > 0 and 'scheduled' or 'queued' }
+    end
+  end
+  at = at + 6
+end
+if #acked > 0 then
+  redis.call('XACK', stream, group, unpack(acked))
+  redis.call('XDEL', stream, unpack(acked))
+end
+return answers

@@ -1,0 +1,40 @@
+--[[
+  renew: a worker's sign of life, its attempts' progress, and what became of them, in one call.
+
+  Flags    allow-oom
+  KEYS     workers, worker_info, jobs...
+  ARGV     now_ms, worker, lease_ms, info, per_job...
+           info is written when it is not ''
+           per job: token, progress (0 to 1, or ''), progress_note
+  Uses     clock
+  Answers  {'running'}
+           {'cancelling', cause, reason, source, grace_ms, left_ms}   left_ms: until the deadline, may be below 0
+           {'stale', state}   another attempt owns the job, or it has ended
+           {'missing'}        no such job
+  Holds    a worker's lease is the lease of all its attempts; nothing else of a job is written but its progress.
+]]
+redis.call('ZADD', workers, now + tonumber(lease_ms), worker)
+if info ~= '' then redis.call('HSET', worker_info, worker, info) end
+local answers, at = {}, per_job
+for i = jobs, #KEYS do
+  local job = KEYS[i]
+  local was = redis.call('HMGET', job, 'state', 'token')
+  local state = was[1]
+  if not state then
+    answers[#answers + 1] = { 'missing' }
+  elseif was[2] ~= ARGV[at] or (state ~= 'running' and state ~= 'cancelling') then
+    answers[#answers + 1] = { 'stale', state }
+  else
+    if ARGV[at + 1] ~= '' then
+      redis.call('HSET', job, 'progress', ARGV[at + 1], 'progress_note', ARGV[at + 2])
+    end
+    if state == 'running' then
+      answers[#answers + 1] = { 'running' }
+    else
+      local wish = redis.call('HMGET', job, 'cause', 'reason', 'source', 'cancel_grace', 'deadline')
+      answers[#answers + 1] = { 'cancelling', wish[1], wish[2], wish[3], wish[4], string.format('%.0f', tonumber(wish[5]) - now) }
+    end
+  end
+  at = at + 3
+end
+return answers

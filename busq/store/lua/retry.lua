@@ -1,0 +1,31 @@
+--[[
+  retry: an attempt failed; the job waits for another one, or has none left.
+
+  Flags    allow-oom
+  KEYS     events, cancelled, deadlines, counters, succeeded, failed, cancelled_jobs, scheduled, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
+           per job: as lib/settle.lua says; delay_ms is the backoff
+  Uses     clock, record, ending, settle
+  Answers  {'settled', state}   scheduled: another attempt follows; failed: no retries left; cancelled: it had been asked to stop
+           {'stale', state}     another attempt owns it, or it has ended already
+           {'missing'}          no such job
+  Holds    a job with an accepted cancel is never retried.
+]]
+return settle_all(jobs, per_job, function(job, fields, n, ended)
+  put(fields, 'error', ended.failure)
+  put(fields, 'failures', ended.failures + 1)
+  if ended.failures >= ended.retries then
+    put(fields, 'cause', ended.cause)
+    close(job, fields, n, ended.attempt, 'failed')
+    return 'failed'
+  end
+  local due = string.format('%.0f', now + ended.delay)
+  put(fields, 'n', remember(fields, job, n, 'retried', ended.attempt, ended.cause))
+  put(fields, 'state', 'scheduled')
+  put(fields, 'due', due)
+  redis.call('HSET', job, unpack(fields))
+  redis.call('HDEL', job, 'entry', 'progress', 'progress_note')
+  redis.call('ZADD', scheduled, due, jid_of(job))
+  redis.call('HINCRBY', counters, 'retried', 1)
+  return 'scheduled'
+end)

@@ -1,0 +1,77 @@
+--[[
+  start: a worker takes queued jobs whose entries it holds, and begins an attempt of each.
+
+  Flags    none
+  KEYS     events, cancelled, counters, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, group, adopt, kinds, per_kind...
+           per kind: kind, retries, max_losses, grace_ms, slack_ms, timeout_ms or ''
+           then per job: entry, which kind (from 0), token
+  Uses     clock, record
+  Answers  {'started', attempt, payload, failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved}
+           {'stale', state}    nothing to start behind this entry; it has been removed
+           {'other_kind', kind}   the entry lied about its kind; nothing was changed
+           {'newer', version}  written by a newer busq; nothing was changed
+           {'missing'}         no such job; nothing was changed
+  Holds    every start mints an attempt (number and token); nothing starts unless its record says queued and names
+           this very entry. `adopt` is set when a worker looks through its own pending entries after a lost reply:
+           then an attempt that it owns but does not know of may begin anew.
+]]
+local answers, leftovers, begun = {}, {}, 0
+local at = per_kind + tonumber(kinds) * 6
+for i = jobs, #KEYS do
+  local job = KEYS[i]
+  local entry, token = ARGV[at], ARGV[at + 2]
+  local kind_at = per_kind + tonumber(ARGV[at + 1]) * 6
+  local was = redis.call('HMGET', job, 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n',
+    'failures', 'retries', 'max_losses', 'grace', 'timeout', 'backoff', 'backoff_max', 'saved')
+  local state = was[1]
+  local resent = state == 'running' and was[5] == token
+  local adopted = state == 'running' and adopt == '1' and was[6] == by and was[2] == entry
+  if not state then
+    if redis.call('ZREM', cancelled, jid_of(job)) == 1 then
+      -- Cancelled before anybody read the entry, and so long ago that the record has expired.
+      leftovers[#leftovers + 1] = entry
+      answers[#answers + 1] = { 'stale', 'cancelled' }
+    else
+      answers[#answers + 1] = { 'missing' }
+    end
+  elseif tonumber(was[3]) > WIRE then
+    answers[#answers + 1] = { 'newer', was[3] }
+  elseif (state == 'queued' and was[2] == entry) or resent or adopted then
+    if was[4] ~= ARGV[kind_at] then
+      answers[#answers + 1] = { 'other_kind', was[4] }
+    else
+      local attempt = tonumber(was[7] or 0)
+      local retries, grace = was[11] or ARGV[kind_at + 1], was[13] or ARGV[kind_at + 3]
+      local timeout = was[14] or ARGV[kind_at + 5]
+      if not resent then
+        attempt = attempt + 1
+        local fields = {
+          'state', 'running', 'attempt', attempt, 'token', token, 'owner', by, 'started', stamp,
+          'retries', retries, 'max_losses', was[12] or ARGV[kind_at + 2], 'grace', grace, 'slack', ARGV[kind_at + 4],
+        }
+        if timeout ~= '' then put(fields, 'timeout', timeout) end
+        put(fields, 'n', remember(fields, job, tonumber(was[9]), 'started', attempt))
+        redis.call('HSET', job, unpack(fields))
+        begun = begun + 1
+      end
+      answers[#answers + 1] = {
+        'started', attempt, was[8], was[10] or '0', retries, grace, timeout, was[15] or '', was[16] or '', was[17] or '',
+      }
+    end
+  elseif (state == 'running' or state == 'cancelling' or state == 'waiting') and was[2] == entry then
+    -- The entry of an attempt that lives elsewhere: whoever holds it settles it.
+    answers[#answers + 1] = { 'stale', state }
+  else
+    if state == 'cancelled' then redis.call('ZREM', cancelled, jid_of(job)) end
+    leftovers[#leftovers + 1] = entry
+    answers[#answers + 1] = { 'stale', state }
+  end
+  at = at + 3
+end
+if #leftovers > 0 then
+  redis.call('XACK', stream, group, unpack(leftovers))
+  redis.call('XDEL', stream, unpack(leftovers))
+end
+if begun > 0 then redis.call('HINCRBY', counters, 'started', begun) end
+return answers

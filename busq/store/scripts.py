@@ -1,0 +1,128 @@
+"""
+Finds the Lua scripts, checks their headers and runs them.
+
+A script is written with names only: its header lists KEYS and ARGV once, and the loader makes the lines that bind
+those names from it. A list ends in `name...`; inside the script that name is the position at which the rest begins.
+`Uses` names files of `lua/lib` that are put in front. So no position is written twice, and a header that does not
+fit its body does not load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+Arg = bytes | str | int | float
+
+_HEADER = re.compile(r"\A--\[\[\n(?P<header>.*?)\n\]\]\n", re.DOTALL)
+_FIELDS = ("Flags", "KEYS", "ARGV", "Uses")
+
+
+class BadScript(Exception):
+    """A script's header and body do not fit; a mistake in busq itself."""
+
+
+class Script(msgspec.Struct, frozen=True, kw_only=True):
+    """One transition. `keys` and `argv` are the names of its header, for the checks and for people."""
+
+    name: str
+    source: str
+    sha: str
+    keys: tuple[str, ...]
+    argv: tuple[str, ...]
+
+    async def run(self, redis: Redis, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
+        """
+        Run it in one round trip; two when the server has lost its script cache.
+
+        Sent alone on purpose: inside a MULTI a missing script would leave the other half of the transaction done.
+        """
+        try:
+            return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+        except NoScriptError:
+            await redis.execute_command("SCRIPT LOAD", self.source)
+            return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+
+
+@cache
+def load(name: str, *, flags_line: bool = True) -> Script:
+    """
+    The script of this verb.
+
+    `flags_line` puts `#!lua` in front, which servers before 7.0 and fakeredis do not take.
+    Raise `BadScript` when the header does not fit the body.
+    """
+    folder = resources.files(__package__) / "lua"
+    text = (folder / f"{name}.lua").read_text()
+    fields, body = _split(name, text)
+    keys, argv = _names(fields["KEYS"]), _names(fields["ARGV"])
+    parts = [_bind("KEYS", keys) + _bind("ARGV", argv)]
+    parts += [(folder / "lib" / f"{library}.lua").read_text() for library in _names(fields["Uses"])]
+    parts.append(body)
+    source = "\n".join(parts)
+    _check_used(name, keys + argv, source, parts[0])
+    if flags_line:
+        flags = fields["Flags"]
+        source = ("#!lua\n" if flags == "none" else f"#!lua flags={flags}\n") + source
+    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    return Script(name=name, source=source, sha=sha, keys=keys, argv=argv)
+
+
+def names() -> list[str]:
+    """Every script there is."""
+    folder = resources.files(__package__) / "lua"
+    return sorted(entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name.endswith(".lua"))
+
+
+def _split(name: str, text: str) -> tuple[dict[str, str], str]:
+    match = _HEADER.match(text)
+    if match is None:
+        raise BadScript(f"{name}.lua does not open with a header comment")
+    fields: dict[str, str] = {}
+    current = ""
+    for line in match["header"].splitlines():
+        words = line.split(maxsplit=1)
+        if current and fields[current].endswith(","):
+            fields[current] += " " + line.strip()
+        elif words and words[0] in _FIELDS and line.startswith("  " + words[0]):
+            current = words[0]
+            fields[current] = words[1].strip()
+        else:
+            current = ""
+    missing = set(_FIELDS) - fields.keys()
+    if missing:
+        raise BadScript(f"{name}.lua: the header lacks {', '.join(sorted(missing))}")
+    return fields, text[match.end() :]
+
+
+def _names(value: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in value.split(",") if part.strip())
+    for i, name in enumerate(found):
+        if not re.fullmatch(r"[a-z_]+(\.\.\.)?", name) or (name.endswith("...") and i != len(found) - 1):
+            raise BadScript(f"{name!r} is no name for a header, or a list that is not the last")
+    return found
+
+
+def _bind(table: str, listed: tuple[str, ...]) -> str:
+    single = [name for name in listed if not name.endswith("...")]
+    lines = ""
+    if single:
+        lines += f"local {', '.join(single)} = {', '.join(f'{table}[{i + 1}]' for i in range(len(single)))}\n"
+    if len(single) < len(listed):
+        lines += f"local {listed[-1][:-3]} = {len(single) + 1}\n"
+    return lines
+
+
+def _check_used(name: str, listed: tuple[str, ...], source: str, bindings: str) -> None:
+    body = source.replace(bindings, "", 1)
+    for each in listed:
+        if not re.search(rf"\b{each.removesuffix('...')}\b", body):
+            raise BadScript(f"{name}.lua names {each!r} in its header and does not use it")

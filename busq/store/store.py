@@ -1,0 +1,476 @@
+"""
+The verbs: everything that changes a job, each one guarded script.
+
+Every verb takes many jobs in one call. Answers come in the order of the question, one for each job; what they may
+be stands in `protocol/states.py`. Nobody else in busq writes a job's record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from busq.clock import Clock, SystemClock
+from busq.config import Settings
+from busq.errors import ConfigError
+from busq.protocol import keys as bus_keys
+from busq.protocol.cancel import CancelAnswer, CancelRequest, Verdict
+from busq.protocol.jids import shard_of
+from busq.protocol.job import moment
+from busq.protocol.keys import GROUP, ShardKeys
+from busq.protocol.states import State, Verb
+from busq.store import scripts
+from busq.store.connection import Connections, reaching
+
+WIRE_VERSION = 1
+BATCH = 250  # jobs in one script call: long enough to be cheap, short enough (about 3 ms) to let others in
+BATCH_BYTES = 4 * 1024 * 1024  # payload in one script call
+
+Bytes = bytes | str | int | float
+
+
+class NewJob(msgspec.Struct, frozen=True):
+    """A job to be admitted. `fields` are further fields of its record, names and values in turn."""
+
+    jid: str
+    kind: str
+    queue: str
+    payload: bytes
+    delay_ms: int = 0
+    fields: tuple[Bytes, ...] = ()
+
+
+class KindTerms(msgspec.Struct, frozen=True):
+    """What a worker's handler says where the producer left it open. Milliseconds; `slack_ms` is beat + force."""
+
+    kind: str
+    retries: int
+    max_losses: int
+    grace_ms: int
+    slack_ms: int
+    timeout_ms: int | None = None
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """An entry that this worker holds, and the token of the attempt that it would begin."""
+
+    entry: bytes
+    jid: str
+    kind: str
+    token: str
+
+
+class StartAnswer(msgspec.Struct, frozen=True):
+    """`word` is started, stale, other_kind, newer or missing; the rest is set for started, or explains."""
+
+    word: str
+    detail: str = ""
+    attempt: int = 0
+    payload: bytes = b""
+    failures: int = 0
+    retries: int = 0
+    grace_s: float = 0.0
+    timeout_s: float | None = None
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
+    saved: bytes = b""
+
+
+class Note(msgspec.Struct, frozen=True):
+    """A line of history that only a worker can write; `ago_ms` before the call."""
+
+    name: str
+    ago_ms: int = 0
+    facts: str = ""
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended. `token` is the fence; `observed`: the handler had learned of its cancel."""
+
+    jid: str
+    entry: bytes
+    token: str
+    attempt: int
+    outcome: str
+    observed: bool = False
+    result: bytes = b""
+    error: bytes = b""
+    cause: str = ""
+    delay_ms: int = 0
+    notes: tuple[Note, ...] = ()
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A queued job that a worker gives back. `limit` 0: it does not count.
+
+    A counted delay doubles from `delay_ms` up to `most_ms`; after `limit` refusals the job fails with `error`.
+    """
+
+    jid: str
+    entry: bytes
+    why: str
+    delay_ms: int = 0
+    most_ms: int = 0
+    limit: int = 0
+    error: bytes = b""
+
+
+class Renewal(msgspec.Struct, frozen=True):
+    """One attempt in a beat; `progress` is '' when there is nothing new."""
+
+    jid: str
+    token: str
+    progress: str = ""
+    progress_note: str = ""
+
+
+class RenewAnswer(msgspec.Struct, frozen=True):
+    """`word` is running, cancelling, stale or missing; `left_ms` runs to the deadline."""
+
+    word: str
+    state: str = ""
+    cause: str = ""
+    reason: str = ""
+    source: str = ""
+    grace_ms: float = 0.0
+    left_ms: float = 0.0
+
+
+class Store:
+    """One process's way to the bus. `by` names the process in the history."""
+
+    def __init__(self, settings: Settings, *, by: str, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.by = clean_name(by)
+        self.clock = clock or SystemClock()
+        self.connections = Connections(settings)
+        self.redis = self.connections.commands
+        self.shards = settings.shards or 0
+        self.notice_prefix = bus_keys.notice_prefix(settings.namespace)
+        self.done_prefix = bus_keys.done_prefix(settings.namespace)
+        self._keys: list[ShardKeys] = []
+        self._flags_line = True
+        self._opened = False
+        self._constants: dict[str, Bytes] = {
+            "by": self.by,
+            "worker": self.by,
+            "history_limit": settings.history_entries,
+            "log_limit": settings.event_log_entries,
+            "group": GROUP,
+            "keep_succeeded_ms": _ms(settings.keep_succeeded_s),
+            "keep_ended_ms": _ms(settings.keep_ended_s),
+            "notice_prefix": self.notice_prefix,
+            "done_prefix": self.done_prefix,
+            "lease_ms": _ms(settings.lease_s),
+            "default_grace_ms": _ms(settings.grace_s),
+            "default_slack_ms": _ms(settings.beat_s + settings.force_s),
+            "default_max_losses": settings.max_losses,
+        }
+
+    # Opening -------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """
+        Meet the bus: its wire version, its number of shards, what its scripts may say. Safe to repeat.
+
+        Raise `ConfigError` when the bus was made with another number of shards or by a newer busq,
+        `BusUnavailable` when Redis does not answer.
+        """
+        if self._opened:
+            return
+        settings = self.settings
+        with reaching(self.connections.place):
+            self._flags_line = await self._takes_flags_line()
+            meta = bus_keys.meta(settings.namespace)
+            version, shards = await self.redis.hmget(meta, "v", "shards")  # type: ignore[misc]
+            if version is None:
+                await self.redis.hsetnx(meta, "v", WIRE_VERSION)  # type: ignore[misc,arg-type]
+                await self.redis.hsetnx(meta, "shards", settings.shards or 1)  # type: ignore[misc,arg-type]
+                version, shards = await self.redis.hmget(meta, "v", "shards")  # type: ignore[misc]
+        if int(version) > WIRE_VERSION:
+            raise ConfigError(f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}")
+        if settings.shards is not None and settings.shards != int(shards):
+            raise ConfigError(
+                f"shards: {settings.shards} was given, but the bus {settings.namespace!r} was made with {int(shards)}; "
+                "leave it out, or use another namespace"
+            )
+        self.shards = int(shards)
+        self._keys = [ShardKeys(settings.namespace, shard) for shard in range(self.shards)]
+        self._opened = True
+
+    async def close(self) -> None:
+        await self.connections.close()
+
+    async def _takes_flags_line(self) -> bool:
+        from redis.exceptions import ResponseError
+
+        try:
+            await self.redis.execute_command("EVAL", "#!lua\nreturn 1", 0)
+        except ResponseError as error:
+            if "NOPERM" in str(error):  # a role that may run scripts by their hash only: supported servers have it
+                return True
+            return False
+        return True
+
+    # Where things are ----------------------------------------------------------------------------------
+
+    def keys(self, shard: int) -> ShardKeys:
+        return self._keys[shard]
+
+    def shard_of(self, jid: str) -> int:
+        return shard_of(jid, self.shards)
+
+    def job_key(self, jid: str) -> bytes:
+        return self._keys[self.shard_of(jid)].job(jid)
+
+    # Producers -----------------------------------------------------------------------------------------
+
+    async def enqueue(self, jobs: Sequence[NewJob], *, call: str) -> list[tuple[str, State]]:
+        """
+        Admit jobs, each once. `call` names this very call: sent again, it is answered as it was the first time.
+
+        Answers are (enqueued | tombstoned | in_use, state). One script call for up to 250 jobs of one queue.
+        """
+        answers: list[tuple[str, State]] = [("", State.QUEUED)] * len(jobs)
+        for shard, queue, places in self._by_queue(jobs):
+            args: list[Bytes] = []
+            for place in places:
+                job = jobs[place]
+                args += (job.kind, job.payload, job.delay_ms, len(job.fields) // 2)
+                args += job.fields
+            heard = await self._run(
+                Verb.ENQUEUE, shard, [jobs[i].jid for i in places], args, queue=queue, named={"call": call, "queue": queue}
+            )
+            for place, (word, state) in zip(places, heard, strict=True):
+                answers[place] = (word.decode(), State(state.decode()))
+        return answers
+
+    async def cancel(self, jids: Sequence[str], wish: CancelRequest, *, request: str) -> list[CancelAnswer]:
+        """Write down that these jobs shall stop, and announce it. `request` names this very call, as for enqueue."""
+        answers: list[CancelAnswer | None] = [None] * len(jids)
+        named: dict[str, Bytes] = {
+            "cause": wish.cause,
+            "reason": wish.reason,
+            "source": wish.source,
+            "request": request,
+            "grace_ms": "" if wish.grace_s is None else _ms(wish.grace_s),
+            "tombstone_ms": _ms(wish.tombstone_s or 0),
+        }
+        for shard, places in self._by_shard(jids):
+            heard = await self._run(Verb.CANCEL, shard, [jids[i] for i in places], (), named=named)
+            for place, answer in zip(places, heard, strict=True):
+                answers[place] = _cancel_answer(jids[place], answer)
+        return [answer for answer in answers if answer is not None]
+
+    # Workers -------------------------------------------------------------------------------------------
+
+    async def start(
+        self, shard: int, queue: str, deliveries: Sequence[Delivery], terms: Sequence[KindTerms], *, adopt: bool = False
+    ) -> list[StartAnswer]:
+        """Begin attempts of delivered jobs. `terms` holds every kind that occurs among them."""
+        at: dict[str, int] = {}
+        args: list[Bytes] = []
+        for i, term in enumerate(terms):
+            at[term.kind] = i
+            args += (term.kind, term.retries, term.max_losses, term.grace_ms, term.slack_ms)
+            args.append("" if term.timeout_ms is None else term.timeout_ms)
+        for delivery in deliveries:
+            args += (delivery.entry, at[delivery.kind], delivery.token)
+        named: dict[str, Bytes] = {"adopt": int(adopt), "kinds": len(terms)}
+        heard = await self._run(Verb.START, shard, [d.jid for d in deliveries], args, queue=queue, named=named)
+        return [_start_answer(answer) for answer in heard]
+
+    async def settle(self, verb: Verb, shard: int, queue: str, ends: Sequence[Settlement]) -> list[tuple[str, str]]:
+        """
+        Record how attempts ended: `verb` is finish, retry or release.
+
+        Answers are (settled | stale | missing, state).
+        """
+        args: list[Bytes] = []
+        for end in ends:
+            args += (end.entry, end.token, end.attempt, end.outcome, int(end.observed), end.result, end.error)
+            args += (end.cause, end.delay_ms, len(end.notes))
+            for note in end.notes:
+                args += (note.name, note.ago_ms, note.facts)
+        return _words(await self._run(verb, shard, [end.jid for end in ends], args, queue=queue))
+
+    async def refuse(self, shard: int, queue: str, refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
+        """Give back queued jobs that were read but not started. Answers are (refused | buried | stale | missing, state)."""
+        args: list[Bytes] = []
+        for each in refusals:
+            args += (each.entry, each.why, each.delay_ms, each.most_ms, each.limit, each.error)
+        return _words(await self._run(Verb.REFUSE, shard, [each.jid for each in refusals], args, queue=queue))
+
+    async def renew(self, shard: int, renewals: Sequence[Renewal], *, info: bytes = b"") -> list[RenewAnswer]:
+        """One beat: extend this worker's lease, hand in progress, and hear what became of its attempts."""
+        args: list[Bytes] = []
+        for each in renewals:
+            args += (each.token, each.progress, each.progress_note)
+        heard = await self._run(Verb.RENEW, shard, [each.jid for each in renewals], args, named={"info": info})
+        return [_renew_answer(answer) for answer in heard]
+
+    async def note(
+        self, jid: str, *, token: str, attempt: int, note: Note | None = None, saved: bytes = b""
+    ) -> tuple[str, str]:
+        """Add a line to a running job's history, or keep what its handler saves. Answers (noted | stale | missing, state)."""
+        line = note or Note("")
+        args = (token, attempt, line.name, line.ago_ms, line.facts, saved)
+        return _words(await self._run(Verb.NOTE, self.shard_of(jid), [jid], args))[0]
+
+    async def bury(self, shard: int, queue: str, entry: bytes, *, reason: str, raw: bytes) -> str:
+        """Move an entry that is no job to the dead letters. Answers buried or stale."""
+        named: dict[str, Bytes] = {"entry": entry, "reason": reason, "raw": raw}
+        answer = await self._run("bury", shard, (), (), queue=queue, named=named)
+        return str(answer[0].decode())
+
+    # Watchdog ------------------------------------------------------------------------------------------
+
+    async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[tuple[str, str]]:
+        """End cancels past their deadline: (jid, owner's process known to be gone). Answers (finalized | early | stale | missing, …)."""
+        args = [int(gone) for _, gone in overdue]
+        return _words(await self._run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
+
+    async def reclaim(
+        self, shard: int, queue: str, owner: str, held: Sequence[tuple[str, bytes]], *, owner_gone: bool, failure: bytes
+    ) -> list[tuple[str, str]]:
+        """Take over (jid, entry) pairs that a lost worker held. Answers (reclaimed | lost | ended | alive | stale | missing, state)."""
+        named: dict[str, Bytes] = {"owner": owner, "owner_gone": int(owner_gone), "failure": failure}
+        args = [entry for _, entry in held]
+        return _words(await self._run(Verb.RECLAIM, shard, [jid for jid, _ in held], args, queue=queue, named=named))
+
+    async def promote(self, shard: int, queue: str, jids: Sequence[str]) -> list[tuple[str, str]]:
+        """Queue scheduled jobs that are due. Answers (promoted | early | stale | missing, …)."""
+        return _words(await self._run(Verb.PROMOTE, shard, jids, (), queue=queue))
+
+    async def forget(self, shard: int, worker: str, queues: Sequence[str], *, own_wish: bool = False) -> str:
+        """Take a worker that holds nothing off the roster. Answers forgotten, holding or alive."""
+        streams = [self.keys(shard).stream(queue) for queue in queues]
+        named: dict[str, Bytes] = {"worker": worker, "own_wish": int(own_wish)}
+        answer = await self._run("forget", shard, (), (), named=named, streams=streams)
+        return str(answer[0].decode())
+
+    async def prune(self, shard: int, *, limit: int, suspect_s: float) -> int:
+        """Drop what has expired from a shard's indexes, at most `limit` of each. Answers how many were dropped."""
+        answer = await self._run("prune", shard, (), (), named={"limit": limit, "suspect_ms": _ms(suspect_s)})
+        return sum(int(count) for count in answer[1:])
+
+    # How it is done ------------------------------------------------------------------------------------
+
+    async def _run(
+        self,
+        verb: str,
+        shard: int,
+        jids: Sequence[str],
+        args: Sequence[Bytes],
+        *,
+        queue: str | None = None,
+        named: dict[str, Bytes] | None = None,
+        streams: Sequence[bytes] = (),
+    ) -> Any:
+        """Lay out keys and arguments in the order of the script's header, and run it."""
+        script = scripts.load(verb, flags_line=self._flags_line)
+        own = self.keys(shard)
+        keys: list[bytes] = []
+        for name in script.keys:
+            if name == "jobs...":
+                keys += map(own.job, jids)
+            elif name == "streams...":
+                keys += streams
+            elif name == "stream":
+                assert queue is not None
+                keys.append(own.stream(queue))
+            else:
+                keys.append(getattr(own, name))
+        argv: list[Bytes] = []
+        for name in script.argv:
+            if name == "now_ms":
+                argv.append(self.clock.stamp_ms())
+            elif name.endswith("..."):
+                argv += args
+            else:
+                argv.append(named[name] if named and name in named else self._constants[name])
+        with reaching(self.connections.place):
+            return await script.run(self.redis, keys, argv)
+
+    def _by_shard(self, jids: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
+        """Places in `jids`, gathered by shard, at most a batch at a time."""
+        gathered: dict[int, list[int]] = {}
+        for place, jid in enumerate(jids):
+            gathered.setdefault(self.shard_of(jid), []).append(place)
+        for shard, places in gathered.items():
+            for start in range(0, len(places), BATCH):
+                yield shard, places[start : start + BATCH]
+
+    def _by_queue(self, jobs: Sequence[NewJob]) -> Iterator[tuple[int, str, list[int]]]:
+        """Places in `jobs`, gathered by shard and queue, bounded in number and in bytes."""
+        gathered: dict[tuple[int, str], list[int]] = {}
+        for place, job in enumerate(jobs):
+            gathered.setdefault((self.shard_of(job.jid), job.queue), []).append(place)
+        for (shard, queue), places in gathered.items():
+            batch: list[int] = []
+            size = 0
+            for place in places:
+                batch.append(place)
+                size += len(jobs[place].payload)
+                if len(batch) == BATCH or size >= BATCH_BYTES:
+                    yield shard, queue, batch
+                    batch, size = [], 0
+            if batch:
+                yield shard, queue, batch
+
+
+def clean_name(by: str) -> str:
+    """A process's name as it may stand in a line of history: printable, no tabs, at most 100 characters."""
+    return "".join(c for c in by if c.isprintable() and c != "\t")[:100] or "nobody"
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _words(heard: Sequence[Sequence[Any]]) -> list[tuple[str, str]]:
+    return [(answer[0].decode(), answer[1].decode() if len(answer) > 1 else "") for answer in heard]
+
+
+def _cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:
+    verdict = Verdict(answer[0].decode())
+    state: State | None = None
+    deadline: datetime | None = None
+    if verdict is Verdict.TOMBSTONED:
+        deadline = moment(answer[1])
+    elif len(answer) > 1:
+        state = State(answer[1].decode())
+        deadline = moment(answer[2]) if len(answer) > 2 else None
+    return CancelAnswer(jid=jid, verdict=verdict, state=state, deadline=deadline)
+
+
+def _start_answer(answer: Sequence[Any]) -> StartAnswer:
+    word = answer[0].decode()
+    if word != "started":
+        return StartAnswer(word, answer[1].decode() if len(answer) > 1 else "")
+    _, attempt, payload, failures, retries, grace, timeout, backoff, backoff_max, saved = answer
+    return StartAnswer(
+        word,
+        "",
+        attempt,
+        payload,
+        int(failures),
+        int(retries),
+        int(grace) / 1000,
+        int(timeout) / 1000 if timeout else None,
+        int(backoff) / 1000 if backoff else None,
+        int(backoff_max) / 1000 if backoff_max else None,
+        saved,
+    )
+
+
+def _renew_answer(answer: Sequence[Any]) -> RenewAnswer:
+    word = answer[0].decode()
+    if word != "cancelling":
+        return RenewAnswer(word, answer[1].decode() if len(answer) > 1 else word)
+    cause, reason, source, grace, left = (part.decode("utf-8", "replace") for part in answer[1:6])
+    return RenewAnswer(word, word, cause, reason, source, float(grace), float(left))

@@ -1,0 +1,129 @@
+"""
+Reading entries: who takes what off which queue.
+
+An entry carries a jid and a kind, nothing else; everything about the job is in its record. Whatever does not look
+like that is kept as raw bytes for the dead letters. A read whose reply was lost leaves entries with the reader's
+name on them that it never saw: `pending_of` finds those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from busq.errors import BadJid
+from busq.protocol.jids import check_jid
+from busq.protocol.keys import GROUP
+from busq.store.connection import BLOCK_MS, reaching
+from busq.store.store import Store
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """
+    One entry as it was read.
+
+    `jid` is "" when the entry is not ours to read: then `raw` holds its fields and values and `flaw` says what is
+    wrong with it. An entry that was deleted while pending has no fields at all.
+    """
+
+    shard: int
+    queue: str
+    id: bytes
+    jid: str
+    kind: str
+    raw: tuple[bytes, ...] = ()
+    flaw: str = ""
+
+
+class Streams:
+    """The queues that one worker reads, over all shards."""
+
+    def __init__(self, store: Store, queues: Sequence[str]) -> None:
+        self._store = store
+        self._client: Redis = store.connections.blocking()
+        self._places: dict[bytes, tuple[int, str]] = {}
+        self._queues = list(queues)
+
+    async def open(self) -> None:
+        """Make the groups, from the very first entry on; safe to repeat, also after a server lost its data."""
+        for shard in range(self._store.shards):
+            for queue in self._queues:
+                stream = self._store.keys(shard).stream(queue)
+                self._places[stream] = (shard, queue)
+                await make_group(self._store, stream)
+
+    @property
+    def count(self) -> int:
+        return len(self._places)
+
+    async def read(self, counts: dict[str, int], *, block_ms: int = BLOCK_MS) -> list[Entry]:
+        """
+        New entries of these queues, at most `counts[queue]` of each; waits up to `block_ms` (0: not at all).
+
+        Raise `BusUnavailable`; entries of a read that failed may be pending under our name (`pending`).
+        """
+        wanted = [stream for stream, (_, queue) in self._places.items() if counts.get(queue, 0) > 0]
+        if not wanted:
+            return []
+        least = min(counts[self._places[stream][1]] for stream in wanted)
+        command: list[bytes | str | int] = ["XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", max(1, least // len(wanted))]
+        if block_ms:
+            command += ["BLOCK", block_ms]
+        command += ["STREAMS", *wanted, *[">"] * len(wanted)]
+        with reaching(self._store.connections.place):
+            try:
+                heard = await self._client.execute_command(*command)
+            except ResponseError as error:
+                if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+                    raise
+                await self.open()  # the server lost its data, or somebody removed the stream
+                return []
+        return self._entries(heard)
+
+    async def pending(self) -> list[Entry]:
+        """What stands under our own name, first 1,000 of each queue: held already, or lost with a reply."""
+        found: list[Entry] = []
+        for stream in self._places:
+            with reaching(self._store.connections.place):
+                try:
+                    heard = await self._client.execute_command(
+                        "XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", 1000, "STREAMS", stream, "0"
+                    )
+                except ResponseError as error:
+                    if not str(error).startswith("NOGROUP"):
+                        raise
+                    continue
+            found += self._entries(heard)
+        return found
+
+    def _entries(self, heard: object) -> list[Entry]:
+        found: list[Entry] = []
+        for stream, listed in heard or ():  # type: ignore[attr-defined]
+            shard, queue = self._places[stream]
+            for entry_id, fields in listed:
+                found.append(read_entry(shard, queue, entry_id, fields))
+        return found
+
+
+async def make_group(store: Store, stream: bytes) -> None:
+    with reaching(store.connections.place):
+        try:
+            await store.redis.execute_command("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+
+def read_entry(shard: int, queue: str, entry_id: bytes, fields: Sequence[bytes] | None) -> Entry:
+    """One entry, or what is wrong with it; never raises for whatever bytes it holds."""
+    if fields and len(fields) == 4 and fields[0] == b"jid" and fields[2] == b"kind":
+        try:
+            return Entry(shard, queue, entry_id, check_jid(fields[1].decode("ascii")), fields[3].decode())
+        except (BadJid, UnicodeDecodeError) as error:
+            return Entry(shard, queue, entry_id, "", "", tuple(fields), f"bad_entry: {error}")
+    if not fields:
+        return Entry(shard, queue, entry_id, "", "", (), "deleted: the entry was removed while it was pending")
+    return Entry(shard, queue, entry_id, "", "", tuple(fields), "bad_entry: fields other than jid and kind")
