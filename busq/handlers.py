@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from functools import cached_property, partial
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Union
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -125,8 +125,8 @@ class Handler:
         if isinstance(function, staticmethod):
             function = function.__func__
         self.function = function
+        _refuse_unfit(function)
         self.kind = check_kind(_kind_of(function) if kind is None else kind)
-        _refuse_unfit(self.kind, function)
         self.options = (options or HandlerOptions()).checked(self.kind)
         self.pool = _pool_of(self.kind, function, self.options.pool)
         self.signature = _signature_of(self.kind, function)
@@ -157,6 +157,8 @@ class Handler:
         What only a position can carry stays positional. Defaults are not filled in: they are the worker's. Raise
         `BadArguments` that says what does not fit.
         """
+        if not args and not kwargs and not self._required:
+            return (), {}
         if self._all_named and len(args) <= len(self._by_position):
             named = dict(zip(self._by_position, args, strict=False))
             clash = kwargs and not named.keys().isdisjoint(kwargs)
@@ -189,7 +191,7 @@ class Handler:
         return tuple(positional), named
 
     def _heading(self) -> str:
-        text = f"{self.kind}{self.signature}"
+        text = f"{self.kind}{_unquoted(self.signature)}"
         return text if len(text) <= 300 else text[:297] + "..."
 
     # Worker's side
@@ -272,9 +274,9 @@ class Handler:
         if not self._all_named or any(name.startswith("__") for name in self._names):
             return None
         fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-        for name in self._names:
-            wanted = self._types[name]
-            fields.append((name, wanted) if name in self._required else (name, wanted | UnsetType, UNSET))
+        for name, wanted in self._types.items():
+            optional = (name, Union[wanted, UnsetType], UNSET)  # noqa: UP007 - `None | ...` needs real types
+            fields.append((name, wanted) if name in self._required else optional)
         try:
             arguments = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
             decode = msgspec.msgpack.Decoder(arguments, dec_hook=read_odd).decode
@@ -296,26 +298,28 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def _kind_of(function: Any) -> str:
-    while isinstance(function, partial):
-        function = function.func
-    name = getattr(function, "__name__", None)
+    name = getattr(_without_partials(function), "__name__", None)
     if not isinstance(name, str) or name == "<lambda>":
         raise ConfigError(f"{function!r} has no name to take the kind from; give it one with kind=")
     return name
 
 
-def _called(function: Any) -> Any:
-    """The function behind partials and callable objects, decorators still around it."""
+def _without_partials(function: Any) -> Any:
     while isinstance(function, partial):
         function = function.func
-    if inspect.isroutine(function):
-        return function
-    return type(function).__call__
+    return function
+
+
+def _called(function: Any) -> Any:
+    """The function that runs when this is called: of an object, its class's `__call__`."""
+    function = _without_partials(function)
+    plain = inspect.isfunction(function) or inspect.ismethod(function) or inspect.isbuiltin(function)
+    return function if plain else type(function).__call__
 
 
 def _innermost(function: Any) -> Any:
-    """The function as it was written: behind partials, callable objects and decorators that say what they wrap."""
-    called = inspect.unwrap(_called(function))
+    """The function as it was written: behind partials, objects, and decorators that say what they wrap."""
+    called = _called(inspect.unwrap(_without_partials(function)))
     return getattr(called, "__func__", called)
 
 
@@ -323,16 +327,16 @@ def _is_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_called(function))
 
 
-def _refuse_unfit(kind: str, function: Any) -> None:
+def _refuse_unfit(function: Any) -> None:
     if not callable(function):
-        raise ConfigError(f"handler {kind!r}: {function!r} cannot be called")
+        raise ConfigError(f"a handler is a function, and {function!r} cannot be called")
     if isinstance(function, type):
-        raise ConfigError(f"handler {kind!r}: {function!r} is a class; give a function or one of its methods")
+        raise ConfigError(f"a handler is a function, and {function!r} is a class; give a function or a method")
     called = _called(function)
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise ConfigError(
-            f"handler {kind!r}: {called.__qualname__} is a generator (it has a `yield`), and a job runs once and "
-            "returns once; return a list, or enqueue a job for each item"
+            f"handler {called.__qualname__} is a generator (it has a `yield`), and a job returns once; return a "
+            "list, or enqueue a job for each item"
         )
 
 
@@ -366,9 +370,24 @@ def _signature_of(kind: str, function: Any) -> inspect.Signature:
             import annotationlib
 
             return inspect.signature(function, annotation_format=annotationlib.Format.FORWARDREF)
-        return inspect.signature(function)
+        else:
+            return inspect.signature(function)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"handler {kind!r}: {function!r} does not tell its parameters: {error}") from None
+
+
+class _Bare(str):
+    __repr__ = str.__str__
+
+
+def _unquoted(signature: inspect.Signature) -> inspect.Signature:
+    """The signature as its author wrote it: annotations that are kept as text show without quotes."""
+
+    def bare(annotation: Any) -> Any:
+        return _Bare(annotation) if isinstance(annotation, str) else annotation
+
+    parameters = [p.replace(annotation=bare(p.annotation)) for p in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=bare(signature.return_annotation))
 
 
 # All handlers --------------------------------------------------------------------------------------------

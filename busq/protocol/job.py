@@ -206,7 +206,10 @@ def _result(value: bytes | None) -> Any:
 
 
 def _error(value: bytes | None) -> ErrorInfo | None:
-    return decode_error(value) if value else None
+    try:
+        return decode_error(value) if value else None
+    except BadPayload:
+        return None
 
 
 def _evidence(record: Mapping[bytes, bytes]) -> Evidence | None:

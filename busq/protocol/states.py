@@ -83,9 +83,11 @@ TRANSITIONS: Table = {
         {_S.SCHEDULED: _row(promoted=_S.QUEUED, early=_S.SCHEDULED)}, otherwise="stale", missing=_MISSING
     ),
     Verb.START: _rows(
-        {_S.QUEUED: _row(started=_S.RUNNING, stale=_S.QUEUED, other_kind=_S.QUEUED, newer=_S.QUEUED)},
+        {s: _row(stale=s, newer=s) for s in State}
+        | {_S.QUEUED: _row(started=_S.RUNNING, stale=_S.QUEUED, other_kind=_S.QUEUED, newer=_S.QUEUED)},
         otherwise="stale",
-        missing=_MISSING,
+        # Stale: it was cancelled before anybody read its entry, and its record has expired since.
+        missing=_row(missing=None, stale=None),
     ),
     # The next five name their attempt: `stale` is also what an attempt hears that no longer owns the job.
     Verb.RENEW: _rows(
@@ -150,7 +152,8 @@ TRANSITIONS: Table = {
         {_S.CANCELLING: _row(finalized=_S.CANCELLED, early=_S.CANCELLING)}, otherwise="stale", missing=_MISSING
     ),
     Verb.RECLAIM: _rows(
-        {
+        {s: _row(alive=s, stale=s) for s in State}
+        | {
             _S.QUEUED: _row(reclaimed=_S.QUEUED, alive=_S.QUEUED, stale=_S.QUEUED),
             _S.RUNNING: _row(reclaimed=_S.QUEUED, lost=_S.FAILED, alive=_S.RUNNING, stale=_S.RUNNING),
             _S.CANCELLING: _row(ended=_S.CANCELLED, alive=_S.CANCELLING, stale=_S.CANCELLING),

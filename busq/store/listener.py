@@ -16,6 +16,7 @@ yielding. Here a PING goes out on a steady beat and whoever stays silent for too
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from busq.clock import Clock, SystemClock
+from busq.errors import ConfigError
 
 CHUNK = 500
 """Channels in one SUBSCRIBE at most, so that no single command holds the server or the write buffer for long."""
@@ -68,6 +70,10 @@ class Listener:
         clock: Clock | None = None,
         log: structlog.typing.FilteringBoundLogger | None = None,
     ) -> None:
+        if not 0 < ping_every_s < dead_after_s:
+            raise ConfigError(
+                f"ping_every_s: {ping_every_s} will not do; it takes less than dead_after_s ({dead_after_s})"
+            )
         self._make_client = make_client
         self._on_notice = on_notice
         self._on_confirmed = on_confirmed
@@ -80,13 +86,14 @@ class Listener:
         self._book = _Book()
         self._wake = asyncio.Event()  # work for `_write`: channels to send, confirmations to tell
         self._caught_up = False  # the first PONG came: every channel wanted at the start is confirmed
-        self._heard_at = 0.0
+        self._heard_at = 0.0  # the server, by anything it sent
+        self._asked_at = 0.0  # the first PING after that
         self._failures = 0  # tries to connect since the link last worked
         self._ever_connected = False
         self.connected_since: float | None = None
         """When the present connection had caught up, on the clock's monotonic time; None while there is none."""
         self.reconnects = 0
-        """How often a connection had to be replaced."""
+        """How often a connection that failed was replaced."""
         self.last_error: str | None = None
         """What ended the last connection, or the last try to make one."""
 
@@ -147,17 +154,21 @@ class Listener:
         connection: Any = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         connection.retry = Retry(NoBackoff(), 0)
         try:
-            async with asyncio.timeout(self._dead_after_s):
-                await connection.connect()
+            # A task of its own: on Python 3.11 the handshake's `wait_for` can swallow a cancel, which then is not ours.
+            await _until_one_ends(self._connect(connection))
             _take_over(connection)
             self._book.start()
-            self._heard_at = self._now()
+            self._asked_at = self._heard_at = self._now()
             await _until_one_ends(self._read(connection), self._write(connection))
         finally:
             self._caught_up = False
             self.connected_since = None
             self._book.stop()
             await _hang_up(connection)
+
+    async def _connect(self, connection: Any) -> None:
+        async with asyncio.timeout(self._dead_after_s):
+            await connection.connect()
 
     def _note_loss(self, error: BaseException) -> None:
         self.last_error = f"{type(error).__name__}: {error}"
@@ -199,8 +210,8 @@ class Listener:
         # that was wanted. So its PONG says that all of those are confirmed.
         self._caught_up = True
         self.connected_since = self._now()
-        self.reconnects += self._ever_connected
-        if self._ever_connected:
+        if self._failures and self._ever_connected:
+            self.reconnects += 1
             self._log.info("listener.reconnected", channels=len(self._book.confirmed), tries=self._failures)
         self._ever_connected = True
         self._failures = 0
@@ -227,14 +238,16 @@ class Listener:
                 await self._send(connection, command, *channels)
             now = self._now()
             if now >= ping_at:
-                await self._send(connection, b"PING")
                 ping_at = now + self._ping_every_s
+                if self._asked_at <= self._heard_at:  # the one before was answered, this one's wait begins
+                    self._asked_at = now
+                await self._send(connection, b"PING")
             if self._needed():
                 wanted_at = now
             elif now - wanted_at >= self._linger_s:
                 return
-            await self._pause(min(ping_at, self._heard_at + self._dead_after_s) - now)
-            if self._now() - self._heard_at >= self._dead_after_s:
+            await self._pause(min(ping_at, self._dead_at()) - now)
+            if self._now() >= self._dead_at():
                 await self._second_look()
 
     async def _send(self, connection: Any, *words: bytes) -> None:
@@ -247,13 +260,19 @@ class Listener:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
+    def _dead_at(self) -> float:
+        # Silence alone proves nothing when our own loop was held up and no PING was out meanwhile. So a PING must have
+        # waited too, as long as it would have in a loop that was not.
+        if self._asked_at <= self._heard_at:
+            return math.inf
+        patience_s = self._dead_after_s - self._ping_every_s
+        return max(self._heard_at + self._dead_after_s, self._asked_at + patience_s)
+
     async def _second_look(self) -> None:
-        # A loop that was held up must not take its own pause for the server's. What has arrived meanwhile lies in
-        # the socket; the reader gets at it before a timer that starts now runs out.
+        # After a hold-up the answer may lie in the socket; the reader gets at it before a timer that starts now ends.
         await asyncio.sleep(0.01)
-        silent_s = self._now() - self._heard_at
-        if silent_s >= self._dead_after_s:
-            raise _LinkLost(f"nothing heard for {silent_s:.2f} s")
+        if self._now() >= self._dead_at():
+            raise _LinkLost(f"nothing heard for {self._now() - self._heard_at:.2f} s")
 
 
 class _Book:

@@ -21,8 +21,9 @@ for i = jobs, #KEYS do
     local same = existing[2] == call
     answers[#answers + 1] = { same and existing[3] or 'in_use', existing[1] }
   else
-    local tombstone = redis.call('ZSCORE', cancelled, jid)
-    if tombstone and tonumber(tombstone) <= now then tombstone = false end
+    -- The set may also name the jid for an unread entry of a cancelled job whose record has expired: no tombstone.
+    local mark, wish = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)
+    local tombstone = mark and wish and tonumber(mark) > now
     local fields = {
       'v', WIRE, 'kind', kind, 'queue', queue, 'payload', payload, 'call', call, 'enqueued', stamp,
       'born', tombstone and 'tombstoned' or 'enqueued',
@@ -30,7 +31,6 @@ for i = jobs, #KEYS do
     for k = at + 4, at + 3 + extra * 2 do fields[#fields + 1] = ARGV[k] end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
     if tombstone then
-      local wish = redis.call('HGET', tombstones, jid) or '\t\t\t'
       local cause, reason, source, requested = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)$')
       put(fields, 'cause', cause)
       put(fields, 'reason', reason)
@@ -42,6 +42,8 @@ for i = jobs, #KEYS do
       answers[#answers + 1] = { 'tombstoned', 'cancelled' }
     else
       local state = 'queued'
+      if mark then redis.call('ZREM', cancelled, jid) end
+      if wish then redis.call('HDEL', tombstones, jid) end
       if delay > 0 then
         state = 'scheduled'
         put(fields, 'due', string.format('%.0f', now + delay))

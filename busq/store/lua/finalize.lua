@@ -31,7 +31,8 @@ for i = jobs, #KEYS do
   else
     local ended = ARGV[at] == '1' and 'killed' or 'abandoned'
     if was[5] then
-      redis.call('XCLAIM', stream, group, by, 0, was[5], 'JUSTID')
+      -- pcall: where somebody removed the stream or its group there is nothing to claim, and the job ends all the same.
+      redis.pcall('XCLAIM', stream, group, by, 0, was[5], 'JUSTID')
       acked[#acked + 1] = was[5]
     end
     if ended == 'abandoned' then

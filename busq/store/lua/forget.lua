@@ -13,16 +13,16 @@
 ]]
 local lease = redis.call('ZSCORE', workers, worker)
 if own_wish ~= '1' and lease and tonumber(lease) > now then return { 'alive' } end
-local held = 0
+local held, read = 0, {}
 for i = streams, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 1 then
-    held = held + #redis.call('XPENDING', KEYS[i], group, '-', '+', 1, worker)
+  local pending = redis.pcall('XPENDING', KEYS[i], group, '-', '+', 1, worker)
+  if not pending.err then -- a queue that nobody has read yet has no group to ask
+    held = held + #pending
+    read[#read + 1] = KEYS[i]
   end
 end
 if held > 0 then return { 'holding', held } end
-for i = streams, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('XGROUP', 'DELCONSUMER', KEYS[i], group, worker) end
-end
+for _, stream in ipairs(read) do redis.call('XGROUP', 'DELCONSUMER', stream, group, worker) end
 redis.call('ZREM', workers, worker)
 redis.call('HDEL', worker_info, worker)
 return { 'forgotten' }

@@ -27,7 +27,7 @@ for i = jobs, #KEYS do
       put(fields, 'n', remember(fields, job, tonumber(was[3]), ARGV[at + 2], ARGV[at + 1], ARGV[at + 4], moment))
     end
     if ARGV[at + 5] ~= '' then put(fields, 'saved', ARGV[at + 5]) end
-    redis.call('HSET', job, unpack(fields))
+    if #fields > 0 then redis.call('HSET', job, unpack(fields)) end
     answers[#answers + 1] = { 'noted', state }
   end
   at = at + 6

@@ -21,6 +21,12 @@ local lease = redis.call('ZSCORE', workers, owner)
 local alive = lease and tonumber(lease) > now
 local answers, acked, at = {}, {}, per_job
 
+-- pcall: where somebody removed the stream or its group there is nothing to claim, and the job goes on all the same.
+local function claim(entry)
+  redis.pcall('XCLAIM', stream, group, by, 0, entry, 'JUSTID')
+  acked[#acked + 1] = entry
+end
+
 local function requeue(job, fields, n, attempt, facts)
   put(fields, 'n', remember(fields, job, n, 'reclaimed', attempt, facts))
   put(fields, 'state', 'queued')
@@ -39,15 +45,15 @@ for i = jobs, #KEYS do
   if alive then
     answers[#answers + 1] = { 'alive' }
   elseif not state then
-    if redis.call('ZREM', cancelled, jid) == 1 then acked[#acked + 1] = entry end
+    local mark = redis.call('ZSCORE', cancelled, jid)
+    if mark then acked[#acked + 1] = entry end
+    if mark == 'inf' then redis.call('ZREM', cancelled, jid) end -- a tombstone stays
     answers[#answers + 1] = { 'missing' }
   elseif state == 'queued' and was[4] == entry then
-    redis.call('XCLAIM', stream, group, by, 0, entry, 'JUSTID')
-    acked[#acked + 1] = entry
+    claim(entry)
     requeue(job, {}, n, attempt, 'never started')
   elseif state == 'running' and held then
-    redis.call('XCLAIM', stream, group, by, 0, entry, 'JUSTID')
-    acked[#acked + 1] = entry
+    claim(entry)
     local losses = tonumber(was[6] or 0) + 1
     local fields = { 'losses', losses }
     if losses > tonumber(was[7] or default_max_losses) then
@@ -59,8 +65,7 @@ for i = jobs, #KEYS do
       requeue(job, fields, n, attempt, owner)
     end
   elseif state == 'cancelling' and held then
-    redis.call('XCLAIM', stream, group, by, 0, entry, 'JUSTID')
-    acked[#acked + 1] = entry
+    claim(entry)
     local ended = owner_gone == '1' and 'killed' or 'abandoned'
     if ended == 'abandoned' then
       redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. owner .. '\t' .. was[8])

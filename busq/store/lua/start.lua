@@ -28,8 +28,10 @@ for i = jobs, #KEYS do
   local resent = state == 'running' and was[5] == token
   local adopted = state == 'running' and adopt == '1' and was[6] == by and was[2] == entry
   if not state then
-    if redis.call('ZREM', cancelled, jid_of(job)) == 1 then
-      -- Cancelled before anybody read the entry, and so long ago that the record has expired.
+    local mark = redis.call('ZSCORE', cancelled, jid_of(job))
+    if mark then
+      -- Cancelled before anybody read the entry, and so long ago that the record has expired. A tombstone stays.
+      if mark == 'inf' then redis.call('ZREM', cancelled, jid_of(job)) end
       leftovers[#leftovers + 1] = entry
       answers[#answers + 1] = { 'stale', 'cancelled' }
     else

@@ -1,0 +1,71 @@
+"""
+What busq says happened, and the one place that turns it into log lines.
+
+Code names an event with its facts: `tell(log, JOB_CANCELLING, jid=…)`. How loud each one is stands here, so that
+a level is decided once. Payloads and results are never among the facts.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import structlog
+
+WORKER_STARTED = "worker.started"
+WORKER_DRAINING = "worker.draining"
+WORKER_STOPPED = "worker.stopped"
+BUS_LOST = "bus.lost"
+BUS_BACK = "bus.back"
+JOB_STARTED = "job.started"
+JOB_SUCCEEDED = "job.succeeded"
+JOB_FAILED = "job.failed"
+JOB_RETRIED = "job.retried"
+JOB_CANCELLED = "job.cancelled"
+JOB_HANDED_BACK = "job.handed_back"
+JOB_REFUSED = "job.refused"
+JOB_BURIED = "job.buried"
+JOB_TRIPPED = "job.tripped"
+JOB_FORCED = "job.forced"
+JOB_ABANDONED = "job.abandoned"
+JOB_STALE = "job.stale"
+JOB_RECLAIMED = "job.reclaimed"
+JOB_LOST = "job.lost"
+JOB_FINALIZED = "job.finalized"
+SUSPECT_ENDED = "suspect.ended"
+ENTRY_BURIED = "entry.buried"
+LEASE_LOST = "lease.lost"
+HOOK_FAILED = "trip_callback.failed"
+WATCHDOG_STARTED = "watchdog.started"
+WATCHDOG_STOPPED = "watchdog.stopped"
+WORKER_LOST = "worker.lost"
+WORKER_FORGOTTEN = "worker.forgotten"
+
+_LEVELS: dict[str, int] = {
+    JOB_STARTED: logging.DEBUG,
+    JOB_SUCCEEDED: logging.DEBUG,
+    JOB_FAILED: logging.WARNING,
+    JOB_REFUSED: logging.WARNING,
+    JOB_BURIED: logging.ERROR,
+    JOB_FORCED: logging.WARNING,
+    JOB_ABANDONED: logging.WARNING,
+    JOB_LOST: logging.ERROR,
+    ENTRY_BURIED: logging.ERROR,
+    LEASE_LOST: logging.WARNING,
+    HOOK_FAILED: logging.ERROR,
+    BUS_LOST: logging.ERROR,
+    WORKER_LOST: logging.WARNING,
+}
+
+Log = structlog.typing.FilteringBoundLogger
+
+
+def logger(name: str) -> Log:
+    """A logger for one part of busq; configured by whoever runs the process, never by the library."""
+    log: Log = structlog.get_logger(name)
+    return log
+
+
+def tell(log: Log, event: str, *, level: int | None = None, **facts: Any) -> None:
+    """Say that `event` happened. `level` overrules the table where the same event is normal in one case only."""
+    log.log(_LEVELS.get(event, logging.INFO) if level is None else level, event, **facts)

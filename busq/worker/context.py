@@ -1,0 +1,259 @@
+"""
+`current_job()`: what a handler knows about its own job, and how it watches its token.
+
+The same names serve coroutines and threads. In a coroutine `save`, `wait_cancelled` and `shield` are awaited; in a
+`def` handler the same calls block, and `with job.shield(...)` takes the place of `async with`. No call here
+talks to Redis inside the handler's own task: a cancel that hits it must not leave a connection with a stray reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+
+from busq.errors import NoCurrentJob, UsageError
+from busq.handlers import Pool
+from busq.protocol.cancel import Cause, TripFacts
+from busq.protocol.codec import decode_result, encode_result
+
+if TYPE_CHECKING:
+    from busq.worker.attempt import Attempt
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+_current: ContextVar[CurrentJob | None] = ContextVar("busq_current_job", default=None)
+
+
+class Hands(Protocol):
+    """What a handler's context needs of the worker; called from any thread unless said otherwise."""
+
+    loop: asyncio.AbstractEventLoop
+    result_bytes: int
+
+    def save(self, attempt: Attempt, data: bytes) -> Future[None]: ...
+    def shield_opened(self, attempt: Attempt, limit_s: float | None) -> None: ...
+    def shield_closed(self, attempt: Attempt) -> None: ...
+    def run_callback(self, attempt: Attempt, callback: Callable[[TripFacts], object], facts: TripFacts) -> None: ...
+
+
+class CurrentJob:
+    """The running job, seen from inside its handler."""
+
+    __slots__ = ("_attempt", "_hands", "_saved")
+
+    def __init__(self, attempt: Attempt, hands: Hands) -> None:
+        self._attempt = attempt
+        self._hands = hands
+        self._saved: Any = _UNREAD
+
+    @property
+    def jid(self) -> str:
+        return self._attempt.jid
+
+    @property
+    def kind(self) -> str:
+        return self._attempt.handler.kind
+
+    @property
+    def attempt(self) -> int:
+        """Which run of the handler this is, counted from 1."""
+        return self._attempt.number
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the token is tripped; `cause` says whether the job is cancelled or only this attempt stops."""
+        tripped = self._attempt.token.tripped
+        if tripped:
+            self._attempt.token.observed = True
+        return tripped
+
+    @property
+    def cause(self) -> Cause | None:
+        facts = self._attempt.token.facts
+        return None if facts is None else facts.cause
+
+    @property
+    def reason(self) -> str:
+        """The words of whoever asked for the cancel; "" when there are none."""
+        facts = self._attempt.token.facts
+        return "" if facts is None else facts.reason
+
+    @property
+    def saved(self) -> Any:
+        """What an earlier `save` of this job kept, in this attempt or one before; None when nothing was."""
+        if self._saved is _UNREAD:
+            self._saved = decode_result(self._attempt.saved) if self._attempt.saved else None
+        return self._saved
+
+    def check_cancelled(self) -> None:
+        """Raise `busq.Cancelled` when the token is tripped, every time. Inside a shield the answer waits outside."""
+        if not self._attempt.shields:
+            self._attempt.token.check()
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """
+        Say how far the job is, 0 to 1, and what it is doing (at most 200 characters are kept). A checkpoint too.
+
+        Costs nothing but memory: the newest word travels with the next beat. Raise `UsageError` for anything that
+        is not a number from 0 to 1, `busq.Cancelled` when the token is tripped.
+        """
+        if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+            raise UsageError(f"progress takes a number from 0 to 1, not {fraction!r}")
+        words = "".join(c if c.isprintable() else " " for c in note[:200])
+        self._attempt.progress = (format(float(fraction), ".6g"), words)
+        self.check_cancelled()
+
+    def on_trip(self, callback: Callable[[TripFacts], object]) -> None:
+        """
+        Have `callback(facts)` called once when the token is tripped; at once when it is tripped already.
+
+        A coroutine handler's callback runs in its loop, a thread handler's in a thread of its own. It must be quick;
+        what it raises is logged and changes nothing.
+        """
+        token = self._attempt.token
+        if not token.on_trip(callback) and token.facts is not None:
+            self._hands.run_callback(self._attempt, callback, token.facts)
+
+    def wait_cancelled(self, timeout: float | None = None) -> Answer[bool]:
+        """Wait until the token is tripped, at most `timeout` seconds; True when it is. Await it in a coroutine."""
+        token = self._attempt.token
+        if self._blocks:
+            return Done(token.wait(timeout))
+        return _WaitTripped(self, self._hands, timeout)
+
+    def save(self, data: Any) -> Answer[None]:
+        """
+        Keep `data` with the job's record: the next attempt finds it in `saved`. Await it in a coroutine.
+
+        Anything that MessagePack can write, up to the result limit. Raise `TooLarge` or `BadResult` at once.
+        """
+        encoded = encode_result(data, self._hands.result_bytes) or _NOTHING
+        kept = self._hands.save(self._attempt, encoded)
+        self._attempt.saved = encoded
+        self._saved = data
+        if self._blocks:
+            return Done(kept.result())
+        return Pending(kept)
+
+    def shield(self, limit: float | None = None) -> Shield:
+        """
+        A stretch that a cancel does not interrupt: it waits outside, within the grace, for `limit` seconds at most.
+
+        `async with` in a coroutine, `with` in a thread. The job's deadline stands, whatever the shield does.
+        """
+        return Shield(self._attempt, self._hands, limit)
+
+    @property
+    def _blocks(self) -> bool:
+        return self._attempt.handler.pool is not Pool.COROUTINE
+
+    def __repr__(self) -> str:
+        return f"<CurrentJob {self.jid} ({self.kind}), attempt {self.attempt}>"
+
+
+class Answer(Protocol[T_co]):
+    """Something that may be awaited; in a `def` handler it is there already and need not be."""
+
+    def __await__(self) -> Generator[Any, None, T_co]: ...
+
+
+class Shield:
+    """What `job.shield()` gives; see there."""
+
+    def __init__(self, attempt: Attempt, hands: Hands, limit_s: float | None) -> None:
+        self._attempt = attempt
+        self._hands = hands
+        self._limit_s = limit_s
+
+    def __enter__(self) -> Self:
+        self._hands.shield_opened(self._attempt, self._limit_s)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hands.shield_closed(self._attempt)
+        if error is None and not self._attempt.shields:
+            self._attempt.token.check()
+
+    async def __aenter__(self) -> Self:
+        self._hands.shield_opened(self._attempt, self._limit_s)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hands.shield_closed(self._attempt)
+        if error is None and not self._attempt.shields and self._attempt.token.tripped:
+            await asyncio.sleep(0)  # the cancel that waited outside is delivered here
+
+
+def current_job() -> CurrentJob:
+    """The job whose handler is running here. Raise `NoCurrentJob` anywhere else."""
+    job = _current.get()
+    if job is None:
+        raise NoCurrentJob("current_job() was called outside a handler: it works in code that a worker runs as a job")
+    return job
+
+
+def current_job_or_none() -> CurrentJob | None:
+    """The same for code that may run anywhere, such as a log processor."""
+    return _current.get()
+
+
+def enter(job: CurrentJob) -> None:
+    """Make `job` the current one of this context."""
+    _current.set(job)
+
+
+# How answers arrive --------------------------------------------------------------------------------------
+
+_UNREAD: Any = object()
+_NOTHING = encode_result([], 64)[:1] + b"\xc0"  # a saved None is not the same as nothing saved
+
+
+class Done(Generic[T]):
+    """An answer that is there."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._value
+        yield  # a generator that never stops at anything
+
+
+class Pending(Generic[T]):
+    """An answer that another thread or task will bring; giving up waiting for it does not undo it."""
+
+    def __init__(self, future: Future[T]) -> None:
+        self._future = future
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+
+
+class _WaitTripped:
+    def __init__(self, job: CurrentJob, hands: Hands, timeout_s: float | None) -> None:
+        self._job = job
+        self._loop = hands.loop
+        self._timeout_s = timeout_s
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> bool:
+        tripped = asyncio.Event()
+        self._job.on_trip(lambda facts: self._loop.call_soon_threadsafe(tripped.set))
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await tripped.wait()
+        except TimeoutError:
+            return False
+        return self._job.cancelled
+

@@ -1,0 +1,235 @@
+"""
+The control thread: hears notices and keeps leases alive, whatever the handlers' loop is busy with.
+
+A loop of its own in a thread of its own, so that a handler that blocks its loop silences neither the listener
+nor the beat. Both end in one question to the store, `renew`, whose answer is the truth about each attempt:
+
+    a notice on cancel:<jid>  ─┐
+    a confirmed subscription  ─┼─> renew ──> running: nothing   cancelling: trip   stale: superseded
+    the beat, every second    ─┘
+
+A notice itself is worth nothing but the question: a forged one changes nothing. What is heard is carried into the
+handlers' loop; the token alone is tripped right here, so that a thread's next check finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol
+
+from busq import events
+from busq.clock import SystemClock
+from busq.config import Settings
+from busq.errors import BusqError, BusUnavailable
+from busq.protocol.cancel import Cause, TripFacts
+from busq.store.listener import Listener
+from busq.store.store import BATCH, Renewal, RenewAnswer, Store
+from busq.worker.attempt import Attempt
+
+UNREACHABLE_AFTER_S = 3.0  # without a good answer: then the worker says that it cannot reach Redis
+
+log = events.logger("busq.worker")
+
+
+class Owner(Protocol):
+    """The handlers' side. `running` is only read here; the rest is called in the handlers' loop."""
+
+    running: dict[str, Attempt]
+
+    def heard(self, attempt: Attempt, facts: TripFacts, heard_by: str) -> None: ...
+    def superseded(self, attempt: Attempt, state: str) -> None: ...
+
+
+class Control:
+    def __init__(
+        self,
+        settings: Settings,
+        owner: Owner,
+        handlers_loop: asyncio.AbstractEventLoop,
+        *,
+        by: str,
+        info: Callable[[], bytes],
+        loop_factory: Callable[[], asyncio.AbstractEventLoop],
+    ) -> None:
+        self._settings = settings
+        self._owner = owner
+        self._handlers_loop = handlers_loop
+        self._by = by
+        self._info = info
+        self._loop_factory = loop_factory
+        self._clock = SystemClock()
+        self._thread = threading.Thread(target=self._main, name="busq-control", daemon=True)
+        self._ready: asyncio.Future[None] = handlers_loop.create_future()
+        self._last_answer = self._clock.monotonic()
+        self._lost_at: float | None = None
+        self._sent_info = b""
+
+    # From the handlers' loop -----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to listen and beat; returns after the first beat. Raise what kept it from starting."""
+        self._thread.start()
+        await self._ready
+
+    def watch(self, attempts: Iterable[Attempt]) -> None:
+        channels = [self._store.notice_prefix + attempt.jid.encode() for attempt in attempts]
+        self._call(lambda: self._listener.subscribe(*channels))
+
+    def unwatch(self, attempts: Iterable[Attempt]) -> None:
+        channels = [self._store.notice_prefix + attempt.jid.encode() for attempt in attempts]
+        self._call(lambda: self._listener.unsubscribe(*channels))
+
+    def stop(self) -> None:
+        """Stop listening and beating; returns when the thread has ended."""
+        self._call(self._stop.set)
+        self._thread.join(timeout=5)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether Redis has answered a beat within the last 3 s."""
+        return self._clock.monotonic() - self._last_answer <= UNREACHABLE_AFTER_S
+
+    @property
+    def hearing(self) -> bool:
+        """Whether a notice sent now would be heard."""
+        return self._listener.healthy
+
+    def _call(self, call: Callable[[], object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            return  # the control loop has ended; so has everything that could be listened for
+
+    # In the control thread -------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._asked: set[str] = set()
+        self._questions: set[asyncio.Task[None]] = set()
+        self._store = Store(self._settings, by=self._by)
+        self._listener = Listener(
+            self._store.connections.listening,
+            on_notice=lambda channel, message: self._notice(channel),
+            on_confirmed=self._confirmed,
+            dead_after_s=UNREACHABLE_AFTER_S,
+            always_connected=True,
+        )
+        try:
+            await self._store.open()
+            await self._beat()
+        except BusqError as error:
+            self._handlers_loop.call_soon_threadsafe(self._ready.set_exception, error)
+            await self._store.close()
+            return
+        self._handlers_loop.call_soon_threadsafe(self._ready.set_result, None)
+        services = [self._spawn(self._listener.run()), self._spawn(self._keep_beating())]
+        await self._stop.wait()
+        for service in services:
+            service.cancel()
+        await asyncio.gather(*services, return_exceptions=True)
+        await self._store.close()
+
+    async def _keep_beating(self) -> None:
+        beat_s = self._settings.beat_s
+        due = self._clock.monotonic()
+        while True:
+            due = max(due + beat_s, self._clock.monotonic())
+            await asyncio.sleep(max(0.0, due - self._clock.monotonic()))
+            try:
+                await self._beat()
+            except BusqError as error:
+                self._missed(error)
+
+    async def _beat(self) -> None:
+        info = self._info()
+        fresh = b"" if info == self._sent_info else info
+        attempts = list(self._owner.running.values())
+        for shard in range(self._store.shards):
+            own = [attempt for attempt in attempts if attempt.shard == shard]
+            for start in range(0, max(1, len(own)), BATCH):
+                await self._ask(shard, own[start : start + BATCH], "beat", info=fresh)
+        self._sent_info = info
+        self._answered()
+
+    def _notice(self, channel: bytes) -> None:
+        jid = channel[len(self._store.notice_prefix) :].decode("ascii", "replace")
+        if jid in self._owner.running:
+            self._ask_soon([jid], "pubsub")
+
+    def _confirmed(self, channels: frozenset[bytes]) -> None:
+        cut = len(self._store.notice_prefix)
+        self._ask_soon([channel[cut:].decode("ascii", "replace") for channel in channels], "resync")
+
+    def _ask_soon(self, jids: Iterable[str], heard_by: str) -> None:
+        """Ask about these jobs in the same turn of the loop as others that are asked for meanwhile."""
+        if not self._asked:
+            self._spawn(self._ask_those(heard_by))
+        self._asked.update(jids)
+
+    async def _ask_those(self, heard_by: str) -> None:
+        asked, self._asked = self._asked, set()
+        by_shard: dict[int, list[Attempt]] = {}
+        for jid in asked:
+            attempt = self._owner.running.get(jid)
+            if attempt is not None:
+                by_shard.setdefault(attempt.shard, []).append(attempt)
+        try:
+            for shard, attempts in by_shard.items():
+                for start in range(0, len(attempts), BATCH):
+                    await self._ask(shard, attempts[start : start + BATCH], heard_by)
+        except BusqError as error:
+            self._missed(error)  # the next beat, or the next confirmation, asks again
+
+    async def _ask(self, shard: int, attempts: list[Attempt], heard_by: str, *, info: bytes = b"") -> None:
+        told = [attempt.progress for attempt in attempts]
+        renewals = [
+            Renewal(attempt.jid, attempt.token_id, *(progress or ("", "")))
+            for attempt, progress in zip(attempts, told, strict=True)
+        ]
+        answers = await self._store.renew(shard, renewals, info=info)
+        for attempt, progress, answer in zip(attempts, told, answers, strict=True):
+            if progress is not None and attempt.progress is progress:
+                attempt.progress = None
+            self._hear(attempt, answer, heard_by)
+
+    def _hear(self, attempt: Attempt, answer: RenewAnswer, heard_by: str) -> None:
+        if answer.word == "running" or attempt.over:
+            return
+        if answer.word == "cancelling":
+            facts = TripFacts(
+                cause=Cause(answer.cause),
+                reason=answer.reason,
+                source=answer.source,
+                grace_s=answer.grace_ms / 1000,
+                left_s=answer.left_ms / 1000,
+            )
+            attempt.token.trip(facts)
+            self._handlers_loop.call_soon_threadsafe(self._owner.heard, attempt, facts, heard_by)
+        else:
+            state = answer.state if answer.word == "stale" else "missing"
+            self._handlers_loop.call_soon_threadsafe(self._owner.superseded, attempt, state)
+
+    def _answered(self) -> None:
+        self._last_answer = self._clock.monotonic()
+        if self._lost_at is not None:
+            events.tell(log, events.BUS_BACK, after_s=round(self._last_answer - self._lost_at, 1))
+            self._lost_at = None
+
+    def _missed(self, error: BusqError) -> None:
+        if self._lost_at is None:
+            self._lost_at = self._last_answer
+            level = None if isinstance(error, BusUnavailable) else 40
+            events.tell(log, events.BUS_LOST, level=level, error=str(error))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._questions.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._questions.discard)
+        return task

@@ -1,0 +1,91 @@
+"""
+`def` handlers, in threads of our own.
+
+A thread cannot be stopped from outside. It is asked (its token says cancelled, its checks raise); if it does not
+listen it is abandoned: its slot is given a fresh thread, and it runs on as a suspect until it ends by itself. The
+threads are daemons, so that not one of them keeps a drained worker from exiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from busq.worker import context
+from busq.worker.attempt import Attempt
+from busq.worker.executors.base import HandlerExit, Report
+
+Work = Callable[[], None]
+
+
+class ThreadExecutor:
+    """Threads are made when first needed and kept; there are at most as many idle ones as slots."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, report: Report, *, slots: int) -> None:
+        self._loop = loop
+        self._report = report
+        self._slots = slots
+        self._plain = contextvars.copy_context()
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0  # threads that ask for work, and
+        self._waiting = 0  # jobs that none of them has taken yet: always changed together
+        self._made = 0
+        self._closed = False
+
+    def begin(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
+        own = self._plain.copy()
+        with self._lock:
+            self._waiting += 1
+            enough = self._waiting <= self._idle
+            self._made += not enough
+        self._work.put(lambda: own.run(self._run, attempt, args, kwargs))
+        if enough:
+            return
+        threading.Thread(target=self._serve, name=f"busq-handler-{self._made}", daemon=True).start()
+
+    def ask_to_stop(self, attempt: Attempt) -> None:
+        """Nothing beyond the token, which is tripped already: the handler's own checks find it."""
+
+    def force(self, attempt: Attempt) -> bool:
+        return False
+
+    async def close(self) -> None:
+        self._closed = True
+        for _ in range(self._made):
+            self._work.put(None)
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                if self._idle >= self._slots:
+                    return  # replaced while its last job was abandoned
+                self._idle += 1
+            work = self._work.get()
+            with self._lock:
+                self._idle -= 1
+                self._waiting -= work is not None
+            if work is None:
+                return
+            work()
+            del work  # an idle thread holds no arguments of its last job
+
+    def _run(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
+        assert attempt.job is not None
+        context.enter(attempt.job)
+        value, error = None, None
+        try:
+            value = attempt.handler.function(*args, **kwargs)
+        except (SystemExit, KeyboardInterrupt) as raised:
+            error = HandlerExit(f"the handler raised {type(raised).__name__}: {raised}")
+            error.__cause__ = raised
+        except BaseException as raised:
+            error = raised
+        try:
+            self._loop.call_soon_threadsafe(self._report, attempt, value, error)
+        except RuntimeError:
+            return  # the loop is closed: an abandoned handler came back after its worker had drained

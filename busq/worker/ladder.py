@@ -1,0 +1,127 @@
+"""
+From the wish to the end: trip the token, wait the grace, use force, give up.
+
+    tripped ──> asked to stop once, later awaits work
+       │  grace (less when the deadline is nearer; a shorter one may arrive: hastened)
+       v
+    forced ──> a coroutine is cancelled again every 50 ms; a thread cannot be
+       │  force time
+       v
+    given up: the code runs on. A cancelled job is left to the watchdog, whose deadline this is; only if none comes
+    does the worker finalize it itself. A timed-out attempt fails, a lost one is forgotten; each counts as a suspect.
+
+Belongs to the handlers' loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from busq import events
+from busq.protocol.cancel import Cause, TripFacts
+from busq.worker.attempt import Attempt
+from busq.worker.executors.base import Executor
+
+FORCE_EVERY_S = 0.05
+NOTE_AFTER_S = 0.05  # an attempt that stops sooner sends its lines of history with its ending
+WATCHDOG_PATIENCE_S = 2.0  # past the deadline: then no watchdog seems to be there
+
+log = events.logger("busq.worker")
+
+
+class Fate(Protocol):
+    """What the ladder cannot decide: sending lines, and what becomes of an attempt whose code runs on."""
+
+    def send_notes(self, attempt: Attempt) -> None: ...
+    def give_up(self, attempt: Attempt) -> None: ...
+    def run_callbacks(self, attempt: Attempt) -> None: ...
+
+
+class Ladder:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        executor_of: Callable[[Attempt], Executor],
+        fate: Fate,
+        *,
+        force_s: float,
+    ) -> None:
+        self._loop = loop
+        self._executor_of = executor_of
+        self._fate = fate
+        self._force_s = force_s
+
+    def trip(self, attempt: Attempt, facts: TripFacts, *, heard_by: str) -> None:
+        """Begin the descent, or shorten it when it has begun. What is over stays over."""
+        if attempt.over:
+            return
+        attempt.token.trip(facts)
+        if attempt.tripped_at is not None:
+            self._hasten(attempt, facts)
+            return
+        self._note(attempt, "tripped", heard_by)
+        attempt.tripped_at = self._loop.time()
+        events.tell(log, events.JOB_TRIPPED, **attempt.facts, cause=str(facts.cause), heard_by=heard_by)
+        self._fate.run_callbacks(attempt)
+        if attempt.shields:
+            attempt.shut_out = True
+        else:
+            self._executor_of(attempt).ask_to_stop(attempt)
+        attempt.timers.append(self._loop.call_later(NOTE_AFTER_S, self._fate.send_notes, attempt))
+        self._force_in(attempt, self._grace_left(facts))
+
+    def shield_closed(self, attempt: Attempt) -> None:
+        """The cancel that waited outside a shield comes in."""
+        if attempt.shut_out and not attempt.over:
+            attempt.shut_out = False
+            self._executor_of(attempt).ask_to_stop(attempt)
+
+    def _grace_left(self, facts: TripFacts) -> float:
+        if facts.cause in (Cause.SHUTDOWN, Cause.LEASE_LOST, Cause.TIMEOUT):
+            return facts.grace_s
+        return max(0.0, min(facts.grace_s, facts.left_s - self._force_s))
+
+    def _hasten(self, attempt: Attempt, facts: TripFacts) -> None:
+        timer = attempt.force_timer
+        if attempt.forced or timer is None:
+            return
+        nearer = self._grace_left(facts)
+        if self._loop.time() + nearer < timer.when():
+            self._force_in(attempt, nearer)
+
+    def _force_in(self, attempt: Attempt, delay_s: float) -> None:
+        if attempt.force_timer is not None:
+            attempt.force_timer.cancel()
+        attempt.force_timer = self._loop.call_later(delay_s, self._force, attempt, None)
+
+    def _force(self, attempt: Attempt, until: float | None) -> None:
+        if attempt.over:
+            return
+        now = self._loop.time()
+        if until is None:
+            attempt.forced = True
+            until = now + self._force_s
+            events.tell(log, events.JOB_FORCED, **attempt.facts)
+        again = self._executor_of(attempt).force(attempt)
+        if now < until:
+            wait = FORCE_EVERY_S if again else until - now
+            attempt.force_timer = self._loop.call_later(wait, self._force, attempt, until)
+        else:
+            self._exhausted(attempt)
+
+    def _exhausted(self, attempt: Attempt) -> None:
+        facts = attempt.token.facts
+        assert facts is not None and attempt.tripped_at is not None
+        if facts.cause is Cause.SHUTDOWN:
+            return  # the drain hands back what is left and ends the process
+        if facts.cause in (Cause.LEASE_LOST, Cause.TIMEOUT):
+            self._fate.give_up(attempt)
+            return
+        # The watchdog's beat-and-look tells us when it has finalized the job. This timer is for buses without one.
+        past_deadline = attempt.tripped_at + facts.left_s + WATCHDOG_PATIENCE_S - self._loop.time()
+        attempt.force_timer = self._loop.call_later(max(0.0, past_deadline), self._fate.give_up, attempt)
+
+    def _note(self, attempt: Attempt, name: str, facts: str) -> None:
+        attempt.notes.append((name, self._loop.time(), facts))

@@ -1,0 +1,160 @@
+"""
+Everything that attempts have to tell the store, in order, in batches.
+
+Handlers end in their own time; what they leave is gathered here and sent by one task, so that a thousand endings
+cost a dozen round trips and no handler's cancel can hit a command on its way. Nothing is dropped: while Redis is
+away the box keeps what it has and tries again. Every script is safe to send twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+import msgspec
+
+from busq import events
+from busq.errors import BusUnavailable
+from busq.protocol.states import Verb
+from busq.store.store import BATCH, Note, Refusal, Settlement, Store
+from busq.worker.attempt import Attempt
+
+PAUSE_S = (0.05, 1.0)  # between tries while Redis is away: the first and the longest
+
+log = events.logger("busq.worker")
+
+Settled = Callable[[Attempt, str, str], None]
+"""Called with the attempt, the answer (settled, stale, missing) and the state."""
+
+
+class _Ending(msgspec.Struct, frozen=True):
+    attempt: Attempt
+    verb: Verb
+    settlement: Settlement
+
+
+class _Line(msgspec.Struct, frozen=True):
+    attempt: Attempt
+    note: Note | None
+    saved: bytes = b""
+    kept: Future[None] | None = None
+
+
+class _Return(msgspec.Struct, frozen=True):
+    shard: int
+    queue: str
+    refusal: Refusal
+
+
+class Outbox:
+    def __init__(self, store: Store, settled: Settled) -> None:
+        self._store = store
+        self._settled = settled
+        self._lines: list[_Line] = []
+        self._endings: list[_Ending] = []
+        self._returns: list[_Return] = []
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # What is put in (all in the handlers' loop) ----------------------------------------------------------
+
+    def settle(self, attempt: Attempt, verb: Verb, settlement: Settlement) -> None:
+        self._endings.append(_Ending(attempt, verb, settlement))
+        self._wake()
+
+    def line(
+        self, attempt: Attempt, note: Note | None, *, saved: bytes = b"", kept: Future[None] | None = None
+    ) -> None:
+        self._lines.append(_Line(attempt, note, saved, kept))
+        self._wake()
+
+    def refuse(self, shard: int, queue: str, refusal: Refusal) -> None:
+        self._returns.append(_Return(shard, queue, refusal))
+        self._wake()
+
+    @property
+    def waiting(self) -> int:
+        """How many endings and returned jobs have not been told yet."""
+        return len(self._endings) + len(self._returns)
+
+    async def empty(self) -> None:
+        """Wait until everything has been told."""
+        await self._idle.wait()
+
+    # Sending -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Send for ever; cancel it when `empty` has returned."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            await self.until_told(self._flush)
+            if not (self._lines or self._endings or self._returns):
+                self._idle.set()
+
+    def _wake(self) -> None:
+        self._idle.clear()
+        self._work.set()
+
+    async def until_told(self, send: Callable[[], Awaitable[object]]) -> None:
+        """Send until it has arrived, however long Redis is away."""
+        pause = PAUSE_S[0]
+        while True:
+            try:
+                await send()
+                return
+            except BusUnavailable as error:
+                if pause == PAUSE_S[0]:
+                    events.tell(log, events.BUS_LOST, error=str(error), waiting=len(self._endings))
+                await asyncio.sleep(pause)
+                pause = min(PAUSE_S[1], pause * 2)
+
+    async def _flush(self) -> None:
+        """Lines first: a job's lines were written before its ending, and must not come after it."""
+        while self._lines:
+            await self._send_line(self._lines[0])
+            del self._lines[0]
+        while self._endings:
+            chosen = _alike(self._endings, lambda end: (end.verb, end.attempt.shard, end.attempt.queue))
+            first = chosen[0].attempt
+            ends = [end.settlement for end in chosen]
+            answers = await self._store.settle(chosen[0].verb, first.shard, first.queue, ends)
+            self._endings = _without(self._endings, chosen)
+            for end, (word, state) in zip(chosen, answers, strict=True):
+                self._settled(end.attempt, word, state)
+        while self._returns:
+            returned = _alike(self._returns, lambda each: (each.shard, each.queue))
+            refusals = [each.refusal for each in returned]
+            answers = await self._store.refuse(returned[0].shard, returned[0].queue, refusals)
+            self._returns = _without(self._returns, returned)
+            for each, (word, state) in zip(returned, answers, strict=True):
+                event = events.JOB_BURIED if word == "buried" else events.JOB_REFUSED
+                events.tell(log, event, jid=each.refusal.jid, why=each.refusal.why, state=state)
+
+    async def _send_line(self, line: _Line) -> None:
+        attempt = line.attempt
+        await self._store.note(
+            attempt.jid, token=attempt.token_id, attempt=attempt.number, note=line.note, saved=line.saved
+        )
+        if line.kept is not None:
+            line.kept.set_result(None)
+
+
+T = TypeVar("T")
+
+
+def _alike(waiting: Sequence[T], where: Callable[[T], Hashable]) -> list[T]:
+    """The first of those that wait, and all others that one script call can tell with it; a batch at most."""
+    wanted = where(waiting[0])
+    return [each for each in waiting[: BATCH * 4] if where(each) == wanted][:BATCH]
+
+
+def _without(waiting: list[T], told: Sequence[T]) -> list[T]:
+    """What still waits; more may have been put in while `told` was on its way."""
+    if len(told) == len(waiting):
+        return []
+    gone = {id(each) for each in told}
+    return [each for each in waiting if id(each) not in gone]

@@ -1,0 +1,143 @@
+"""
+What comes off the queues: what is no job is buried, what we cannot run is given back, the rest is started.
+
+An entry tells a jid and a kind and may lie about both; the start script compares it with the record. Nothing that
+is read gets lost here: each entry ends as a started attempt, a dead letter, a job given back, or a leftover that
+the script removed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from busq import events
+from busq.config import Settings
+from busq.handlers import Handler, Handlers
+from busq.protocol.codec import ErrorInfo, encode_error
+from busq.protocol.judgement import REFUSAL_FIRST_S, REFUSAL_MOST_S, REFUSALS
+from busq.store.store import Delivery, KindTerms, Refusal, StartAnswer, Store
+from busq.store.streams import Entry
+from busq.worker.outbox import Outbox
+from busq.worker.slots import Slots
+
+NO_SLOT_DELAY_S = 0.25  # a job that needs a pool which is full here: somebody else may have room
+
+Begin = Callable[[list[tuple[Entry, Handler, Delivery, StartAnswer]]], None]
+"""Called with the jobs that one script call has started; each holds a slot already."""
+
+log = events.logger("busq.worker")
+
+
+class Reception:
+    def __init__(
+        self, settings: Settings, handlers: Handlers, store: Store, slots: Slots, outbox: Outbox, begin: Begin
+    ) -> None:
+        self._handlers = handlers
+        self._store = store
+        self._slots = slots
+        self._outbox = outbox
+        self._begin = begin
+        self._terms = {handler.kind: terms_of(handler, settings) for handler in handlers}
+        self._numbers = itertools.count(1)
+
+    async def take(self, entries: Iterable[Entry], *, adopt: bool = False) -> None:
+        """Start what can be started behind these entries, and deal with the rest. Raise `BusUnavailable`."""
+        startable: dict[tuple[int, str], list[tuple[Entry, Handler]]] = {}
+        for entry in entries:
+            if entry.flaw:
+                await self._bury(entry, entry.flaw)
+                continue
+            handler = self._handlers.get(entry.kind)
+            if handler is None:
+                self._refuse_unknown(entry)
+            elif not self._slots.take(handler.pool):
+                self._refuse(entry, "no_slot", delay_s=NO_SLOT_DELAY_S)
+            else:
+                startable.setdefault((entry.shard, entry.queue), []).append((entry, handler))
+        for (shard, queue), chosen in startable.items():
+            await self._start(shard, queue, chosen, adopt=adopt)
+
+    async def _start(self, shard: int, queue: str, chosen: list[tuple[Entry, Handler]], *, adopt: bool) -> None:
+        kinds = {handler.kind for _, handler in chosen}
+        deliveries = [
+            Delivery(entry.id, entry.jid, entry.kind, f"{self._store.by}/{next(self._numbers)}") for entry, _ in chosen
+        ]
+        try:
+            answers = await self._store.start(
+                shard, queue, deliveries, [self._terms[kind] for kind in kinds], adopt=adopt
+            )
+        except BaseException:
+            for _, handler in chosen:
+                self._slots.give_back(handler.pool)
+            raise
+        begun = []
+        for (entry, handler), delivery, answer in zip(chosen, deliveries, answers, strict=True):
+            if answer.word == "started":
+                begun.append((entry, handler, delivery, answer))
+            else:
+                self._slots.give_back(handler.pool)
+                await self._not_started(entry, answer)
+        if begun:
+            self._begin(begun)
+
+    async def _not_started(self, entry: Entry, answer: StartAnswer) -> None:
+        if answer.word == "missing":
+            await self._bury(entry, "unknown_jid: no record of this jid")
+        elif answer.word == "newer":
+            said = f"the record is of version {answer.detail}, which this worker's busq does not know"
+            self._refuse(entry, "newer_version", counted=said)
+        elif answer.word == "other_kind":
+            await self._bury(entry, "bad_entry: it names another kind than the job's record")
+        else:
+            events.tell(log, events.JOB_STALE, level=logging.DEBUG, jid=entry.jid, kind=entry.kind, state=answer.detail)
+
+    async def _bury(self, entry: Entry, flaw: str) -> None:
+        raw = msgspec.msgpack.encode(list(entry.raw) or [b"jid", entry.jid.encode(), b"kind", entry.kind.encode()])
+        word = await self._store.bury(entry.shard, entry.queue, entry.id, reason=flaw, raw=raw)
+        if word == "buried":
+            events.tell(log, events.ENTRY_BURIED, entry=entry.id.decode(), queue=entry.queue, reason=flaw)
+
+    def _refuse_unknown(self, entry: Entry) -> None:
+        near = self._handlers.near(entry.kind)
+        known = f"; near it: {', '.join(near)}" if near else ""
+        self._refuse(entry, "unknown_kind", counted=f"no worker on queue {entry.queue!r} knows kind {entry.kind!r}{known}")
+
+    def _refuse(self, entry: Entry, why: str, *, delay_s: float = REFUSAL_FIRST_S, counted: str = "") -> None:
+        """Give a job back; `counted`: it fails with these words when that has happened too often."""
+        refusal = Refusal(
+            jid=entry.jid,
+            entry=entry.id,
+            why=why,
+            delay_ms=round(delay_s * 1000),
+            most_ms=round(REFUSAL_MOST_S * 1000),
+            limit=REFUSALS if counted else 0,
+            error=encode_error(ErrorInfo("UnknownKind" if why == "unknown_kind" else "NewerVersion", counted)),
+        )
+        self._outbox.refuse(entry.shard, entry.queue, refusal)
+
+    def give_back_unstarted(self, entries: Iterable[Entry]) -> None:
+        """Entries that were read and will not be started here: this worker is stopping."""
+        for entry in entries:
+            if entry.jid:
+                self._refuse(entry, "shutdown", delay_s=0)
+
+
+def terms_of(handler: Handler, settings: Settings) -> KindTerms:
+    """What this handler says where a producer left it open."""
+    options = handler.options
+
+    def ms(own: float | None, default: float) -> int:
+        return round((default if own is None else own) * 1000)
+
+    return KindTerms(
+        handler.kind,
+        options.retries or 0,
+        settings.max_losses if options.max_losses is None else options.max_losses,
+        ms(options.grace_s, settings.grace_s),
+        ms(None, settings.beat_s + settings.force_s),
+        None if options.timeout_s is None else ms(options.timeout_s, 0),
+    )

@@ -1,0 +1,267 @@
+"""
+Attempts from start to outcome: the worker's middle, in the handlers' loop.
+
+    begin     one attempt for each started job, in the executor of its handler
+    reported  the handler ended; what is to be recorded goes to the outbox, the slot is free
+    settled   the store's answer
+
+`running` holds an attempt exactly while its slot is taken; the beat renews what is in there. An attempt that was
+given up while its code runs on moves to `suspects` until its executor reports that the code has stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, Protocol
+
+from busq import events
+from busq.config import Settings
+from busq.errors import BadArguments, BadPayload
+from busq.handlers import Handler, Pool
+from busq.protocol.cancel import Cause, TripFacts
+from busq.protocol.states import State, Verb, is_terminal
+from busq.store.store import Delivery, Settlement, StartAnswer, Store
+from busq.store.streams import Entry
+from busq.worker import outcome as outcomes
+from busq.worker.attempt import Attempt
+from busq.worker.context import CurrentJob
+from busq.worker.executors.base import Executor
+from busq.worker.hands import WorkerHands
+from busq.worker.ladder import Ladder
+from busq.worker.outbox import Outbox
+from busq.worker.outcome import Outcome, outcome_of
+from busq.worker.slots import Slots
+
+WATCH_AFTER_S = 0.005  # a job that runs longer is subscribed to its own channel
+
+log = events.logger("busq.worker")
+
+
+class Watcher(Protocol):
+    """Who listens for the cancels of long-running jobs; called from the handlers' loop."""
+
+    def watch(self, attempts: Iterable[Attempt]) -> None: ...
+    def unwatch(self, attempts: Iterable[Attempt]) -> None: ...
+
+
+class Runner:
+    """Everything that happens to attempts; also the `Fate` of the ladder."""
+
+    def __init__(self, settings: Settings, store: Store, slots: Slots, loop: asyncio.AbstractEventLoop) -> None:
+        self.running: dict[str, Attempt] = {}
+        self.suspects: set[Attempt] = set()
+        self.outbox = Outbox(store, self._settled)
+        self.ladder = Ladder(loop, lambda attempt: self._executors[attempt.handler.pool], self, force_s=settings.force_s)
+        self.watcher: Watcher | None = None
+        self._loop = loop
+        self._settings = settings
+        self._store = store
+        self._slots = slots
+        self._hands = WorkerHands(loop, self.outbox, self.ladder, result_bytes=settings.result_bytes)
+        self._executors: dict[Pool, Executor] = {}
+        self._errands: set[asyncio.Task[None]] = set()
+        self._nothing_left = asyncio.Event()
+        self._nothing_left.set()
+
+    def use(self, executors: Mapping[Pool, Executor]) -> None:
+        """The executors, one for each pool; they report to `reported`."""
+        self._executors = dict(executors)
+
+    # From a start to an attempt --------------------------------------------------------------------------
+
+    def begin(self, started: list[tuple[Entry, Handler, Delivery, StartAnswer]]) -> None:
+        """Run what one script call has started. The slots are taken already."""
+        attempts = [self._begin(*each) for each in started]
+        self._loop.call_later(WATCH_AFTER_S, self._watch_those_left, attempts)
+
+    def _begin(self, entry: Entry, handler: Handler, delivery: Delivery, answer: StartAnswer) -> Attempt:
+        settings, options = self._settings, handler.options
+        attempt = Attempt(
+            jid=entry.jid, handler=handler, shard=entry.shard, queue=entry.queue, entry=entry.id,
+            token_id=delivery.token, number=answer.attempt, failures=answer.failures, retries=answer.retries,
+            grace_s=answer.grace_s, timeout_s=answer.timeout_s,
+            backoff_s=answer.backoff_s or options.backoff_s or settings.backoff_s,
+            backoff_max_s=answer.backoff_max_s or options.backoff_max_s or settings.backoff_max_s,
+            saved=answer.saved, started_at=self._loop.time(),
+        )  # fmt: skip
+        attempt.job = CurrentJob(attempt, self._hands)
+        self.running[attempt.jid] = attempt
+        self._nothing_left.clear()
+        events.tell(log, events.JOB_STARTED, **attempt.facts)
+        try:
+            args, kwargs = handler.unbind(answer.payload)
+        except (BadPayload, BadArguments) as error:
+            self._end(attempt, outcomes.unfit(error))
+            return attempt
+        if attempt.timeout_s is not None:
+            attempt.timers.append(self._loop.call_later(attempt.timeout_s, self._timed_out, attempt))
+        self._executors[handler.pool].begin(attempt, args, kwargs)
+        return attempt
+
+    # From reports to outcomes ----------------------------------------------------------------------------
+
+    def reported(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
+        """The code of this attempt has stopped. Called once for each, by its executor."""
+        if attempt.abandoned:
+            self._suspect_ended(attempt)
+            return
+        settings = self._settings
+        self._end(
+            attempt,
+            outcome_of(
+                attempt, value, error, result_bytes=settings.result_bytes, traceback_bytes=settings.traceback_bytes
+            ),
+        )
+
+    def _end(self, attempt: Attempt, outcome: Outcome) -> None:
+        if attempt.tripped_at is not None:
+            now = self._loop.time()
+            if attempt.token.observed:
+                attempt.notes.append(("observed", now, ""))
+            attempt.notes.append(("stopped", now, outcome.word))
+        self._free(attempt)
+        self._settle(attempt, outcome)
+
+    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        self.outbox.settle(
+            attempt,
+            outcome.verb,
+            Settlement(
+                jid=attempt.jid,
+                entry=attempt.entry,
+                token=attempt.token_id,
+                attempt=attempt.number,
+                outcome=outcome.word,
+                observed=attempt.token.observed,
+                result=outcome.result,
+                error=outcome.error_bytes,
+                cause=outcome.cause,
+                delay_ms=outcome.delay_ms,
+                notes=attempt.take_notes(self._loop.time()),
+            ),
+        )
+        if outcome.error is not None and outcome.verb is not Verb.RELEASE and not attempt.token.tripped:
+            facts = {"error": outcome.error.type, "message": outcome.error.message, "cause": outcome.cause}
+            events.tell(log, events.JOB_FAILED, **attempt.facts, **facts)
+
+    def _free(self, attempt: Attempt) -> None:
+        attempt.over = True
+        attempt.drop_timers()
+        if self.running.get(attempt.jid) is attempt:
+            del self.running[attempt.jid]
+        self._slots.give_back(attempt.handler.pool)
+        if attempt.watched and self.watcher is not None:
+            self.watcher.unwatch([attempt])
+        if not self.running:
+            self._nothing_left.set()
+
+    def _settled(self, attempt: Attempt, word: str, state: str) -> None:
+        if word == "settled":
+            event = _SETTLED.get(state, events.JOB_SUCCEEDED)
+            if event is not None:
+                events.tell(log, event, **attempt.facts)
+            return
+        # Normal when the watchdog finalized a cancel meanwhile; anything else deserves a look.
+        normal = attempt.token.tripped
+        events.tell(
+            log, events.JOB_STALE, level=logging.INFO if normal else logging.WARNING, **attempt.facts, answer=word, state=state
+        )
+
+    def hand_back_all(self) -> int:
+        """Give up every attempt that still runs and hand its job back; its code ends with this process."""
+        left = list(self.running.values())
+        for attempt in left:
+            self._abandon(attempt, "the worker is stopping")
+            self._settle(attempt, Outcome(Verb.RELEASE, "interrupted", cause=str(Cause.SHUTDOWN)))
+        return len(left)
+
+    async def all_ended(self) -> None:
+        """Wait until no attempt is running (suspects do not count)."""
+        await self._nothing_left.wait()
+
+    # Cancels ---------------------------------------------------------------------------------------------
+
+    def trip_all(self, facts: TripFacts) -> None:
+        for attempt in list(self.running.values()):
+            self.ladder.trip(attempt, facts, heard_by="worker")
+
+    def superseded(self, attempt: Attempt, state: str) -> None:
+        """The store says that this attempt no longer owns its job."""
+        if attempt.over:
+            return
+        if state in _STATES and is_terminal(State(state)):
+            self._abandon(attempt, f"the job was finalized as {state} elsewhere")
+            return
+        events.tell(log, events.LEASE_LOST, **attempt.facts, state=state)
+        facts = TripFacts(cause=Cause.LEASE_LOST, reason="another attempt owns the job", grace_s=attempt.grace_s)
+        self.ladder.trip(attempt, facts, heard_by="beat")
+
+    def _timed_out(self, attempt: Attempt) -> None:
+        facts = TripFacts(cause=Cause.TIMEOUT, reason=f"ran {attempt.timeout_s:g} s", grace_s=attempt.grace_s)
+        self.ladder.trip(attempt, facts, heard_by="timeout")
+
+    def send_notes(self, attempt: Attempt) -> None:
+        for note in attempt.take_notes(self._loop.time()):
+            self.outbox.line(attempt, note)
+
+    def give_up(self, attempt: Attempt) -> None:
+        """Force has done all it can and the code runs on."""
+        if attempt.over:
+            return
+        facts = attempt.token.facts
+        if facts is not None and facts.cause is Cause.TIMEOUT:
+            self._abandon(attempt, "it ran past its timeout and did not stop")
+            self._settle(attempt, outcomes.abandoned(attempt))
+        else:
+            self._abandon(attempt, "it was asked to stop and did not")
+            self._errand(self._finalize_ourselves(attempt))
+
+    async def _finalize_ourselves(self, attempt: Attempt) -> None:
+        """No watchdog came. The script is the watchdog's, so nothing is ended before its deadline."""
+        await self.outbox.until_told(
+            lambda: self._store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)])
+        )
+
+    def _abandon(self, attempt: Attempt, why: str) -> None:
+        attempt.abandoned = True
+        self._free(attempt)
+        self.suspects.add(attempt)
+        events.tell(log, events.JOB_ABANDONED, **attempt.facts, why=why, suspects=len(self.suspects))
+
+    def _suspect_ended(self, attempt: Attempt) -> None:
+        self.suspects.discard(attempt)
+        events.tell(log, events.SUSPECT_ENDED, **attempt.facts, after_s=round(self._loop.time() - attempt.started_at, 3))
+        self._errand(self._clear_suspect(attempt))
+
+    async def _clear_suspect(self, attempt: Attempt) -> None:
+        await self.outbox.until_told(lambda: self._store.clear_suspect(attempt.jid, attempt.number))
+
+    def _errand(self, errand: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(errand)
+        self._errands.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._errands.discard)
+
+    def _watch_those_left(self, attempts: list[Attempt]) -> None:
+        left = [attempt for attempt in attempts if not attempt.over and not attempt.watched]
+        for attempt in left:
+            attempt.watched = True
+        if left and self.watcher is not None:
+            self.watcher.watch(left)
+
+    def run_callbacks(self, attempt: Attempt) -> None:
+        facts = attempt.token.facts
+        assert facts is not None
+        for callback in attempt.token.take_callbacks():
+            self._hands.run_callback(attempt, callback, facts)
+
+
+_STATES = frozenset(State)
+_SETTLED = {
+    "succeeded": events.JOB_SUCCEEDED,
+    "failed": None,  # told when it happened, with its error
+    "scheduled": events.JOB_RETRIED,
+    "cancelled": events.JOB_CANCELLED,
+    "queued": events.JOB_HANDED_BACK,
+}

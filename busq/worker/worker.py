@@ -1,0 +1,194 @@
+"""
+A worker: its parts put together, run, drained and stopped.
+
+    intake ──> reception ──> runner ──> outbox        in the handlers' loop
+    listener, beat                                     in the control thread
+
+It stops in reverse order of need: intake first; then handlers may end, are asked to, and are handed back; the
+listener and the beat last, so that a cancel is heard and leases hold until the last job has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+
+from busq import events
+from busq.config import Settings
+from busq.errors import BusUnavailable
+from busq.handlers import Handlers, Pool
+from busq.protocol.cancel import Cause, TripFacts
+from busq.store.roster import process_card
+from busq.store.store import Store
+from busq.store.streams import Streams
+from busq.worker.attempt import Attempt
+from busq.worker.control import Control
+from busq.worker.executors.coroutine import CoroutineExecutor
+from busq.worker.executors.thread import ThreadExecutor
+from busq.worker.intake import Intake
+from busq.worker.reception import Reception
+from busq.worker.runner import Runner
+from busq.worker.slots import Slots
+
+TELL_LIMIT_S = 5.0  # how long a stopping worker tries to tell Redis what it has to tell
+
+log = events.logger("busq.worker")
+
+
+class Worker:
+    """
+    Runs the jobs of some queues with the handlers of one application.
+
+    `queues` left out: `default` and every queue that a handler names. `concurrency` is the number of coroutine
+    slots (100); threads have as many slots as the process may use CPUs, or as `concurrency` says when it is given.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        handlers: Handlers,
+        *,
+        queues: Sequence[str] = (),
+        concurrency: int | None = None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._settings = settings
+        self._handlers = handlers
+        self._queues = list(queues) or sorted(handlers.queues())
+        self._loop_factory = loop_factory
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._limits = {
+            Pool.COROUTINE: concurrency or 100,
+            Pool.THREAD: concurrency or cpus,
+        }
+        self.ready = False
+        self.draining = False
+
+    # The whole life ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """
+        Work until `stop` is called, then drain; returns when nothing of ours is left to tell.
+
+        Raise `BusUnavailable` or `ConfigError` when it cannot start.
+        """
+        await self._open()
+        intake = asyncio.create_task(self._intake.run())
+        telling = asyncio.create_task(self._runner.outbox.run())
+        self.ready = True
+        events.tell(log, events.WORKER_STARTED, worker=self.name, queues=self._queues, slots=self._limits[Pool.COROUTINE])
+        stopping = asyncio.create_task(self._stop_asked.wait())
+        try:
+            # Intake and outbox run for ever; one that ends has found a mistake in busq, which must not pass quietly.
+            await asyncio.wait({intake, telling, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.draining, self.ready = True, False
+            stopping.cancel()
+            intake.cancel()
+            await asyncio.gather(intake, return_exceptions=True)
+            left = await self._drain()
+            await self._leave(telling)
+        for service in (intake, telling):
+            if not service.cancelled() and service.exception() is not None:
+                raise service.exception()  # type: ignore[misc]
+        events.tell(log, events.WORKER_STOPPED, worker=self.name, handed_back=left, suspects=len(self._runner.suspects))
+
+    def stop(self) -> None:
+        """Drain and end. Called again: hurry. Safe in a signal handler of the loop."""
+        if self._stop_asked.is_set():
+            self._hurry_asked.set()
+        self._stop_asked.set()
+
+    @property
+    def leftovers(self) -> int:
+        """How many abandoned attempts still run code in this process: then it must not wait for its threads."""
+        return len(self._runner.suspects) + len(self._runner.running)
+
+    # Opening -----------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stop_asked, self._hurry_asked = asyncio.Event(), asyncio.Event()
+        self._store = Store(self._settings, by=self.name)
+        await self._store.open()
+        self._streams = Streams(self._store, self._queues)
+        await self._streams.open()
+        self._slots = Slots(self._limits)
+        self._runner = Runner(self._settings, self._store, self._slots, loop)
+        self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
+        self._runner.use({Pool.COROUTINE: CoroutineExecutor(loop, self._runner.reported), Pool.THREAD: self._threads})
+        reception = Reception(
+            self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin
+        )
+        pools = {queue: self._handlers.pools_of(queue) or {Pool.COROUTINE} for queue in self._queues}
+        self._intake = Intake(self._streams, self._slots, reception, pools, self._runner.running.__contains__)
+        self._card = process_card("worker")
+        self._control = Control(
+            self._settings, self, loop, by=self.name, info=self._info, loop_factory=self._loop_factory
+        )
+        self._runner.watcher = self._control
+        await self._control.start()
+
+    def _info(self) -> bytes:
+        return self._card.encoded(
+            queues=self._queues,
+            slots={str(pool): slots for pool, slots in self._limits.items()},
+            running=len(self._runner.running),
+            suspects=len(self._runner.suspects),
+            draining=self.draining,
+        )
+
+    # What the control thread heard ---------------------------------------------------------------------------
+
+    @property
+    def running(self) -> dict[str, Attempt]:
+        return self._runner.running
+
+    def heard(self, attempt: Attempt, facts: TripFacts, heard_by: str) -> None:
+        self._runner.ladder.trip(attempt, facts, heard_by=heard_by)
+
+    def superseded(self, attempt: Attempt, state: str) -> None:
+        self._runner.superseded(attempt, state)
+
+    # Stopping ------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> int:
+        """Let jobs end, then ask them to, then hand them back. Answers how many were handed back unfinished."""
+        settings = self._settings
+        events.tell(log, events.WORKER_DRAINING, worker=self.name, running=len(self._runner.running))
+        await self._ended_within(settings.shutdown_timeout_s, may_hurry=True)
+        if self._runner.running:
+            facts = TripFacts(cause=Cause.SHUTDOWN, reason="the worker is stopping", grace_s=settings.cleanup_s)
+            self._runner.trip_all(facts)
+            await self._ended_within(settings.cleanup_s, may_hurry=False)
+        return self._runner.hand_back_all()
+
+    async def _ended_within(self, seconds: float, *, may_hurry: bool) -> None:
+        waits = [asyncio.create_task(self._runner.all_ended())]
+        if may_hurry:
+            waits.append(asyncio.create_task(self._hurry_asked.wait()))
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def _leave(self, telling: asyncio.Task[None]) -> None:
+        """Tell everything, give back what was read and not started, go off the roster, and only then fall silent."""
+        try:
+            async with asyncio.timeout(TELL_LIMIT_S):
+                await self._runner.outbox.empty()
+                await self._intake.leave()
+                await self._runner.outbox.empty()
+                for shard in range(self._store.shards):
+                    await self._store.forget(shard, self.name, self._queues, own_wish=True)
+        except (TimeoutError, BusUnavailable) as error:
+            # The lease runs out by itself, and a watchdog takes over what is still under our name.
+            events.tell(log, events.BUS_LOST, error=str(error) or "no answer", untold=self._runner.outbox.waiting)
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        self._control.stop()
+        await self._threads.close()
+        await self._store.close()

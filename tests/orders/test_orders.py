@@ -1,0 +1,154 @@
+"""
+Every order of a few racing steps of one job, tried one by one.
+
+Two workers, a client and a watchdog. Worker `a` holds the job's entry from the beginning; every step is tried
+wherever the job may be by then, with what its actor knows. After each step, and after everybody has come to an end,
+the promises that hold in every order are looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
+
+import pytest
+
+from busq.protocol.cancel import Verdict
+from busq.protocol.states import State, Verb, allowed, is_terminal
+from busq.store.store import Store
+from tests.store.bench import DEADLINE_S, LEASE_S, Bench, Held
+from tests.store.test_transitions import _but_history as but_history
+
+RETRIES = 2
+ROUNDS = 10
+
+
+class Race:
+    """One job and its actors; each step answers (verb, word)."""
+
+    def __init__(self, bench: Bench, held: Held) -> None:
+        self.bench = bench
+        self.jid = held.jid
+        self.a = held
+        self.b = Held(held.jid, held.entry)  # as a worker that was shown the same entry
+        self.attempts = [0]
+        self.cancelled = False
+        self.attempt_at_cancel = 0
+
+    async def start_a(self) -> tuple[Verb, str]:
+        return await self._start(self.a, self.bench.a)
+
+    async def start_b(self) -> tuple[Verb, str]:
+        return await self._start(self.b, self.bench.b)
+
+    async def _start(self, held: Held, by: Store) -> tuple[Verb, str]:
+        for entry in await self.bench.read(by):
+            held.entry = entry.id
+        answer = await self.bench.begin(held, by, retries=RETRIES)
+        if answer.word == "started":
+            assert answer.attempt > self.attempts[-1], "fences rise"
+            assert not self.cancelled, "nothing starts after an accepted cancel"
+            self.attempts.append(answer.attempt)
+        return Verb.START, answer.word
+
+    async def finish_a(self) -> tuple[Verb, str]:
+        return Verb.FINISH, (await self.bench.settle(Verb.FINISH, self.a))[0]
+
+    async def finish_b(self) -> tuple[Verb, str]:
+        return Verb.FINISH, (await self.bench.settle(Verb.FINISH, self.b, by=self.bench.b))[0]
+
+    async def retry_a(self) -> tuple[Verb, str]:
+        return Verb.RETRY, (await self.bench.settle(Verb.RETRY, self.a, cause="error", delay_s=1))[0]
+
+    async def release_a(self) -> tuple[Verb, str]:
+        return Verb.RELEASE, (await self.bench.settle(Verb.RELEASE, self.a))[0]
+
+    async def cancel(self) -> tuple[Verb, str]:
+        verdict = (await self.bench.cancel(self.jid)).verdict
+        self.cancelled = self.cancelled or verdict in (Verdict.CANCELLED, Verdict.SIGNALLED)
+        return Verb.CANCEL, verdict
+
+    async def reclaim(self) -> tuple[Verb, str]:
+        self.bench.clock.advance(LEASE_S)
+        return Verb.RECLAIM, (await self.bench.reclaim(self.a))[0]
+
+    async def finalize(self) -> tuple[Verb, str]:
+        self.bench.clock.advance(DEADLINE_S)
+        return Verb.FINALIZE, (await self.bench.finalize(self.jid))[0]
+
+    async def promote(self) -> tuple[Verb, str]:
+        self.bench.clock.advance(1)
+        return Verb.PROMOTE, (await self.bench.promote(self.jid))[0]
+
+    async def step(self, act: Callable[[Race], Awaitable[tuple[Verb, str]]]) -> None:
+        """Take one step and look at what must hold after every one."""
+        before = await self.bench.record(self.jid)
+        verb, word = await act(self)
+        after = await self.bench.record(self.jid)
+        was, now = State(before[b"state"].decode()), State(after[b"state"].decode())
+        said_again = word == "settled" and was is now
+        assert said_again or allowed(verb, was, word, now), f"{verb} answered {word}: {was} -> {now}"
+        if is_terminal(was):
+            assert but_history(after) == but_history(before), "a terminal record changes in its history only"
+        finalized = (await self.bench.events(self.jid)).count("finalized")
+        assert finalized == int(is_terminal(now))
+
+    async def come_to_an_end(self) -> None:
+        """Everybody does what they would do in the end: nothing is lost, and nothing is left behind."""
+        for _ in range(ROUNDS):
+            if is_terminal((await self.bench.job(self.jid)).state):
+                break
+            for act in (Race.finalize, Race.promote, Race.start_b, Race.finish_b, Race.finish_a, Race.reclaim):
+                await self.step(act)
+        for entry in await self.bench.read(self.bench.b):
+            assert (await self.bench.begin(Held(self.jid, entry.id), self.bench.b)).word == "stale"
+        for entry, owner in (await self.bench.pending()).items():
+            await self.bench.reclaim(Held(self.jid, entry), owner=owner.decode())
+
+
+STEPS: Mapping[str, Callable[[Race], Awaitable[tuple[Verb, str]]]] = {
+    name: getattr(Race, name)
+    for name in (
+        "cancel", "start_a", "start_b", "finish_a", "finish_b", "retry_a", "release_a", "reclaim", "finalize", "promote",
+    )
+}  # fmt: skip
+
+
+async def _try(bench: Bench, order: tuple[str, ...]) -> None:
+    race = Race(bench, await bench.take(await bench.enqueue()))
+    for name in order:
+        await race.step(STEPS[name])
+    await race.come_to_an_end()
+    state = await bench.state(race.jid)
+    assert state is not None
+    assert is_terminal(state), "every job comes to an end"
+    assert (state is State.CANCELLED) == race.cancelled, "an accepted cancel ends in cancelled, and nothing else does"
+    own = bench.a.keys(0)
+    assert await bench.entries() == []
+    assert await bench.pending() == {}
+    assert not await bench.is_marked(race.jid)
+    for index in (own.deadlines, own.scheduled):
+        assert await bench.a.redis.zcard(index) == 0
+
+
+@pytest.mark.parametrize("first", STEPS)
+async def test_the_promises_hold_in_every_order_of_three_steps(redis_url: str, first: str) -> None:
+    await _try_all(redis_url, first, 2)
+
+
+@pytest.mark.parametrize("second", [name for name in STEPS if name != "start_a"])
+async def test_the_promises_hold_in_every_order_of_three_steps_after_a_start(redis_url: str, second: str) -> None:
+    await _try_all(redis_url, "start_a", 3, second)
+
+
+async def _try_all(url: str, first: str, more: int, second: str | None = None) -> None:
+    # `start_a` may come again: the second attempt of the same worker is a race of its own.
+    others = [name for name in STEPS if name != first or name == "start_a"]
+    async with Bench(url) as bench:
+        for rest in itertools.permutations(others, more):
+            if second is not None and rest[0] != second:
+                continue
+            try:
+                await _try(bench, (first, *rest))
+            except AssertionError as error:
+                raise AssertionError(f"in the order {first}, {', '.join(rest)}: {error}") from error

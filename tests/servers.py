@@ -1,0 +1,113 @@
+"""
+Real Redis servers for tests: started on a free port, and ended, paused or restarted at will.
+
+The binary is `BUSQ_REDIS_SERVER`, else redis-server on PATH. Like every server we start, it dies with the process
+that started it, so an aborted test run leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+
+from redis import Redis
+
+from busq.cli.embedded import HOST, THROW_AWAY, end_process, free_port, tied_process, wait_until_serving
+
+PORT_TRIES = 5
+
+
+def find_redis_server() -> str | None:
+    """The redis-server that tests shall use, or None."""
+    return os.environ.get("BUSQ_REDIS_SERVER") or shutil.which("redis-server")
+
+
+class RedisServer:
+    """
+    One server. `aof=True` makes it keep its data over `kill` and `restart`; without, it comes back empty.
+
+    The port stays the same for its whole life. `options` go to redis-server as they are.
+    """
+
+    def __init__(self, executable: str, *, aof: bool = False, options: Sequence[str] = ()) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="busq-test-redis-")
+        keep = ("--appendonly", "yes") if aof else ()
+        self._command = [executable, "--dir", self._folder.name, *THROW_AWAY, *keep, *options]
+        self._process = self._start_on_free_port()
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def aof_folder(self) -> str:
+        """Where the append-only files are, for a test that reads the order of all writes."""
+        return os.path.join(self._folder.name, "appendonlydir")
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end. Whatever the server had answered before is in the AOF, if it has one."""
+        end_process(self._process)
+
+    def start(self) -> None:
+        """Start it again after `kill`, on the same port, and wait until it answers."""
+        process = self._start_on(self.port)
+        if process is None:
+            raise RuntimeError(f"redis-server did not come back on port {self.port}")
+        self._process = process
+
+    def restart(self) -> None:
+        """Kill and start; connections are cut, scripts forgotten, and the data too unless there is an AOF."""
+        self.kill()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open and nothing answers."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """End a `pause`. Harmless without one."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def client(self) -> Redis:
+        """A plain blocking client, to look from outside."""
+        return Redis.from_url(self.url)
+
+    def flush(self) -> None:
+        """Make it empty, as a test expects to find it, whatever the last one did to it."""
+        self.resume()
+        if not self.alive:
+            self.start()
+        with self.client() as client:
+            client.flushall()
+
+    def close(self) -> None:
+        """End it and remove its folder. Safe to repeat."""
+        self.kill()
+        self._folder.cleanup()
+
+    def _start_on_free_port(self) -> subprocess.Popen[bytes]:
+        for _ in range(PORT_TRIES):
+            self.port = free_port()
+            process = self._start_on(self.port)
+            if process is not None:
+                return process
+        raise RuntimeError(f"does not start: {' '.join(self._command)}")
+
+    def _start_on(self, port: int) -> subprocess.Popen[bytes] | None:
+        process = tied_process([*self._command, "--port", str(port)])
+        if wait_until_serving(process, port):
+            return process
+        end_process(process)
+        return None

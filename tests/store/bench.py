@@ -1,0 +1,289 @@
+"""
+A bench to try the store's verbs on: one bus, two workers and a watchdog, and a clock that is moved by hand.
+
+Every job is reached by real verbs. The scripts obey the bench's clock, so a lease or a deadline is over when a test
+says so; only stream ids and expiries of keys follow the server's own time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from busq.clock import ManualClock
+from busq.config import Settings
+from busq.protocol.cancel import CancelAnswer, CancelRequest, Cause
+from busq.protocol.job import Event, Job, history_from_record, job_from_record
+from busq.protocol.keys import GROUP
+from busq.protocol.states import State, Verb
+from busq.store.store import (
+    Delivery,
+    KindTerms,
+    NewJob,
+    Note,
+    Renewal,
+    RenewAnswer,
+    Settlement,
+    StartAnswer,
+    Store,
+)
+from busq.store.streams import Entry, Streams
+
+QUEUE = "q"
+KIND = "k"
+DELAY_S = 60.0
+GRACE_S = 5.0
+SLACK_S = 2.0
+DEADLINE_S = GRACE_S + SLACK_S
+LEASE_S = 15.0
+NO_ENTRY = b"1-1"
+
+
+@dataclass
+class Held:
+    """What a worker knows of a job that it holds; `entry` and `token` stand for nothing where there is no attempt."""
+
+    jid: str
+    entry: bytes = NO_ENTRY
+    token: str = "no-token"
+    attempt: int = 0
+    settled: bool = False
+
+
+class Bench:
+    """
+    `a` and `b` are workers, `dog` is a watchdog; all share `clock`.
+
+    Settings are the defaults but for what is given here.
+    """
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self.clock = ManualClock()
+        self.settings = Settings.load({}, url=url, **settings)
+        self._fresh = itertools.count(1)
+        self.a, self.b, self.dog = (Store(self.settings, by=name, clock=self.clock) for name in ("a", "b", "dog"))
+
+    async def __aenter__(self) -> Self:
+        for store in (self.a, self.b, self.dog):
+            await store.open()
+        await Streams(self.a, [QUEUE]).open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for store in (self.a, self.b, self.dog):
+            await store.close()
+
+    def fresh(self, what: str) -> str:
+        """A name that nothing on this bench has yet."""
+        return f"{what}-{next(self._fresh)}"
+
+    # Looking -------------------------------------------------------------------------------------------
+
+    async def record(self, jid: str) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = await self.a.redis.hgetall(self.a.job_key(jid))  # type: ignore[misc]
+        return found
+
+    async def state(self, jid: str) -> State | None:
+        record = await self.record(jid)
+        return State(record[b"state"].decode()) if record else None
+
+    async def job(self, jid: str) -> Job:
+        return job_from_record(jid, await self.record(jid))
+
+    async def history(self, jid: str) -> list[Event]:
+        return history_from_record(await self.record(jid))
+
+    async def events(self, jid: str) -> list[str]:
+        return [event.name for event in await self.history(jid)]
+
+    async def entries(self, queue: str = QUEUE) -> list[bytes]:
+        """Ids of every entry that stands in this queue, read or not, over all shards."""
+        found: list[bytes] = []
+        for shard in range(self.a.shards):
+            found += [entry for entry, _ in await self.a.redis.xrange(self.a.keys(shard).stream(queue))]
+        return found
+
+    async def pending(self, queue: str = QUEUE) -> dict[bytes, bytes]:
+        """Entry -> consumer, for every entry that was delivered and not acknowledged."""
+        found: dict[bytes, bytes] = {}
+        for shard in range(self.a.shards):
+            listed = await self.a.redis.xpending_range(self.a.keys(shard).stream(queue), GROUP, "-", "+", 1000)
+            found.update({each["message_id"]: each["consumer"] for each in listed})
+        return found
+
+    async def is_marked(self, jid: str) -> bool:
+        """Whether the cancelled set names this job."""
+        own = self.a.keys(self.a.shard_of(jid))
+        return await self.a.redis.zscore(own.cancelled, jid) is not None
+
+    async def snapshot(self) -> dict[bytes, object]:
+        """Everything that the server holds, to be compared; of expiries only whether there is one."""
+        redis = self.a.redis
+        held: dict[bytes, object] = {}
+        for key in sorted(await redis.keys("*")):
+            kind = await redis.type(key)
+            value: object
+            if kind == b"hash":
+                value = await redis.hgetall(key)  # type: ignore[misc]
+            elif kind == b"zset":
+                value = await redis.zrange(key, 0, -1, withscores=True)
+            elif kind == b"set":
+                value = await redis.smembers(key)  # type: ignore[misc]
+            else:
+                value = await redis.xrange(key)
+            held[key] = (kind, await redis.pttl(key) > 0, value)
+        held[b"pending"] = await self.pending()
+        return held
+
+    # Doing ---------------------------------------------------------------------------------------------
+
+    async def enqueue(
+        self, jid: str | None = None, *, delay_s: float = 0, call: str | None = None, kind: str = KIND, **fields: str | int
+    ) -> str:
+        """Admit a job and give its jid back; `fields` are further fields of its record."""
+        jid = jid or self.fresh("job")
+        await self.admit(jid, delay_s=delay_s, call=call, kind=kind, **fields)
+        return jid
+
+    async def admit(
+        self, jid: str, *, delay_s: float = 0, call: str | None = None, kind: str = KIND, **fields: str | int
+    ) -> tuple[str, State]:
+        more = tuple(itertools.chain.from_iterable(fields.items()))
+        job = NewJob(jid, kind, QUEUE, b"\x01payload", round(delay_s * 1000), more)
+        (answer,) = await self.a.enqueue([job], call=call or self.fresh("call"))
+        return answer
+
+    async def read(self, by: Store | None = None, count: int = 1000) -> list[Entry]:
+        """Take what stands in the queue and nobody has read yet."""
+        streams = Streams(by or self.a, [QUEUE])
+        await streams.open()
+        return await streams.read({QUEUE: count * streams.count}, block_ms=0)
+
+    async def take(self, jid: str, by: Store | None = None) -> Held:
+        """Read entries until that of this job, which then is held and not started."""
+        for entry in await self.read(by):
+            if entry.jid == jid:
+                return Held(jid, entry.id)
+        raise AssertionError(f"no unread entry of {jid}")
+
+    async def begin(
+        self,
+        held: Held,
+        by: Store | None = None,
+        *,
+        token: str | None = None,
+        retries: int = 0,
+        max_losses: int = 5,
+        kind: str = KIND,
+        adopt: bool = False,
+    ) -> StartAnswer:
+        """Start what was taken; `held` is brought up to date when that works."""
+        store = by or self.a
+        token = token or self.fresh("token")
+        terms = KindTerms(kind, retries, max_losses, round(GRACE_S * 1000), round(SLACK_S * 1000))
+        (answer,) = await store.start(
+            store.shard_of(held.jid), QUEUE, [Delivery(held.entry, held.jid, kind, token)], [terms], adopt=adopt
+        )
+        if answer.word == "started":
+            held.token, held.attempt = token, answer.attempt
+        return answer
+
+    async def run(
+        self, jid: str | None = None, by: Store | None = None, *, retries: int = 0, max_losses: int = 5, **fields: str | int
+    ) -> Held:
+        """A running attempt: of a new job, or of a queued one."""
+        if jid is None:
+            jid = await self.enqueue(**fields)
+        held = await self.take(jid, by)
+        answer = await self.begin(held, by, retries=retries, max_losses=max_losses)
+        assert answer.word == "started", answer
+        return held
+
+    async def settle(
+        self,
+        verb: Verb,
+        held: Held,
+        outcome: str = "",
+        *,
+        by: Store | None = None,
+        token: str | None = None,
+        observed: bool = False,
+        result: bytes = b"",
+        error: bytes = b"",
+        cause: str = "",
+        delay_s: float = 0.0,
+        notes: Sequence[Note] = (),
+    ) -> tuple[str, str]:
+        store = by or self.a
+        word = outcome or {Verb.FINISH: "succeeded", Verb.RETRY: "failed"}.get(verb, "released")
+        end = Settlement(
+            jid=held.jid,
+            entry=held.entry,
+            token=token or held.token,
+            attempt=held.attempt,
+            outcome=word,
+            observed=observed,
+            result=result,
+            error=error,
+            cause=cause,
+            delay_ms=round(delay_s * 1000),
+            notes=tuple(notes),
+        )
+        (answer,) = await store.settle(verb, store.shard_of(held.jid), QUEUE, [end])
+        return answer
+
+    async def cancel(
+        self, jid: str, *, request: str | None = None, cause: Cause = Cause.USER, **wish: Any
+    ) -> CancelAnswer:
+        (answer,) = await self.b.cancel([jid], CancelRequest(cause=cause, **wish), request=request or self.fresh("request"))
+        return answer
+
+    async def beat(self, by: Store | None = None, held: Sequence[Held] = ()) -> list[RenewAnswer]:
+        """One beat of a worker in every shard that it has to do with; answers for `held`, all of one shard."""
+        store = by or self.a
+        shard = store.shard_of(held[0].jid) if held else 0
+        return await store.renew(shard, [Renewal(each.jid, each.token) for each in held], info=b"info")
+
+    async def finalize(self, jid: str, *, gone: bool = False) -> tuple[str, str]:
+        (answer,) = await self.dog.finalize(self.dog.shard_of(jid), QUEUE, [(jid, gone)])
+        return answer
+
+    async def reclaim(self, held: Held, *, owner: str = "a", gone: bool = False) -> tuple[str, str]:
+        (answer,) = await self.dog.reclaim(
+            self.dog.shard_of(held.jid), QUEUE, owner, [(held.jid, held.entry)], owner_gone=gone, failure=b"\x01lost"
+        )
+        return answer
+
+    async def promote(self, jid: str) -> tuple[str, str]:
+        (answer,) = await self.dog.promote(self.dog.shard_of(jid), QUEUE, [jid])
+        return answer
+
+
+async def put_in(bench: Bench, state: State | None, *, retries: int = 0, max_losses: int = 5, **fields: str | int) -> Held:
+    """
+    Bring a fresh job into this state.
+
+    Worker `a` holds the entry, where there is one. `settled` says that the attempt has been settled by its token.
+    """
+    if state is None:
+        return Held(bench.fresh("unknown"))
+    if state is State.SCHEDULED:
+        return Held(await bench.enqueue(delay_s=DELAY_S, **fields))
+    if state is State.QUEUED:
+        return await bench.take(await bench.enqueue(**fields))
+    held = await bench.run(retries=retries, max_losses=max_losses, **fields)
+    if state is State.WAITING:
+        # No verb leads there yet.
+        await bench.a.redis.hset(bench.a.job_key(held.jid), "state", "waiting")  # type: ignore[misc]
+    elif state in (State.SUCCEEDED, State.FAILED):
+        await bench.settle(Verb.FINISH, held, state, cause="error" if state is State.FAILED else "")
+        held.settled = True
+    elif state in (State.CANCELLING, State.CANCELLED):
+        await bench.cancel(held.jid)
+        if state is State.CANCELLED:
+            await bench.settle(Verb.FINISH, held, "failed", observed=True)
+            held.settled = True
+    assert await bench.state(held.jid) is state
+    return held

@@ -1,0 +1,379 @@
+"""Who may say what became of an attempt: fences, resends, hand-backs and workers that died."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from busq.protocol.job import job_from_record
+from busq.protocol.states import State, Verb, is_terminal
+from busq.store.store import Note, Refusal
+from tests.store.bench import DEADLINE_S, DELAY_S, LEASE_S, QUEUE, Bench, Held, put_in
+from tests.store.test_transitions import _but_history as but_history
+
+S = State
+SETTLING = (Verb.FINISH, Verb.RETRY, Verb.RELEASE)
+
+
+# Final is final -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late", SETTLING)
+@pytest.mark.parametrize("first", ["finish", "finalize", "reclaim"])
+async def test_the_first_terminal_writer_wins_and_a_later_one_leaves_one_line(url: str, first: str, late: Verb) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING, max_losses=0)
+        if first == "finish":
+            await bench.settle(Verb.FINISH, held)
+        elif first == "finalize":
+            await bench.cancel(held.jid)
+            bench.clock.advance(DEADLINE_S)
+            await bench.finalize(held.jid)
+        else:
+            bench.clock.advance(LEASE_S)
+            await bench.reclaim(held)
+        before, events = await bench.record(held.jid), await bench.events(held.jid)
+        state = job_from_record(held.jid, before).state
+        assert is_terminal(state)
+        answer = await bench.settle(late, held, "failed", by=bench.b, token="another", result=b"\x01\x01", cause="x")
+        assert answer == ("stale", state)
+        assert but_history(await bench.record(held.jid)) == but_history(before)
+        assert await bench.events(held.jid) == [*events, "late_result"]
+
+
+async def test_an_older_token_is_stale_for_every_verb_that_names_one(url: str) -> None:
+    async with Bench(url) as bench:
+        old = await put_in(bench, S.RUNNING)
+        bench.clock.advance(LEASE_S)
+        assert await bench.reclaim(old) == ("reclaimed", "queued")
+        new = await bench.run(old.jid, bench.b)
+        assert new.token != old.token
+        assert new.attempt == old.attempt + 1
+        before = await bench.record(old.jid)
+        assert (await bench.beat(held=[old]))[0].word == "stale"
+        assert await bench.a.note(old.jid, token=old.token, attempt=1, note=Note("x"), saved=b"y") == ("stale", "running")
+        for verb in SETTLING:
+            assert await bench.settle(verb, old) == ("stale", "running")
+        assert (await bench.begin(Held(old.jid, old.entry), bench.b)).word == "stale"
+        assert but_history(await bench.record(old.jid)) == but_history(before)
+        assert await bench.pending() == {new.entry: b"b"}
+        assert await bench.settle(Verb.FINISH, new, by=bench.b) == ("settled", "succeeded")
+
+
+async def test_two_workers_with_one_entry_start_it_once(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.QUEUED)
+        twin = Held(held.jid, held.entry)
+        assert (await bench.begin(held)).word == "started"
+        assert (await bench.begin(twin, bench.b)).word == "stale"
+        assert (await bench.begin(twin, bench.b, adopt=True)).word == "stale"
+        assert await bench.pending() == {held.entry: b"a"}
+        assert (await bench.job(held.jid)).attempt == 1
+
+
+async def test_every_start_mints_a_higher_attempt(url: str) -> None:
+    async with Bench(url) as bench:
+        jid = await bench.enqueue()
+        seen = []
+        for verb in (Verb.RELEASE, Verb.RETRY, Verb.RELEASE, Verb.FINISH):
+            held = await bench.run(jid, retries=9)
+            seen.append(held.attempt)
+            await bench.settle(verb, held)
+            if verb is Verb.RETRY:
+                await bench.promote(jid)
+        assert seen == [1, 2, 3, 4]
+
+
+async def test_a_worker_that_lost_a_reply_may_adopt_its_own_attempt_and_nobody_else(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING)
+        lost = Held(held.jid, held.entry)
+        assert (await bench.begin(lost)).word == "stale"
+        assert (await bench.begin(lost, bench.b, adopt=True)).word == "stale"
+        answer = await bench.begin(lost, adopt=True)
+        assert (answer.word, answer.attempt) == ("started", 2)
+        assert await bench.settle(Verb.FINISH, held) == ("stale", "running")
+        assert await bench.settle(Verb.FINISH, lost) == ("settled", "succeeded")
+
+
+# Sent again -----------------------------------------------------------------------------------------------
+
+Twice = Callable[[Bench], Awaitable[tuple[Callable[[], Awaitable[object]], bool]]]
+
+
+async def _enqueue(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    return lambda: bench.admit("job", call="one"), True
+
+
+async def _enqueue_later(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    return lambda: bench.admit("job", call="one", delay_s=1), True
+
+
+async def _enqueue_tombstoned(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    await bench.cancel("job", tombstone_s=60)
+    return lambda: bench.admit("job", call="one"), True
+
+
+async def _start(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, S.QUEUED)
+    return lambda: bench.begin(held, token="one"), True
+
+
+async def _cancel_queued(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    jid = await bench.enqueue()
+    return lambda: bench.cancel(jid, request="one", grace_s=1), True
+
+
+async def _cancel_running(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, S.RUNNING)
+    return lambda: bench.cancel(held.jid, request="one", grace_s=1), True
+
+
+async def _hasten(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, S.CANCELLING)
+    return lambda: bench.cancel(held.jid, request="two", grace_s=1), True
+
+
+async def _tombstone(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    return lambda: bench.cancel("nobody", request="one", tombstone_s=60), True
+
+
+def _settles(verb: Verb, state: State, retries: int = 0) -> Twice:
+    async def prepare(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+        held = await put_in(bench, state, retries=retries)
+        return lambda: bench.settle(verb, held, delay_s=1, cause="error", notes=[Note("stopped")]), True
+
+    return prepare
+
+
+async def _promote(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, S.SCHEDULED)
+    bench.clock.advance(DELAY_S)
+    return lambda: bench.promote(held.jid), False
+
+
+async def _finalize(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, S.CANCELLING)
+    bench.clock.advance(DEADLINE_S)
+    return lambda: bench.finalize(held.jid), False
+
+
+async def _reclaim(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, S.RUNNING)
+    bench.clock.advance(LEASE_S)
+    return lambda: bench.reclaim(held), False
+
+
+async def _refuse(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, S.QUEUED)
+    refusal = Refusal(jid=held.jid, entry=held.entry, why="unknown_kind", delay_ms=1, most_ms=1, limit=10)
+    return lambda: bench.a.refuse(0, QUEUE, [refusal]), False
+
+
+async def _renew(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, S.CANCELLING)
+    return lambda: bench.beat(held=[held]), True
+
+
+AGAIN: dict[str, Twice] = {
+    "enqueue": _enqueue,
+    "enqueue with a delay": _enqueue_later,
+    "enqueue of a tombstoned jid": _enqueue_tombstoned,
+    "start": _start,
+    "cancel of a queued job": _cancel_queued,
+    "cancel of a running job": _cancel_running,
+    "cancel that hastens": _hasten,
+    "cancel that leaves a tombstone": _tombstone,
+    "finish": _settles(Verb.FINISH, S.RUNNING),
+    "finish after a cancel": _settles(Verb.FINISH, S.CANCELLING),
+    "retry": _settles(Verb.RETRY, S.RUNNING, retries=1),
+    "retry with none left": _settles(Verb.RETRY, S.RUNNING),
+    "retry after a cancel": _settles(Verb.RETRY, S.CANCELLING),
+    "release": _settles(Verb.RELEASE, S.RUNNING),
+    "release after a cancel": _settles(Verb.RELEASE, S.CANCELLING),
+    "renew": _renew,
+    "promote": _promote,
+    "finalize": _finalize,
+    "reclaim": _reclaim,
+    "refuse": _refuse,
+}
+
+
+@pytest.mark.parametrize("what", AGAIN)
+async def test_a_call_that_is_sent_again_is_answered_alike_and_writes_nothing(url: str, what: str) -> None:
+    """The watchdog's verbs and `refuse` have no id of their own: their second call is `stale`, and writes nothing."""
+    async with Bench(url) as bench:
+        send, alike = await AGAIN[what](bench)
+        first = await send()
+        held = await bench.snapshot()
+        second = await send()
+        assert await bench.snapshot() == held
+        if what == "cancel that hastens":
+            assert second == first
+        elif alike:
+            assert second == first
+        else:
+            assert "stale" in str(second)
+
+
+@pytest.mark.parametrize("what", ["enqueue", "cancel of a running job", "cancel that hastens", "finish", "retry", "start"])
+async def test_a_call_that_is_sent_again_later_still_writes_nothing(url: str, what: str) -> None:
+    async with Bench(url) as bench:
+        send, _ = await AGAIN[what](bench)
+        first = await send()
+        held = await bench.snapshot()
+        bench.clock.advance(0.5)
+        assert await send() == first
+        assert await bench.snapshot() == held
+
+
+async def test_another_call_for_a_jid_in_use_writes_nothing(url: str) -> None:
+    async with Bench(url) as bench:
+        await bench.admit("job", call="one")
+        before = await bench.snapshot()
+        assert await bench.admit("job", call="two", delay_s=1) == ("in_use", S.QUEUED)
+        assert await bench.snapshot() == before
+
+
+# What is spent --------------------------------------------------------------------------------------------
+
+
+async def test_hand_backs_spend_nothing(url: str) -> None:
+    async with Bench(url) as bench:
+        jid = await bench.enqueue()
+        for _ in range(3):
+            held = await bench.run(jid)
+            assert await bench.settle(Verb.RELEASE, held, cause="shutdown") == ("settled", "queued")
+        job = await bench.job(jid)
+        assert (job.attempt, job.failures, job.losses) == (3, 0, 0)
+        assert (await bench.events(jid)).count("handed_back") == 3
+
+
+async def test_what_was_delivered_but_never_started_costs_no_loss(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.QUEUED)
+        assert await bench.reclaim(held) == ("reclaimed", "queued")
+        job = await bench.job(held.jid)
+        assert (job.attempt, job.failures, job.losses) == (0, 0, 0)
+        again = await bench.take(held.jid, bench.b)
+        assert (await bench.begin(held)).word == "stale"
+        assert (await bench.begin(again, bench.b)).word == "started"
+
+
+@pytest.mark.parametrize("max_losses", [0, 2])
+async def test_a_job_fails_as_lost_when_more_workers_died_of_it_than_it_may(url: str, max_losses: int) -> None:
+    async with Bench(url) as bench:
+        jid = await bench.enqueue()
+        for loss in range(1, max_losses + 2):
+            held = await bench.run(jid, max_losses=max_losses)
+            bench.clock.advance(LEASE_S)
+            word, _ = await bench.reclaim(held)
+            assert word == ("lost" if loss > max_losses else "reclaimed")
+        job = await bench.job(jid)
+        assert (job.state, job.cause, job.losses, job.failures) == (S.FAILED, "lost", max_losses + 1, 0)
+        assert await bench.entries() == []
+        assert await bench.pending() == {}
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_a_job_fails_after_as_many_failures_as_it_has_retries_and_one(url: str, retries: int) -> None:
+    async with Bench(url) as bench:
+        jid = await bench.enqueue()
+        for failure in range(1, retries + 2):
+            held = await bench.run(jid, retries=retries)
+            _, state = await bench.settle(Verb.RETRY, held, error=b"\x01e", cause="error", delay_s=1)
+            assert state == ("failed" if failure > retries else "scheduled")
+            assert await bench.entries() == []
+            if state == "scheduled":
+                assert (await bench.promote(jid))[0] == "early"
+                bench.clock.advance(1)
+                assert await bench.promote(jid) == ("promoted", "queued")
+        job = await bench.job(jid)
+        assert (job.state, job.cause, job.failures, job.losses) == (S.FAILED, "error", retries + 1, 0)
+
+
+async def test_what_the_producer_said_stands_before_what_the_handler_says(url: str) -> None:
+    async with Bench(url) as bench:
+        jid = await bench.enqueue(retries=7, max_losses=0, timeout=9000, backoff=10)
+        held = await bench.take(jid)
+        answer = await bench.begin(held, retries=1, max_losses=5)
+        assert (answer.retries, answer.timeout_s, answer.backoff_s, answer.backoff_max_s) == (7, 9.0, 0.01, None)
+        assert await bench.reclaim(held) == ("lost", "failed")
+
+
+# Reclaim --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [S.QUEUED, S.RUNNING, S.CANCELLING])
+async def test_a_good_lease_keeps_everything_as_it_is(url: str, state: State) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, state)
+        await bench.beat()
+        bench.clock.advance(LEASE_S - 0.001)
+        before = await bench.snapshot()
+        assert (await bench.reclaim(held, gone=True))[0] == "alive"
+        assert await bench.snapshot() == before
+
+
+async def test_a_reclaimed_job_stands_in_the_queue_once_and_nobody_holds_it(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING)
+        assert await bench.reclaim(held) == ("reclaimed", "queued")
+        (entry,) = await bench.entries()
+        assert entry != held.entry
+        assert await bench.pending() == {}
+        assert await bench.reclaim(held) == ("stale", "queued")
+        assert await bench.entries() == [entry]
+
+
+async def test_an_attempt_of_another_owner_is_not_reclaimed(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING)
+        before = await bench.snapshot()
+        assert await bench.reclaim(held, owner="b") == ("stale", "running")
+        assert await bench.snapshot() == before
+
+
+async def test_a_leftover_entry_is_removed_and_the_attempt_elsewhere_goes_on(url: str) -> None:
+    """An entry that the record does not name, as a server that lost its last second may leave behind."""
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING)
+        stream = bench.a.keys(0).stream(QUEUE)
+        leftover = await bench.a.redis.xadd(stream, {"jid": held.jid, "kind": "k"})
+        twin = await bench.take(held.jid, bench.b)
+        assert twin.entry == leftover
+        assert (await bench.begin(twin, bench.b)).word == "stale"
+        assert await bench.entries() == [held.entry]
+        assert await bench.settle(Verb.FINISH, held) == ("settled", "succeeded")
+
+
+# Progress, notes, saved -----------------------------------------------------------------------------------
+
+
+async def test_what_a_handler_saves_is_handed_to_the_next_attempt(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING)
+        assert await bench.a.note(held.jid, token=held.token, attempt=1, saved=b"\x01here") == ("noted", "running")
+        await bench.reclaim(held)
+        answer = await bench.begin(await bench.take(held.jid))
+        assert answer.saved == b"\x01here"
+
+
+async def test_a_note_that_says_nothing_is_harmless(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING)
+        before = await bench.snapshot()
+        assert await bench.a.note(held.jid, token=held.token, attempt=1) == ("noted", "running")
+        assert await bench.snapshot() == before
+
+
+async def test_a_beat_hands_in_progress_and_nothing_else(url: str) -> None:
+    from busq.store.store import Renewal
+
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING)
+        before = await bench.record(held.jid)
+        (answer,) = await bench.a.renew(0, [Renewal(held.jid, held.token, "0.5", "half")])
+        assert answer.word == "running"
+        assert await bench.record(held.jid) == before | {b"progress": b"0.5", b"progress_note": b"half"}

@@ -1,0 +1,235 @@
+"""
+The Lua scripts are the second writing of the table of transitions: here the two are compared.
+
+Every verb is called for a job in every state, under every circumstance that changes its answer. What is heard for one
+verb and one state must be exactly what the table lists: nothing that it does not allow, and nothing left unheard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from busq.protocol.states import TRANSITIONS, State, Verb, allowed, is_terminal
+from busq.store.store import Note, Refusal
+from tests.store.bench import DEADLINE_S, DELAY_S, LEASE_S, NO_ENTRY, QUEUE, Bench, Held, put_in
+
+Call = Callable[[Bench, Held], Awaitable[str]]
+EVERY_STATE: tuple[State | None, ...] = (None, *State)
+SETTLING = (Verb.FINISH, Verb.RETRY, Verb.RELEASE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to call a verb. `fields` go into the record of the job when it is enqueued."""
+
+    name: str
+    call: Call
+    retries: int = 0
+    max_losses: int = 5
+    fields: Mapping[str, str] = field(default_factory=dict)
+    names_attempt: bool = False
+
+
+async def _write(bench: Bench, held: Held, name: str, value: int) -> None:
+    """Change one field of the record, if there is one."""
+    if await bench.state(held.jid) is not None:
+        await bench.a.redis.hset(bench.a.job_key(held.jid), name, value)  # type: ignore[misc,arg-type]
+
+
+def _foreign(held: Held) -> Held:
+    return Held(held.jid, NO_ENTRY, "a-foreign-token", held.attempt)
+
+
+def _enqueue(*, delay_s: float = 0, tombstone: bool = False) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        if tombstone and await bench.state(held.jid) is None:
+            await bench.cancel(held.jid, tombstone_s=60)
+        return (await bench.admit(held.jid, delay_s=delay_s))[0]
+
+    return call
+
+
+def _promote(after_s: float) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        bench.clock.advance(after_s)
+        return (await bench.promote(held.jid))[0]
+
+    return call
+
+
+def _start(*, foreign: bool = False, kind: str = "k", version: int = 1, marked: bool = False) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        if version > 1:
+            await _write(bench, held, "v", version)
+        if marked and await bench.state(held.jid) is None:
+            # Cancelled while nobody had read its entry, and so long ago that the record has expired.
+            await bench.enqueue(held.jid)
+            held.entry = (await bench.take(held.jid)).entry
+            await bench.cancel(held.jid)
+            await bench.a.redis.delete(bench.a.job_key(held.jid))
+        return (await bench.begin(_foreign(held) if foreign else held, kind=kind)).word
+
+    return call
+
+
+def _renew(*, foreign: bool) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        return (await bench.beat(held=[_foreign(held) if foreign else held]))[0].word
+
+    return call
+
+
+def _note(*, foreign: bool) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        token = "a-foreign-token" if foreign else held.token
+        return (await bench.a.note(held.jid, token=token, attempt=held.attempt, note=Note("tripped"), saved=b"x"))[0]
+
+    return call
+
+
+def _settle(verb: Verb, outcome: str, *, foreign: bool = False) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        token = "a-foreign-token" if foreign else None
+        return (await bench.settle(verb, held, outcome, token=token, cause="error", delay_s=1))[0]
+
+    return call
+
+
+def _refuse(*, foreign: bool = False, delay_ms: int = 0, limit: int = 0, already: int = 0) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        if already:
+            await _write(bench, held, "refusals", already)
+        entry = NO_ENTRY if foreign else held.entry
+        refusal = Refusal(
+            jid=held.jid, entry=entry, why="unknown_kind", delay_ms=delay_ms, most_ms=delay_ms, limit=limit, error=b"\x01e"
+        )
+        return (await bench.a.refuse(0, QUEUE, [refusal]))[0][0]
+
+    return call
+
+
+def _cancel(*, grace_s: float | None = None, tombstone_s: float | None = None) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        return (await bench.cancel(held.jid, grace_s=grace_s, tombstone_s=tombstone_s)).verdict
+
+    return call
+
+
+def _finalize(after_s: float, *, gone: bool = False) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        bench.clock.advance(after_s)
+        return (await bench.finalize(held.jid, gone=gone))[0]
+
+    return call
+
+
+def _reclaim(*, good_lease: bool = False, foreign: bool = False, owner: str = "a", gone: bool = False) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        await bench.beat()
+        if not good_lease:
+            bench.clock.advance(LEASE_S)
+        return (await bench.reclaim(_foreign(held) if foreign else held, owner=owner, gone=gone))[0]
+
+    return call
+
+
+def _settling(verb: Verb, *outcomes: str) -> list[Case]:
+    cases = [Case("a foreign token", _settle(verb, outcomes[0], foreign=True))]
+    for outcome in outcomes:
+        for retries in (0, 1):
+            for late in ({}, {"late": "keep"}):
+                name = f"{outcome}, {retries} retries, {late}"
+                cases.append(Case(name, _settle(verb, outcome), retries=retries, fields=late, names_attempt=True))
+    return cases
+
+
+CASES: Mapping[Verb, list[Case]] = {
+    Verb.ENQUEUE: [
+        Case("at once", _enqueue()),
+        Case("with a delay", _enqueue(delay_s=1)),
+        Case("after a tombstone", _enqueue(tombstone=True)),
+    ],
+    Verb.PROMOTE: [Case("not due", _promote(DELAY_S - 1)), Case("due", _promote(DELAY_S))],
+    Verb.START: [
+        Case("its own entry", _start()),
+        Case("a foreign entry", _start(foreign=True)),
+        Case("another kind", _start(kind="other")),
+        Case("a record of a newer version", _start(version=9)),
+        Case("a record that expired after its cancel", _start(marked=True)),
+    ],
+    Verb.RENEW: [Case("its own token", _renew(foreign=False)), Case("a foreign token", _renew(foreign=True))],
+    Verb.NOTE: [Case("its own token", _note(foreign=False)), Case("a foreign token", _note(foreign=True))],
+    Verb.FINISH: _settling(Verb.FINISH, "succeeded", "failed"),
+    Verb.RETRY: _settling(Verb.RETRY, "failed"),
+    Verb.RELEASE: _settling(Verb.RELEASE, "released"),
+    Verb.REFUSE: [
+        Case("back at once", _refuse()),
+        Case("back later", _refuse(delay_ms=100)),
+        Case("counted, the last time", _refuse(delay_ms=100, limit=1)),
+        Case("counted, once too often", _refuse(delay_ms=100, limit=1, already=1)),
+        Case("a foreign entry", _refuse(foreign=True)),
+    ],
+    Verb.CANCEL: [
+        Case("plain", _cancel()),
+        Case("with a shorter grace", _cancel(grace_s=0.5)),
+        Case("with a longer grace", _cancel(grace_s=500)),
+        Case("with a tombstone", _cancel(tombstone_s=60)),
+    ],
+    Verb.FINALIZE: [
+        Case("before the deadline", _finalize(DEADLINE_S - 1)),
+        Case("past the deadline", _finalize(DEADLINE_S)),
+        Case("past the deadline, the owner gone", _finalize(DEADLINE_S, gone=True)),
+    ],
+    Verb.RECLAIM: [
+        Case("the lease is good", _reclaim(good_lease=True)),
+        Case("the lease is over", _reclaim()),
+        Case("the lease is over, no losses left", _reclaim(), max_losses=0),
+        Case("the lease is over, the owner gone", _reclaim(gone=True)),
+        Case("a foreign entry", _reclaim(foreign=True)),
+        Case("another owner", _reclaim(owner="b")),
+    ],
+}
+
+
+@pytest.mark.parametrize("state", EVERY_STATE, ids=lambda state: state or "unknown")
+@pytest.mark.parametrize("verb", Verb)
+async def test_a_script_answers_all_that_the_table_lists_and_nothing_else(
+    url: str, verb: Verb, state: State | None
+) -> None:
+    heard: set[tuple[str, State | None]] = set()
+    async with Bench(url) as bench:
+        for case in CASES[verb]:
+            held = await put_in(bench, state, retries=case.retries, max_losses=case.max_losses, **case.fields)
+            before = await bench.record(held.jid)
+            answer = await case.call(bench, held)
+            after = await bench.state(held.jid)
+            if state is not None and is_terminal(state):
+                now = await bench.record(held.jid)
+                assert _but_history(now) == _but_history(before) | _written_by_hand(now), case.name
+            if case.names_attempt and held.settled:
+                # The very attempt that settled the job says so again: a resend, answered as the first time.
+                assert (answer, after) == ("settled", state), case.name
+                continue
+            assert allowed(verb, state, answer, after), f"{case.name}: {answer}, now {after}"
+            heard.add((answer, after))
+    listed = {(answer, to) for answer, states in TRANSITIONS[verb][state].items() for to in states}
+    assert heard == listed
+
+
+@pytest.mark.parametrize("state", [state for state in State if is_terminal(state)])
+def test_the_table_lets_no_verb_leave_a_terminal_state(state: State) -> None:
+    for verb in Verb:
+        for answer, states in TRANSITIONS[verb][state].items():
+            assert states == {state}, f"{verb} answers {answer}"
+
+
+def _but_history(record: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    return {k: v for k, v in record.items() if k != b"n" and not (k[:1] == b"e" and k[1:].isdigit())}
+
+
+def _written_by_hand(record: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """What a case itself wrote to bring a circumstance about."""
+    return {k: record[k] for k in (b"v", b"refusals") if k in record}
