@@ -66,6 +66,17 @@ def logger(name: str) -> Log:
     return log
 
 
+_quiet_below = 0
+
+
+def be_quiet_below(level: int) -> None:
+    """Drop events below this level before they cost anything; for the process that configures its logs so."""
+    global _quiet_below
+    _quiet_below = level
+
+
 def tell(log: Log, event: str, *, level: int | None = None, **facts: Any) -> None:
     """Say that `event` happened. `level` overrules the table where the same event is normal in one case only."""
-    log.log(_LEVELS.get(event, logging.INFO) if level is None else level, event, **facts)
+    loud = _LEVELS.get(event, logging.INFO) if level is None else level
+    if loud >= _quiet_below:
+        log.log(loud, event, **facts)

@@ -60,9 +60,7 @@ def _row(**answers: State | None | tuple[State | None, ...]) -> Answers:
     return {word: frozenset(to if isinstance(to, tuple) else (to,)) for word, to in answers.items()}
 
 
-def _rows(
-    given: Mapping[State | None, Answers], *, otherwise: str, missing: Answers
-) -> Mapping[State | None, Answers]:
+def _rows(given: Mapping[State, Answers], *, otherwise: str, missing: Answers) -> Mapping[State | None, Answers]:
     """One row for every state: `given` where it is named, else `otherwise` with the state unchanged."""
     rows: dict[State | None, Answers] = {None: missing}
     for state in State:

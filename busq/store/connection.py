@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import hiredis
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
@@ -57,6 +58,30 @@ def redact(url: str) -> str:
     return urlunsplit((parts.scheme, login + host, parts.path, "***" if parts.query else "", ""))
 
 
+class _PackedByHiredis:
+    """Commands written by hiredis, as redis-py's blocking connections do: a batch has a thousand arguments."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        if isinstance(args[0], str) and " " in args[0]:
+            args = (*args[0].split(), *args[1:])
+        return [hiredis.pack_command(args)]
+
+
+class _TcpConnection(_PackedByHiredis, Connection):
+    pass
+
+
+class _TlsConnection(_PackedByHiredis, SSLConnection):
+    pass
+
+
+class _UnixConnection(_PackedByHiredis, UnixDomainSocketConnection):
+    pass
+
+
+_CONNECTIONS = {"redis": _TcpConnection, "rediss": _TlsConnection, "unix": _UnixConnection}
+
+
 class Connections:
     """The clients of one store. Opened on first use; bound to the event loop that uses them first."""
 
@@ -64,15 +89,12 @@ class Connections:
         self._url = require_url(settings)
         self._settings = settings
         self._made: list[Redis] = []
+        self.place = redact(self._url)
+        """Where this leads, without secrets."""
         self.commands = self._client(
             socket_timeout=settings.command_timeout_s,
             retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RESENDS),
         )
-
-    @property
-    def place(self) -> str:
-        """Where this leads, without secrets."""
-        return redact(self._url)
 
     def blocking(self) -> Redis:
         """A client for blocking reads: raw answers, no re-sending."""
@@ -102,6 +124,7 @@ class Connections:
                 health_check_interval=0,
                 decode_responses=False,
                 protocol=2,
+                connection_class=_CONNECTIONS[urlsplit(self._url).scheme],
                 **more,
             )
         except ValueError as error:

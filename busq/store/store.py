@@ -358,14 +358,6 @@ class Store:
         answer = await self._run("prune", shard, (), (), named={"limit": limit, "suspect_ms": _ms(suspect_s)})
         return sum(int(count) for count in answer[1:])
 
-    async def clear_suspect(self, jid: str, attempt: int) -> int:
-        """Take an attempt off the list of suspects: its code has stopped. Answers how many lines were dropped."""
-        suspects = self.keys(self.shard_of(jid)).suspects
-        wanted = f"{jid}\t{attempt}\t".encode()
-        with reaching(self.connections.place):
-            listed = [each async for each, _ in self.redis.zscan_iter(suspects, match=_escaped(wanted) + b"*")]
-            return int(await self.redis.zrem(suspects, *listed)) if listed else 0  # type: ignore[misc]
-
     # How it is done ------------------------------------------------------------------------------------
 
     async def _run(
@@ -434,11 +426,6 @@ class Store:
 def clean_name(by: str) -> str:
     """A process's name as it may stand in a line of history: printable, no tabs, at most 100 characters."""
     return "".join(c for c in by if c.isprintable() and c != "\t")[:100] or "nobody"
-
-
-def _escaped(pattern: bytes) -> bytes:
-    """Literal bytes for a MATCH pattern; jids hold none of its special characters but this stays true for all."""
-    return b"".join(b"\\" + bytes([c]) if c in b"*?[]\\^-" else bytes([c]) for c in pattern)
 
 
 def _ms(seconds: float) -> int:

@@ -1,9 +1,12 @@
 """
 Takes entries off the queues, and only when there is room for the jobs behind them.
 
-How many may be read from a queue is decided by the fullest pool that its handlers use: an entry does not say what
-it needs before it is read, and what has been read and not started is out of everybody else's reach. Reads are at
-most half of the room, so that Redis fetches one half while the handlers of the other run.
+An entry does not say which pool its handler needs before it is read, and what has been read and not started is out
+of everybody else's reach. Where all handlers of a queue share a pool, room is what that pool has free. Where they do
+not, a read trusts that most entries need the emptier pool; what then finds its own pool full is given back at once,
+and that queue is read by the fullest pool for a while. Handlers that block for long deserve a queue of their own.
+
+Reads are at most half of the room, so that Redis fetches one half while the handlers of the other run.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from busq import events
@@ -21,6 +25,8 @@ from busq.worker.reception import Reception
 from busq.worker.slots import Slots
 
 MOST = 128  # entries in one read
+GATHER_S = 0.001
+WARY_S = (0.1, 2.0)  # after a read that brought more than its pool could take: the first and the longest
 PAUSE_S = (0.05, 2.0)  # between tries while Redis is away: the first and the longest
 
 log = events.logger("busq.worker")
@@ -43,6 +49,8 @@ class Intake:
         self._reception = reception
         self._pools = dict(pools)
         self._knows = knows
+        self._plenty = {queue: max(slots.limits[pool] for pool in pools) // 4 for queue, pools in self._pools.items()}
+        self._trust = {queue: _Trust() for queue in self._pools}
         self._turn = 0
         self.reachable = True
 
@@ -58,7 +66,7 @@ class Intake:
                     lost_something = False
                 entries = await self._read()
                 if entries:
-                    await self._reception.take(entries)
+                    self._learn({entry.queue for entry in entries}, await self._reception.take(entries))
                 pause, self.reachable = PAUSE_S[0], True
             except BusUnavailable as error:
                 if self.reachable:
@@ -79,10 +87,11 @@ class Intake:
         self._reception.give_back_unstarted(pending)
 
     async def _read(self) -> list[Entry]:
-        room = self._room()
-        while not room:
-            await self._slots.wait_freed()
-            room = self._room()
+        room = await self._some_room()
+        if all(free < self._plenty[queue] for queue, free in room.items()):
+            # Jobs end one by one: a moment later there is room for several, in one read instead of many.
+            await asyncio.sleep(GATHER_S)
+            room = self._room() or room
         most = min(room.values())
         if len(room) > 1 and most < len(room):
             # Less room than queues: one entry of one queue after another, the first one changing.
@@ -99,6 +108,44 @@ class Intake:
             found += await self._streams.read({queues[(self._turn + i) % len(queues)]: 1}, block_ms=0)
         return found
 
+    async def _some_room(self) -> dict[str, int]:
+        while not (room := self._room()):
+            wary_until = min((trust.wary_until for trust in self._trust.values()), default=0.0)
+            wait = wary_until - asyncio.get_running_loop().time()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait if wait > 0 else None):
+                    await self._slots.wait_freed()
+        return room
+
     def _room(self) -> dict[str, int]:
-        room = {queue: self._slots.free(pools) for queue, pools in self._pools.items()}
-        return {queue: free for queue, free in room.items() if free > 0}
+        now = asyncio.get_running_loop().time()
+        room = {}
+        for queue, pools in self._pools.items():
+            free = [self._slots.free({pool}) for pool in pools]
+            trust = self._trust[queue]
+            trusted = min(max(free), trust.entries) if now >= trust.wary_until else 0
+            if most := max(min(free), trusted):
+                room[queue] = most
+        return room
+
+    def _learn(self, read: set[str], overfull: set[str]) -> None:
+        """Trust the queues whose entries all found room, and be wary of the others for a while."""
+        now = asyncio.get_running_loop().time()
+        for queue in read:
+            trust = self._trust[queue]
+            if queue in overfull:
+                trust.entries, trust.pause_s = 1, min(WARY_S[1], trust.pause_s * 2)
+                trust.wary_until = now + trust.pause_s
+            else:
+                trust.entries, trust.pause_s = min(MOST, trust.entries * 2), WARY_S[0] / 2
+
+
+class _Trust:
+    """How many entries may be read beyond what the fullest pool has room for, and from when on."""
+
+    __slots__ = ("entries", "pause_s", "wary_until")
+
+    def __init__(self) -> None:
+        self.entries = MOST
+        self.pause_s = WARY_S[0] / 2
+        self.wary_until = 0.0

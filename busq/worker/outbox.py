@@ -90,6 +90,7 @@ class Outbox:
         """Send for ever; cancel it when `empty` has returned."""
         while True:
             await self._work.wait()
+            await asyncio.sleep(0)  # what ends in the same turn of the loop travels together
             self._work.clear()
             await self.until_told(self._flush)
             if not (self._lines or self._endings or self._returns):

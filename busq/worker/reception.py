@@ -24,8 +24,6 @@ from busq.store.streams import Entry
 from busq.worker.outbox import Outbox
 from busq.worker.slots import Slots
 
-NO_SLOT_DELAY_S = 0.25  # a job that needs a pool which is full here: somebody else may have room
-
 Begin = Callable[[list[tuple[Entry, Handler, Delivery, StartAnswer]]], None]
 """Called with the jobs that one script call has started; each holds a slot already."""
 
@@ -44,8 +42,13 @@ class Reception:
         self._terms = {handler.kind: terms_of(handler, settings) for handler in handlers}
         self._numbers = itertools.count(1)
 
-    async def take(self, entries: Iterable[Entry], *, adopt: bool = False) -> None:
-        """Start what can be started behind these entries, and deal with the rest. Raise `BusUnavailable`."""
+    async def take(self, entries: Iterable[Entry], *, adopt: bool = False) -> set[str]:
+        """
+        Start what can be started behind these entries, and deal with the rest. Raise `BusUnavailable`.
+
+        Return the queues that brought more than some pool had room for.
+        """
+        overfull: set[str] = set()
         startable: dict[tuple[int, str], list[tuple[Entry, Handler]]] = {}
         for entry in entries:
             if entry.flaw:
@@ -55,11 +58,13 @@ class Reception:
             if handler is None:
                 self._refuse_unknown(entry)
             elif not self._slots.take(handler.pool):
-                self._refuse(entry, "no_slot", delay_s=NO_SLOT_DELAY_S)
+                overfull.add(entry.queue)
+                self._refuse(entry, "no_slot", delay_s=0)  # somebody else may have room right now
             else:
                 startable.setdefault((entry.shard, entry.queue), []).append((entry, handler))
         for (shard, queue), chosen in startable.items():
             await self._start(shard, queue, chosen, adopt=adopt)
+        return overfull
 
     async def _start(self, shard: int, queue: str, chosen: list[tuple[Entry, Handler]], *, adopt: bool) -> None:
         kinds = {handler.kind for _, handler in chosen}

@@ -22,6 +22,7 @@ from busq.errors import BadArguments, BadPayload
 from busq.handlers import Handler, Pool
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.states import State, Verb, is_terminal
+from busq.store import suspects
 from busq.store.store import Delivery, Settlement, StartAnswer, Store
 from busq.store.streams import Entry
 from busq.worker import outcome as outcomes
@@ -236,7 +237,7 @@ class Runner:
         self._errand(self._clear_suspect(attempt))
 
     async def _clear_suspect(self, attempt: Attempt) -> None:
-        await self.outbox.until_told(lambda: self._store.clear_suspect(attempt.jid, attempt.number))
+        await self.outbox.until_told(lambda: suspects.clear_attempt(self._store, attempt.jid, attempt.number))
 
     def _errand(self, errand: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(errand)

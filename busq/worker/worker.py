@@ -21,6 +21,7 @@ from busq.config import Settings
 from busq.errors import BusUnavailable
 from busq.handlers import Handlers, Pool
 from busq.protocol.cancel import Cause, TripFacts
+from busq.store import suspects
 from busq.store.roster import process_card
 from busq.store.store import Store
 from busq.store.streams import Streams
@@ -184,6 +185,8 @@ class Worker:
                 await self._runner.outbox.empty()
                 for shard in range(self._store.shards):
                     await self._store.forget(shard, self.name, self._queues, own_wish=True)
+                    # What still runs here ends with this process, and that is about to end.
+                    await suspects.clear_owner(self._store, shard, self.name)
         except (TimeoutError, BusUnavailable) as error:
             # The lease runs out by itself, and a watchdog takes over what is still under our name.
             events.tell(log, events.BUS_LOST, error=str(error) or "no answer", untold=self._runner.outbox.waiting)

@@ -16,8 +16,7 @@ import pytest
 from busq.protocol.cancel import Verdict
 from busq.protocol.states import State, Verb, allowed, is_terminal
 from busq.store.store import Store
-from tests.store.bench import DEADLINE_S, LEASE_S, Bench, Held
-from tests.store.test_transitions import _but_history as but_history
+from tests.store.bench import DEADLINE_S, LEASE_S, Bench, Held, but_history
 
 RETRIES = 2
 ROUNDS = 10
@@ -102,14 +101,15 @@ class Race:
                 await self.step(act)
         for entry in await self.bench.read(self.bench.b):
             assert (await self.bench.begin(Held(self.jid, entry.id), self.bench.b)).word == "stale"
-        for entry, owner in (await self.bench.pending()).items():
-            await self.bench.reclaim(Held(self.jid, entry), owner=owner.decode())
+        for left, owner in (await self.bench.pending()).items():
+            await self.bench.reclaim(Held(self.jid, left), owner=owner.decode())
 
 
 STEPS: Mapping[str, Callable[[Race], Awaitable[tuple[Verb, str]]]] = {
     name: getattr(Race, name)
     for name in (
-        "cancel", "start_a", "start_b", "finish_a", "finish_b", "retry_a", "release_a", "reclaim", "finalize", "promote",
+        "cancel", "start_a", "start_b", "finish_a", "finish_b", "retry_a", "release_a", "reclaim", "finalize",
+        "promote",
     )
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ async def _try(bench: Bench, order: tuple[str, ...]) -> None:
     assert await bench.pending() == {}
     assert not await bench.is_marked(race.jid)
     for index in (own.deadlines, own.scheduled):
-        assert await bench.a.redis.zcard(index) == 0
+        assert await bench.redis.zcard(index) == 0
 
 
 @pytest.mark.parametrize("first", STEPS)

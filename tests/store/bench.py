@@ -8,7 +8,7 @@ says so; only stream ids and expiries of keys follow the server's own time.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -64,6 +64,7 @@ class Bench:
         self.settings = Settings.load({}, url=url, **settings)
         self._fresh = itertools.count(1)
         self.a, self.b, self.dog = (Store(self.settings, by=name, clock=self.clock) for name in ("a", "b", "dog"))
+        self.redis: Any = self.a.redis  # for looking and for what no verb does
 
     async def __aenter__(self) -> Self:
         for store in (self.a, self.b, self.dog):
@@ -82,7 +83,7 @@ class Bench:
     # Looking -------------------------------------------------------------------------------------------
 
     async def record(self, jid: str) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = await self.a.redis.hgetall(self.a.job_key(jid))  # type: ignore[misc]
+        found: dict[bytes, bytes] = await self.redis.hgetall(self.a.job_key(jid))
         return found
 
     async def state(self, jid: str) -> State | None:
@@ -102,35 +103,35 @@ class Bench:
         """Ids of every entry that stands in this queue, read or not, over all shards."""
         found: list[bytes] = []
         for shard in range(self.a.shards):
-            found += [entry for entry, _ in await self.a.redis.xrange(self.a.keys(shard).stream(queue))]
+            found += [entry for entry, _ in await self.redis.xrange(self.a.keys(shard).stream(queue))]
         return found
 
     async def pending(self, queue: str = QUEUE) -> dict[bytes, bytes]:
         """Entry -> consumer, for every entry that was delivered and not acknowledged."""
         found: dict[bytes, bytes] = {}
         for shard in range(self.a.shards):
-            listed = await self.a.redis.xpending_range(self.a.keys(shard).stream(queue), GROUP, "-", "+", 1000)
+            listed = await self.redis.xpending_range(self.a.keys(shard).stream(queue), GROUP, "-", "+", 1000)
             found.update({each["message_id"]: each["consumer"] for each in listed})
         return found
 
     async def is_marked(self, jid: str) -> bool:
         """Whether the cancelled set names this job."""
         own = self.a.keys(self.a.shard_of(jid))
-        return await self.a.redis.zscore(own.cancelled, jid) is not None
+        return await self.redis.zscore(own.cancelled, jid) is not None
 
     async def snapshot(self) -> dict[bytes, object]:
         """Everything that the server holds, to be compared; of expiries only whether there is one."""
-        redis = self.a.redis
+        redis = self.redis
         held: dict[bytes, object] = {}
         for key in sorted(await redis.keys("*")):
             kind = await redis.type(key)
             value: object
             if kind == b"hash":
-                value = await redis.hgetall(key)  # type: ignore[misc]
+                value = await redis.hgetall(key)
             elif kind == b"zset":
                 value = await redis.zrange(key, 0, -1, withscores=True)
             elif kind == b"set":
-                value = await redis.smembers(key)  # type: ignore[misc]
+                value = await redis.smembers(key)
             else:
                 value = await redis.xrange(key)
             held[key] = (kind, await redis.pttl(key) > 0, value)
@@ -140,7 +141,13 @@ class Bench:
     # Doing ---------------------------------------------------------------------------------------------
 
     async def enqueue(
-        self, jid: str | None = None, *, delay_s: float = 0, call: str | None = None, kind: str = KIND, **fields: str | int
+        self,
+        jid: str | None = None,
+        *,
+        delay_s: float = 0,
+        call: str | None = None,
+        kind: str = KIND,
+        **fields: Any,
     ) -> str:
         """Admit a job and give its jid back; `fields` are further fields of its record."""
         jid = jid or self.fresh("job")
@@ -148,7 +155,7 @@ class Bench:
         return jid
 
     async def admit(
-        self, jid: str, *, delay_s: float = 0, call: str | None = None, kind: str = KIND, **fields: str | int
+        self, jid: str, *, delay_s: float = 0, call: str | None = None, kind: str = KIND, **fields: Any
     ) -> tuple[str, State]:
         more = tuple(itertools.chain.from_iterable(fields.items()))
         job = NewJob(jid, kind, QUEUE, b"\x01payload", round(delay_s * 1000), more)
@@ -191,7 +198,13 @@ class Bench:
         return answer
 
     async def run(
-        self, jid: str | None = None, by: Store | None = None, *, retries: int = 0, max_losses: int = 5, **fields: str | int
+        self,
+        jid: str | None = None,
+        by: Store | None = None,
+        *,
+        retries: int = 0,
+        max_losses: int = 5,
+        **fields: Any,
     ) -> Held:
         """A running attempt: of a new job, or of a queued one."""
         if jid is None:
@@ -237,7 +250,9 @@ class Bench:
     async def cancel(
         self, jid: str, *, request: str | None = None, cause: Cause = Cause.USER, **wish: Any
     ) -> CancelAnswer:
-        (answer,) = await self.b.cancel([jid], CancelRequest(cause=cause, **wish), request=request or self.fresh("request"))
+        (answer,) = await self.b.cancel(
+            [jid], CancelRequest(cause=cause, **wish), request=request or self.fresh("request")
+        )
         return answer
 
     async def beat(self, by: Store | None = None, held: Sequence[Held] = ()) -> list[RenewAnswer]:
@@ -261,7 +276,12 @@ class Bench:
         return answer
 
 
-async def put_in(bench: Bench, state: State | None, *, retries: int = 0, max_losses: int = 5, **fields: str | int) -> Held:
+def but_history(record: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """A record without the lines of its history and their count."""
+    return {k: v for k, v in record.items() if k != b"n" and not (k[:1] == b"e" and k[1:].isdigit())}
+
+
+async def put_in(bench: Bench, state: State | None, *, retries: int = 0, max_losses: int = 5, **fields: Any) -> Held:
     """
     Bring a fresh job into this state.
 
@@ -276,7 +296,7 @@ async def put_in(bench: Bench, state: State | None, *, retries: int = 0, max_los
     held = await bench.run(retries=retries, max_losses=max_losses, **fields)
     if state is State.WAITING:
         # No verb leads there yet.
-        await bench.a.redis.hset(bench.a.job_key(held.jid), "state", "waiting")  # type: ignore[misc]
+        await bench.redis.hset(bench.a.job_key(held.jid), "state", "waiting")
     elif state in (State.SUCCEEDED, State.FAILED):
         await bench.settle(Verb.FINISH, held, state, cause="error" if state is State.FAILED else "")
         held.settled = True

@@ -43,8 +43,8 @@ async def test_a_tombstone_is_consumed_by_the_enqueue_that_it_stops(url: str) ->
         await bench.cancel("job", tombstone_s=60)
         await bench.enqueue("job")
         assert not await bench.is_marked("job")
-        assert await bench.a.redis.hlen(bench.a.keys(0).tombstones) == 0  # type: ignore[misc]
-        await bench.a.redis.delete(bench.a.job_key("job"))
+        assert await bench.redis.hlen(bench.a.keys(0).tombstones) == 0
+        await bench.redis.delete(bench.a.job_key("job"))
         assert await bench.admit("job") == ("enqueued", S.QUEUED)
 
 
@@ -54,14 +54,14 @@ async def test_an_expired_tombstone_stops_nothing_and_leaves_nothing(url: str) -
         bench.clock.advance(60)
         assert await bench.admit("job") == ("enqueued", S.QUEUED)
         assert not await bench.is_marked("job")
-        assert await bench.a.redis.hlen(bench.a.keys(0).tombstones) == 0  # type: ignore[misc]
+        assert await bench.redis.hlen(bench.a.keys(0).tombstones) == 0
 
 
 async def test_a_delayed_job_with_a_tombstone_is_not_scheduled(url: str) -> None:
     async with Bench(url) as bench:
         await bench.cancel("job", tombstone_s=60)
         assert await bench.admit("job", delay_s=600) == ("tombstoned", S.CANCELLED)
-        assert await bench.a.redis.zcard(bench.a.keys(0).scheduled) == 0
+        assert await bench.redis.zcard(bench.a.keys(0).scheduled) == 0
 
 
 async def test_a_cancel_whose_record_expired_unread_is_no_tombstone(url: str) -> None:
@@ -69,7 +69,7 @@ async def test_a_cancel_whose_record_expired_unread_is_no_tombstone(url: str) ->
     async with Bench(url) as bench:
         await bench.enqueue("job")
         await bench.cancel("job")
-        await bench.a.redis.delete(bench.a.job_key("job"))
+        await bench.redis.delete(bench.a.job_key("job"))
         assert await bench.admit("job") == ("enqueued", S.QUEUED)
         old, new = await bench.read()
         held = (await bench.record("job"))[b"entry"]
@@ -82,7 +82,7 @@ async def test_a_tombstone_outlives_the_unread_entry_of_an_older_job(url: str) -
     async with Bench(url) as bench:
         await bench.enqueue("job")
         await bench.cancel("job")
-        await bench.a.redis.delete(bench.a.job_key("job"))
+        await bench.redis.delete(bench.a.job_key("job"))
         assert (await bench.cancel("job", tombstone_s=60)).verdict is Verdict.TOMBSTONED
         assert (await bench.begin(await bench.take("job"))).word == "stale"
         assert await bench.entries() == []
@@ -102,8 +102,8 @@ async def test_expired_tombstones_are_pruned_and_live_ones_are_kept(url: str) ->
         bench.clock.advance(10)
         assert await bench.dog.prune(0, limit=100, suspect_s=86400) == 1
         own = bench.a.keys(0)
-        assert set(await bench.a.redis.zrange(own.cancelled, 0, -1)) == {b"long", queued.encode(), running.jid.encode()}
-        assert await bench.a.redis.hkeys(own.tombstones) == [b"long"]  # type: ignore[misc]
+        assert set(await bench.redis.zrange(own.cancelled, 0, -1)) == {b"long", queued.encode(), running.jid.encode()}
+        assert await bench.redis.hkeys(own.tombstones) == [b"long"]
 
 
 async def test_pruning_takes_a_bounded_number_at_a_time(url: str) -> None:
@@ -122,10 +122,10 @@ async def test_an_index_of_ended_jobs_forgets_a_job_when_its_record_expires(url:
         index = {S.SUCCEEDED: own.succeeded, S.FAILED: own.failed, S.CANCELLED: own.cancelled_jobs}[state]
         bench.clock.advance(keep_s - 0.001)
         assert await bench.dog.prune(0, limit=10, suspect_s=1) == 0
-        assert await bench.a.redis.zrange(index, 0, -1) == [held.jid.encode()]
+        assert await bench.redis.zrange(index, 0, -1) == [held.jid.encode()]
         bench.clock.advance(0.001)
         assert await bench.dog.prune(0, limit=10, suspect_s=1) == 1
-        assert await bench.a.redis.zcard(index) == 0
+        assert await bench.redis.zcard(index) == 0
 
 
 async def test_suspects_are_forgotten_after_their_time(url: str) -> None:
@@ -135,10 +135,10 @@ async def test_suspects_are_forgotten_after_their_time(url: str) -> None:
         await bench.finalize(held.jid)
         bench.clock.advance(99)
         await bench.dog.prune(0, limit=10, suspect_s=100)
-        assert await bench.a.redis.zcard(bench.a.keys(0).suspects) == 1
+        assert await bench.redis.zcard(bench.a.keys(0).suspects) == 1
         bench.clock.advance(1)
         await bench.dog.prune(0, limit=10, suspect_s=100)
-        assert await bench.a.redis.zcard(bench.a.keys(0).suspects) == 0
+        assert await bench.redis.zcard(bench.a.keys(0).suspects) == 0
 
 
 # Expiries and keys ----------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ async def test_suspects_are_forgotten_after_their_time(url: str) -> None:
 async def test_live_records_have_no_expiry_and_terminal_ones_have(url: str, state: State) -> None:
     async with Bench(url) as bench:
         held = await put_in(bench, state)
-        left_ms = await bench.a.redis.pttl(bench.a.job_key(held.jid))
+        left_ms = await bench.redis.pttl(bench.a.job_key(held.jid))
         if not is_terminal(state):
             assert left_ms == -1
         else:
@@ -170,16 +170,16 @@ async def test_every_way_to_end_gives_the_record_an_expiry(url: str) -> None:
         await bench.settle(Verb.RETRY, spent)
         for jid in (queued, late.jid, lost.jid, gone.jid, spent.jid):
             assert is_terminal((await bench.job(jid)).state)
-            assert await bench.a.redis.pttl(bench.a.job_key(jid)) > 0
+            assert await bench.redis.pttl(bench.a.job_key(jid)) > 0
 
 
 async def test_a_stale_call_does_not_keep_a_record_alive(url: str) -> None:
     async with Bench(url) as bench:
         held = await put_in(bench, S.SUCCEEDED)
-        await bench.a.redis.pexpire(bench.a.job_key(held.jid), 50_000)
+        await bench.redis.pexpire(bench.a.job_key(held.jid), 50_000)
         await bench.settle(Verb.FINISH, held, token="another")
         await bench.cancel(held.jid)
-        assert 0 < await bench.a.redis.pttl(bench.a.job_key(held.jid)) <= 50_000
+        assert 0 < await bench.redis.pttl(bench.a.job_key(held.jid)) <= 50_000
 
 
 def _pattern(named: str) -> re.Pattern[bytes]:
@@ -199,16 +199,18 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
         bench.clock.advance(DEADLINE_S)
         await bench.finalize(late.jid)
         stream = bench.a.keys(0).stream(QUEUE)
-        await bench.a.redis.xadd(stream, {"no": "job"})
+        await bench.redis.xadd(stream, {"no": "job"})
         (entry,) = [each for each in await bench.read() if not each.jid]
         await bench.a.bury(0, QUEUE, entry.id, reason="bad_entry", raw=b"raw")
         found: dict[str, int] = {named: 0 for named, *_ in KEY_TABLE}
-        for key in await bench.a.redis.keys("*"):
+        for key in await bench.redis.keys("*"):
             (row,) = [row for row in KEY_TABLE if _pattern(row[0]).fullmatch(key)]
             found[row[0]] += 1
             kind = row[1].split(",")[0]
             assert kind in kinds
-            assert (await bench.a.redis.type(key)).decode() == {"sorted set": "zset", "sorted sets": "zset"}.get(kind, kind)
+            assert (await bench.redis.type(key)).decode() == {"sorted set": "zset", "sorted sets": "zset"}.get(
+                kind, kind
+            )
         assert [named for named, count in found.items() if count == 0] == []
 
 
@@ -249,13 +251,13 @@ async def test_the_event_log_is_bounded(redis_url: str) -> None:
         held = await put_in(bench, S.RUNNING)
         for _ in range(600):
             await bench.a.note(held.jid, token=held.token, attempt=1, note=Note("tripped"))
-        assert 100 <= await bench.a.redis.xlen(bench.a.keys(0).events) <= 300
+        assert 100 <= await bench.redis.xlen(bench.a.keys(0).events) <= 300
 
 
 async def test_the_event_log_tells_every_transition_of_a_job(url: str) -> None:
     async with Bench(url) as bench:
         held = await put_in(bench, S.CANCELLED)
-        logged = await bench.a.redis.xrange(bench.a.keys(0).events)
+        logged = await bench.redis.xrange(bench.a.keys(0).events)
         assert all(fields[b"jid"] == held.jid.encode() for _, fields in logged)
         names = [fields[b"event"].split(b"\t")[0].decode() for _, fields in logged]
         assert names == await bench.events(held.jid) == ["enqueued", "started", "requested", "finalized"]
@@ -274,25 +276,25 @@ EVERY_BYTE = bytes(range(256))
 async def test_an_entry_that_is_no_job_is_buried_with_its_bytes(url: str, fields: dict[bytes, bytes]) -> None:
     async with Bench(url) as bench:
         stream = bench.a.keys(0).stream(QUEUE)
-        await bench.a.redis.xadd(stream, fields)  # type: ignore[arg-type]
+        await bench.redis.xadd(stream, fields)
         (entry,) = await bench.read()
         assert entry.jid == ""
         assert entry.flaw.startswith("bad_entry")
         assert entry.raw == tuple(part for pair in fields.items() for part in pair)
         raw = b"\x00".join(entry.raw)
         assert await bench.a.bury(0, QUEUE, entry.id, reason=entry.flaw, raw=raw) == "buried"
-        ((_, letter),) = await bench.a.redis.xrange(bench.a.keys(0).dead)
+        ((_, letter),) = await bench.redis.xrange(bench.a.keys(0).dead)
         assert (letter[b"raw"], letter[b"reason"], letter[b"entry"]) == (raw, entry.flaw.encode(), entry.id)
         assert await bench.entries() == []
         assert await bench.pending() == {}
         assert await bench.a.bury(0, QUEUE, entry.id, reason="again", raw=raw) == "stale"
-        assert await bench.a.redis.xlen(bench.a.keys(0).dead) == 1
+        assert await bench.redis.xlen(bench.a.keys(0).dead) == 1
 
 
 async def test_bad_entries_do_not_keep_good_ones_from_being_read(url: str) -> None:
     async with Bench(url) as bench:
         stream = bench.a.keys(0).stream(QUEUE)
-        await bench.a.redis.xadd(stream, {EVERY_BYTE: EVERY_BYTE})
+        await bench.redis.xadd(stream, {EVERY_BYTE: EVERY_BYTE})
         jid = await bench.enqueue()
         assert [entry.jid for entry in await bench.read()] == ["", jid]
         streams = Streams(bench.a, [QUEUE])
@@ -304,7 +306,7 @@ async def test_an_entry_that_was_deleted_while_pending_is_told_from_garbage(redi
     async with Bench(redis_url) as bench:
         jid = await bench.enqueue()
         held = await bench.take(jid)
-        await bench.a.redis.xdel(bench.a.keys(0).stream(QUEUE), held.entry)
+        await bench.redis.xdel(bench.a.keys(0).stream(QUEUE), held.entry)
         streams = Streams(bench.a, [QUEUE])
         await streams.open()
         (entry,) = await streams.pending()
@@ -333,9 +335,9 @@ async def test_a_worker_that_holds_entries_is_never_forgotten(url: str) -> None:
         await bench.reclaim(held)
         assert await bench.dog.forget(0, "a", [QUEUE]) == "forgotten"
         own = bench.a.keys(0)
-        assert await bench.a.redis.zscore(own.workers, "a") is None
-        assert await bench.a.redis.hget(own.worker_info, "a") is None  # type: ignore[misc]
-        consumers = await bench.a.redis.xinfo_consumers(own.stream(QUEUE), "busq")
+        assert await bench.redis.zscore(own.workers, "a") is None
+        assert await bench.redis.hget(own.worker_info, "a") is None
+        consumers = await bench.redis.xinfo_consumers(own.stream(QUEUE), "busq")
         assert b"a" not in {each["name"] for each in consumers}
 
 
@@ -349,7 +351,7 @@ async def test_a_worker_with_a_good_lease_is_forgotten_at_its_own_wish_only(url:
 async def test_a_queue_that_nobody_ever_read_does_not_keep_a_worker_on_the_roster(url: str) -> None:
     async with Bench(url) as bench:
         await bench.beat()
-        await bench.a.redis.xgroup_destroy(bench.a.keys(0).stream(QUEUE), "busq")
+        await bench.redis.xgroup_destroy(bench.a.keys(0).stream(QUEUE), "busq")
         await bench.enqueue()
         bench.clock.advance(LEASE_S)
         assert await bench.dog.forget(0, "a", [QUEUE, "unheard-of"]) == "forgotten"

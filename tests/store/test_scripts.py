@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ return { events, jobs, per_job, now }
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], scripts.Script]]:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., scripts.Script]:
     """Write `try.lua` into a folder of scripts, and load it from there."""
     (tmp_path / "lua/lib").mkdir(parents=True)
     for library in (LUA / "lib").iterdir():
@@ -44,19 +44,19 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         (tmp_path / "lua/try.lua").write_text(text)
         return load.__wrapped__("try", **how)
 
-    yield load_it
+    return load_it
 
 
 def test_names_are_bound_to_the_positions_of_the_header(write: Callable[..., scripts.Script]) -> None:
     script = write(GOOD, flags_line=False)
     assert (script.keys, script.argv) == (("events", "jobs..."), ("now_ms", "per_job..."))
-    assert script.source.startswith("local events = KEYS[1]\nlocal jobs = 2\nlocal now_ms = ARGV[1]\nlocal per_job = 2\n")
+    assert script.source.startswith(
+        "local events = KEYS[1]\nlocal jobs = 2\nlocal now_ms = ARGV[1]\nlocal per_job = 2\n"
+    )
 
 
 @pytest.mark.parametrize(("flags", "line"), [("none", "#!lua\n"), ("allow-oom", "#!lua flags=allow-oom\n")])
-def test_the_flags_line_says_what_the_header_says(
-    write: Callable[..., scripts.Script], flags: str, line: str
-) -> None:
+def test_the_flags_line_says_what_the_header_says(write: Callable[..., scripts.Script], flags: str, line: str) -> None:
     text = GOOD.replace("Flags    none", f"Flags    {flags}")
     with_line, without = write(text), write(text, flags_line=False)
     assert with_line.source == line + without.source
@@ -108,7 +108,9 @@ def test_a_script_is_about_a_screen(path: Path) -> None:
 def test_a_script_does_without_what_blocks_or_breaks_a_server(name: str) -> None:
     source = load(name).source
     assert not re.search(r"'(KEYS|SCAN|SORT|FLUSH\w*|EVAL\w*)'|cmsgpack|XAUTOCLAIM", source)
-    assert not re.search(r"\bKEYS\[\d+\]|\bARGV\[\d+\]", source.split("\n", 6)[-1]), "positions are the loader's to write"
+    assert not re.search(r"\bKEYS\[\d+\]|\bARGV\[\d+\]", source.split("\n", 6)[-1]), (
+        "positions are the loader's to write"
+    )
 
 
 @pytest.mark.parametrize("name", names())
@@ -123,7 +125,7 @@ def test_a_script_that_ends_jobs_still_works_when_memory_is_full(name: str) -> N
 async def test_a_script_loads_with_and_without_its_flags_line(redis_url: str, name: str, flags_line: bool) -> None:
     async with Bench(redis_url) as bench:
         script = load(name, flags_line=flags_line)
-        assert await bench.a.redis.script_load(script.source) in (script.sha, script.sha.encode())
+        assert await bench.redis.script_load(script.source) in (script.sha, script.sha.encode())
 
 
 @pytest.mark.parametrize("name", names())
@@ -135,12 +137,12 @@ async def test_a_script_survives_the_loss_of_the_script_cache(url: str, name: st
     }
     async with Bench(url) as bench:
         for _ in range(2):
-            await bench.a.redis.script_flush()
+            await bench.redis.script_flush()
             if name in others:
                 await others[name](bench)
                 continue
             held = await put_in(bench, State.QUEUED)
-            await bench.a.redis.script_flush()
+            await bench.redis.script_flush()
             await CASES[Verb(name)][0].call(bench, held)
 
 

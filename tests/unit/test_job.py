@@ -26,8 +26,10 @@ def test_a_record_is_decoded_field_by_field() -> None:
     job = job_from_record(
         "j",
         {
-            b"state": b"cancelled", b"kind": b"k", b"queue": b"q", b"attempt": b"2", b"failures": b"1", b"retries": b"3",
-            b"cause": b"user", b"reason": "genug: ü".encode(), b"source": b"api", b"ended": b"confirmed", b"owner": b"a",
+            b"state": b"cancelled", b"kind": b"k", b"queue": b"q", b"attempt": b"2", b"failures": b"1",
+            b"retries": b"3",
+            b"cause": b"user", b"reason": "genug: ü".encode(), b"source": b"api", b"ended": b"confirmed",
+            b"owner": b"a",
             b"payload": encode_payload((1, "x"), {"y": None}, 1000), b"evidence": b"failed",
             b"evidence_error": encode_error(ERROR), b"progress": b"0.5", b"progress_note": b"half",
             b"saved": encode_result({"at": 7}, 1000), b"tags": b'{"t":"v"}', b"grace": b"2500", b"timeout": b"600000",

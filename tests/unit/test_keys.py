@@ -47,7 +47,7 @@ def test_every_key_has_a_row_in_the_table() -> None:
     written = {getattr(own, name).decode().replace("busq:{0}", "{s}") for name in NAMES}
     written = {"{s}:ended:<state>" if ":ended:" in name else name for name in written}
     assert rows == written | {"meta", "{s}:job:<jid>", "{s}:queue:<queue>"}
-    assert all(len(row) == 4 and all(row) for row in KEY_TABLE)
+    assert all(all(row) for row in KEY_TABLE)
 
 
 def test_this_page_lists_every_key_there_is() -> None:

@@ -1,0 +1,302 @@
+"""
+Questions asked by people: one job, lists, counts, who works, what died.
+
+Read-only and bounded: a list never walks further than its limit and one step allow, however many jobs there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from busq.errors import JobNotFound
+from busq.protocol.job import (
+    Event,
+    Job,
+    LoggedEvent,
+    event_from_line,
+    history_from_record,
+    job_from_record,
+    moment,
+    text,
+)
+from busq.protocol.keys import GROUP
+from busq.protocol.states import State
+from busq.store import roster, suspects, watch
+from busq.store.connection import reaching
+from busq.store.roster import Member
+from busq.store.store import Store
+from busq.store.suspects import Suspect
+
+STEP = 200  # records in one step of a list
+SCAN_MOST = 20_000  # members looked at for one list, however rare the matches are
+
+
+class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One queue: entries that nobody has read, entries that workers hold, and the age of the oldest unread (s)."""
+
+    queue: str
+    ready: int
+    held: int
+    oldest_s: float | None
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The bus in numbers.
+
+    `now` counts live jobs by state; for `succeeded`, `failed`, `cancelled` it counts records that are still kept.
+    `total` counts since the bus was made.
+    """
+
+    now: dict[str, int]
+    total: dict[str, int]
+    queues: list[QueueStats]
+    suspects: int
+    dead: int
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """What could not be run, with its bytes. `jid` is "" for an entry that was no job."""
+
+    id: str
+    reason: str
+    at: datetime | None
+    jid: str = ""
+    kind: str = ""
+    queue: str = ""
+    payload: bytes = b""
+    raw: list[bytes] = []
+
+
+class Reader:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # One job -----------------------------------------------------------------------------------------------
+
+    async def job(self, jid: str) -> Job:
+        """The record of one job. Raise `JobNotFound`."""
+        return job_from_record(jid, await self._record(jid))
+
+    async def history(self, jid: str) -> list[Event]:
+        """What happened to one job, oldest first. Raise `JobNotFound`."""
+        return history_from_record(await self._record(jid))
+
+    async def _record(self, jid: str) -> Mapping[bytes, bytes]:
+        with reaching(self._store.connections.place):
+            record: Mapping[bytes, bytes] = await self._store.redis.hgetall(self._store.job_key(jid))  # type: ignore[misc]
+        if b"state" not in record:
+            raise JobNotFound(jid)
+        return record
+
+    # Lists -------------------------------------------------------------------------------------------------
+
+    async def jobs(
+        self,
+        *,
+        states: Sequence[State] = (),
+        kind: str | None = None,
+        queue: str | None = None,
+        group: str | None = None,
+        limit: int = 100,
+    ) -> list[Job]:
+        """Jobs that match, live ones first, newest endings first; at most `limit`."""
+        found: list[Job] = []
+        seen: set[str] = set()
+        for shard in range(self._store.shards):
+            async for jids in self._candidates(shard, set(states or State)):
+                fresh = [jid for jid in jids if jid not in seen]
+                seen.update(fresh)
+                for job in await self._records(fresh):
+                    if (
+                        (not states or job.state in states)
+                        and kind in (None, job.kind)
+                        and queue in (None, job.queue)
+                        and group in (None, job.group)
+                    ):
+                        found.append(job)
+                if len(found) >= limit or len(seen) >= SCAN_MOST:
+                    break
+        return found[:limit]
+
+    async def _candidates(self, shard: int, states: set[State]) -> AsyncIterator[list[str]]:
+        """Jids that may be in one of these states, from the indexes that know; a step at a time."""
+        keys = self._store.keys(shard)
+        if states & {State.RUNNING, State.CANCELLING, State.QUEUED}:
+            for queue in await watch.queues(self._store, shard):
+                async for jids in self._entries(keys.stream(queue)):
+                    yield jids
+        ended = {State.SUCCEEDED: keys.succeeded, State.FAILED: keys.failed, State.CANCELLED: keys.cancelled_jobs}
+        if State.SCHEDULED in states:
+            async for jids in self._members(keys.scheduled, newest_first=False):
+                yield jids
+        if states & {State.CANCELLING, State.WAITING}:
+            async for jids in self._members(keys.deadlines, newest_first=False):
+                yield jids
+        for state, key in ended.items():
+            if state in states:
+                async for jids in self._members(key, newest_first=True):
+                    yield jids
+
+    async def _entries(self, stream: bytes) -> AsyncIterator[list[str]]:
+        after = b"-"
+        for _ in range(SCAN_MOST // STEP):
+            with reaching(self._store.connections.place):
+                entries = await self._store.redis.xrange(stream, after.decode(), "+", count=STEP)  # type: ignore[misc]
+            if not entries:
+                return
+            yield [text(fields[b"jid"]) or "" for _, fields in entries if fields and b"jid" in fields]
+            after = b"(" + entries[-1][0]
+
+    async def _members(self, index: bytes, *, newest_first: bool) -> AsyncIterator[list[str]]:
+        for start in range(0, SCAN_MOST, STEP):
+            with reaching(self._store.connections.place):
+                members = await self._store.redis.zrange(index, start, start + STEP - 1, desc=newest_first)  # type: ignore[misc]
+            if not members:
+                return
+            yield [text(member) or "" for member in members]
+
+    async def _records(self, jids: Sequence[str]) -> list[Job]:
+        if not jids:
+            return []
+        with reaching(self._store.connections.place):
+            pipe = self._store.redis.pipeline(transaction=False)
+            for jid in jids:
+                pipe.hgetall(self._store.job_key(jid))
+            records = await pipe.execute()
+        return [job_from_record(jid, record) for jid, record in zip(jids, records, strict=True) if b"state" in record]
+
+    # Numbers -----------------------------------------------------------------------------------------------
+
+    async def stats(self) -> Stats:
+        now: dict[str, int] = dict.fromkeys(State, 0)
+        total: dict[str, int] = {}
+        queues: dict[str, QueueStats] = {}
+        suspected = dead = 0
+        for shard in range(self._store.shards):
+            keys = self._store.keys(shard)
+            with reaching(self._store.connections.place):
+                pipe = self._store.redis.pipeline(transaction=False)
+                pipe.hgetall(keys.counters)
+                for index in (
+                    keys.scheduled, keys.deadlines, keys.succeeded, keys.failed, keys.cancelled_jobs, keys.suspects
+                ):  # fmt: skip
+                    pipe.zcard(index)
+                pipe.xlen(keys.dead)
+                counters, scheduled, cancelling, *ended, letters = await pipe.execute()
+            for name, count in counters.items():
+                total[name.decode()] = total.get(name.decode(), 0) + int(count)
+            own = [await self._queue(shard, queue) for queue in await watch.queues(self._store, shard)]
+            held = sum(each.held for each in own)
+            now[State.SCHEDULED] += scheduled
+            now[State.CANCELLING] += cancelling
+            now[State.QUEUED] += sum(each.ready for each in own)
+            now[State.RUNNING] += max(0, held - cancelling)
+            for state, count in zip((State.SUCCEEDED, State.FAILED, State.CANCELLED), ended, strict=False):
+                now[state] += count
+            suspected += ended[3]
+            dead += letters
+            for each in own:
+                queues[each.queue] = _together(queues.get(each.queue), each)
+        return Stats(
+            now={str(state): count for state, count in now.items()},
+            total=total,
+            queues=sorted(queues.values(), key=lambda each: each.queue),
+            suspects=suspected,
+            dead=dead,
+        )
+
+    async def _queue(self, shard: int, queue: str) -> QueueStats:
+        """Counted from the stream and its pending list; `lag` would be blind after some deletions."""
+        stream = self._store.keys(shard).stream(queue)
+        now_ms = await watch.server_now_ms(self._store)
+        with reaching(self._store.connections.place):
+            length = await self._store.redis.xlen(stream)  # type: ignore[misc]
+            group: dict[str, Any] = {}
+            if length and await self._store.redis.exists(stream):
+                groups = await self._store.redis.xinfo_groups(stream)  # type: ignore[misc]
+                group = next((each for each in groups if each["name"] == GROUP), {})
+            held = group.get("pending", 0)
+            after = (group.get("last-delivered-id") or b"0-0").decode()
+            oldest = await self._store.redis.xrange(stream, f"({after}", "+", count=1) if length > held else []  # type: ignore[misc]
+        age = (now_ms - int(oldest[0][0].split(b"-")[0])) / 1000 if oldest else None
+        return QueueStats(queue=queue, ready=max(0, length - held), held=held, oldest_s=None if age is None else max(0.0, age))
+
+    # Processes, suspects, dead letters, the log ------------------------------------------------------------
+
+    async def members(self) -> list[Member]:
+        """Every worker and watchdog, each once, with its longest lease."""
+        best: dict[str, Member] = {}
+        for shard in range(self._store.shards):
+            for member in await roster.members(self._store, shard):
+                if member.name not in best or best[member.name].lease_ms < member.lease_ms:
+                    best[member.name] = member
+        return sorted(best.values(), key=lambda member: member.name)
+
+    async def suspects(self) -> list[Suspect]:
+        return [each for shard in range(self._store.shards) for each in await suspects.listed(self._store, shard)]
+
+    async def dead(self, *, limit: int = 100) -> list[DeadLetter]:
+        """Dead letters, oldest first, of every shard; an id names its shard too (`0/1700000000000-0`)."""
+        found: list[DeadLetter] = []
+        for shard in range(self._store.shards):
+            with reaching(self._store.connections.place):
+                letters = await self._store.redis.xrange(self._store.keys(shard).dead, count=limit)  # type: ignore[misc]
+            found += [_letter(shard, entry_id, fields) for entry_id, fields in letters]
+        return found[:limit]
+
+    async def bury_for_good(self, letter_id: str) -> bool:
+        """Remove one dead letter; False when there is none of this id."""
+        shard, _, entry_id = letter_id.partition("/")
+        if not shard.isdigit() or int(shard) >= self._store.shards:
+            return False
+        with reaching(self._store.connections.place):
+            return bool(await self._store.redis.xdel(self._store.keys(int(shard)).dead, entry_id))  # type: ignore[misc]
+
+    async def log(self, *, limit: int = 50) -> list[LoggedEvent]:
+        """The newest lines of the bus-wide log, oldest first."""
+        found: list[LoggedEvent] = []
+        for shard in range(self._store.shards):
+            with reaching(self._store.connections.place):
+                lines = await self._store.redis.xrevrange(self._store.keys(shard).events, count=limit)  # type: ignore[misc]
+            for entry_id, fields in lines:
+                event = event_from_line(fields.get(b"event", b""))
+                found.append(LoggedEvent(id=f"{shard}/{entry_id.decode()}", jid=text(fields.get(b"jid")) or "", event=event))
+        found.sort(key=lambda each: [int(part) for part in each.id.partition("/")[2].split("-")])
+        return found[-limit:]
+
+
+def _together(one: QueueStats | None, other: QueueStats) -> QueueStats:
+    if one is None:
+        return other
+    ages = [age for age in (one.oldest_s, other.oldest_s) if age is not None]
+    return QueueStats(
+        queue=one.queue, ready=one.ready + other.ready, held=one.held + other.held, oldest_s=max(ages, default=None)
+    )
+
+
+def _letter(shard: int, entry_id: bytes, fields: Mapping[bytes, bytes]) -> DeadLetter:
+    def word(name: bytes) -> str:
+        return text(fields.get(name)) or ""
+
+    return DeadLetter(
+        id=f"{shard}/{entry_id.decode()}",
+        reason=word(b"reason"),
+        at=moment(fields.get(b"at")),
+        jid=word(b"jid"),
+        kind=word(b"kind"),
+        queue=word(b"queue"),
+        payload=fields.get(b"payload", b""),
+        raw=_raw(fields.get(b"raw")),
+    )
+
+
+def _raw(data: bytes | None) -> list[bytes]:
+    try:
+        return msgspec.msgpack.decode(data, type=list[bytes]) if data else []
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return [data or b""]

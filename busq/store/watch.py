@@ -1,0 +1,91 @@
+"""
+What a watchdog asks: what is due, what is overdue, what does a worker still hold.
+
+Reading only, in bounded steps; every answer is a hint, for the scripts judge again on the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from busq.protocol.keys import GROUP
+from busq.store.connection import reaching
+from busq.store.store import Store
+from busq.store.streams import Entry, read_entry
+
+STEP = 100  # entries or members looked at in one step
+
+
+class Due(msgspec.Struct, frozen=True):
+    """Members of a timer that are due, as (jid, queue, owner), and when the next one is: ms from now, None if none."""
+
+    jobs: list[tuple[str, str, str]]
+    next_ms: float | None
+
+
+async def server_now_ms(store: Store) -> float:
+    """The moment that scripts take for now."""
+    own = store.clock.stamp_ms()
+    if own:
+        return own
+    with reaching(store.connections.place):
+        seconds, micros = await store.redis.time()  # type: ignore[misc]
+    return float(seconds) * 1000 + float(micros) / 1000
+
+
+async def due(store: Store, shard: int, timer: bytes, now_ms: float) -> Due:
+    """What is due on a timer (a sorted set of jids by moment): at most a step, earliest first."""
+    with reaching(store.connections.place):
+        first: Sequence[tuple[bytes, float]] = await store.redis.zrange(timer, 0, STEP - 1, withscores=True)  # type: ignore[misc]
+        jids = [jid.decode("utf-8", "replace") for jid, at in first if at <= now_ms]
+        later = [at - now_ms for _, at in first if at > now_ms]
+        places = await _places(store, shard, jids) if jids else []
+    jobs = [(jid, queue, owner) for jid, (queue, owner) in zip(jids, places, strict=True)]
+    return Due(jobs, min(later) if later else None)
+
+
+async def queues(store: Store, shard: int) -> list[str]:
+    """Every queue that a shard has ever had a job in, by name."""
+    with reaching(store.connections.place):
+        names = await store.redis.smembers(store.keys(shard).queues)  # type: ignore[misc]
+    return sorted(name.decode("utf-8", "replace") for name in names)
+
+
+async def held_by(store: Store, shard: int, queue: str, worker: str) -> list[Entry]:
+    """What is pending under a worker's name in one queue, at most a step, oldest first."""
+    stream = store.keys(shard).stream(queue)
+    with reaching(store.connections.place):
+        if not await store.redis.exists(stream):
+            return []
+        pending = await store.redis.execute_command("XPENDING", stream, GROUP, "-", "+", STEP, worker)
+        ids = [_entry_id(each) for each in pending]
+        if not ids:
+            return []
+        pipe = store.redis.pipeline(transaction=False)
+        for entry_id in ids:
+            pipe.xrange(stream, entry_id, entry_id)
+        found = await pipe.execute()
+    return [read_entry(shard, queue, entry_id, _flat(entries)) for entry_id, entries in zip(ids, found, strict=True)]
+
+
+async def _places(store: Store, shard: int, jids: Sequence[str]) -> list[tuple[str, str]]:
+    pipe = store.redis.pipeline(transaction=False)
+    for jid in jids:
+        pipe.hmget(store.keys(shard).job(jid), "queue", "owner")
+    answers = await pipe.execute()
+    return [tuple((part or b"").decode("utf-8", "replace") for part in answer) for answer in answers]  # type: ignore[misc]
+
+
+def _entry_id(pending: Any) -> bytes:
+    found = pending["message_id"] if isinstance(pending, dict) else pending[0]
+    return bytes(found)
+
+
+def _flat(entries: Any) -> list[bytes] | None:
+    """Fields and values in turn, as a raw read gives them; redis-py has made a dict of them here."""
+    if not entries or not entries[0][1]:
+        return None
+    return [part for pair in entries[0][1].items() for part in pair]

@@ -1,0 +1,163 @@
+"""
+One pass of the watchdog over one shard: gather facts, ask the judgement, have the scripts carry it out.
+
+    overdue cancels        finalize: whatever their worker's lease says
+    lost workers           reclaim what they held, then off the roster
+    scheduled jobs         queue those that are due
+    expired index members  prune
+
+Any number of watchdogs may do this at once: each step is a guarded script, and who comes second hears `stale`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from busq import events
+from busq.clock import Clock
+from busq.config import Settings
+from busq.protocol.codec import ErrorInfo, encode_error
+from busq.protocol.judgement import Sighting, is_lost
+from busq.store import roster, suspects, watch
+from busq.store.roster import Member, ProcessCard
+from busq.store.store import Store
+from busq.store.streams import Entry
+
+SUSPECT_S = 86_400.0  # a suspect whose node has not been heard of for a day leaves the list
+PRUNE_LIMIT = 500
+STEPS = 50  # steps of each kind in one pass, so that one flood does not keep the rest waiting
+
+log = events.logger("busq.watchdog")
+
+
+class Sweeper:
+    """One watchdog's view of one shard; `sightings` is what it remembers from pass to pass."""
+
+    def __init__(self, settings: Settings, store: Store, shard: int, clock: Clock) -> None:
+        self._settings = settings
+        self._store = store
+        self._shard = shard
+        self._clock = clock
+        self._sightings: dict[str, Sighting] = {}
+
+    async def sweep(self) -> float | None:
+        """One pass. Return in how many seconds the next scheduled job or deadline is due, None when there is none."""
+        now_ms = await watch.server_now_ms(self._store)
+        overdue_in = await self._finalize_overdue(now_ms)
+        await self._take_over_from_the_lost(now_ms)
+        due_in = await self._promote_due(now_ms)
+        await self._store.prune(self._shard, limit=PRUNE_LIMIT, suspect_s=SUSPECT_S)
+        waits = [wait / 1000 for wait in (overdue_in, due_in) if wait is not None]
+        return min(waits) if waits else None
+
+    # Cancels past their deadline -------------------------------------------------------------------------
+
+    async def _finalize_overdue(self, now_ms: float) -> float | None:
+        due = watch.Due([], None)
+        for _ in range(STEPS):
+            due = await watch.due(self._store, self._shard, self._store.keys(self._shard).deadlines, now_ms)
+            if not due.jobs:
+                break
+            gone = await self._gone_among({owner for _, _, owner in due.jobs})
+            for queue, jobs in _by_queue(due.jobs).items():
+                overdue = [(jid, owner in gone) for jid, owner in jobs]
+                answers = await self._store.finalize(self._shard, queue, overdue)
+                for (jid, _), (word, _) in zip(overdue, answers, strict=True):
+                    if word == "finalized":
+                        events.tell(log, events.JOB_FINALIZED, jid=jid, queue=queue)
+        return due.next_ms
+
+    async def _gone_among(self, owners: set[str]) -> set[str]:
+        cards = {member.name: member.card for member in await roster.members(self._store, self._shard)}
+        return {owner for owner in owners if _is_gone(cards.get(owner))}
+
+    # Workers that died -----------------------------------------------------------------------------------
+
+    async def _take_over_from_the_lost(self, now_ms: float) -> None:
+        members = await roster.members(self._store, self._shard)
+        self._sight(members)
+        for member in members:
+            if is_lost(
+                self._sightings[member.name],
+                now=self._clock.monotonic(),
+                server_now_ms=now_ms,
+                beat_s=self._settings.beat_s,
+            ):
+                await self._take_over(member)
+
+    def _sight(self, members: Iterable[Member]) -> None:
+        now = self._clock.monotonic()
+        seen = {}
+        for member in members:
+            before = self._sightings.get(member.name)
+            same = before is not None and before.lease_ms == member.lease_ms
+            seen[member.name] = before if same and before is not None else Sighting(member.lease_ms, now)
+        self._sightings = seen
+
+    async def _take_over(self, member: Member) -> None:
+        gone = _is_gone(member.card)
+        queues = await watch.queues(self._store, self._shard)
+        for queue in queues:
+            for _ in range(STEPS):
+                held = await watch.held_by(self._store, self._shard, queue, member.name)
+                if not held:
+                    break
+                events.tell(log, events.WORKER_LOST, worker=member.name, queue=queue, held=len(held))
+                if not await self._reclaim(member.name, gone, queue, held):
+                    break
+        await self._forget(member, gone, queues)
+
+    async def _reclaim(self, worker: str, gone: bool, queue: str, held: list[Entry]) -> bool:
+        """Take over one step of entries. Return False when nothing moved: the worker is back, or what is left stays."""
+        moved = 0
+        for entry in held:
+            if entry.flaw:
+                raw = msgspec.msgpack.encode(list(entry.raw))
+                moved += await self._store.bury(self._shard, queue, entry.id, reason=entry.flaw, raw=raw) == "buried"
+        jobs = [(entry.jid, entry.id) for entry in held if not entry.flaw]
+        failure = encode_error(ErrorInfo("Lost", f"its worker was lost; the last one was {worker}"))
+        answers = await self._store.reclaim(self._shard, queue, worker, jobs, owner_gone=gone, failure=failure)
+        for (jid, entry_id), (word, state) in zip(jobs, answers, strict=True):
+            if word == "missing":
+                raw = msgspec.msgpack.encode([b"jid", jid.encode()])
+                await self._store.bury(self._shard, queue, entry_id, reason="unknown_jid: no record of this jid", raw=raw)
+            if word in _TAKEN:
+                events.tell(log, _TAKEN[word], jid=jid, queue=queue, worker=worker, state=state)
+            moved += word != "alive"
+        return moved > 0
+
+    async def _forget(self, member: Member, gone: bool, queues: list[str]) -> None:
+        if gone:
+            await suspects.clear_owner(self._store, self._shard, member.name)
+        elif any(each.owner == member.name for each in await suspects.listed(self._store, self._shard)):
+            return  # its card stays, so that a watchdog beside it can tell when its process is gone
+        if await self._store.forget(self._shard, member.name, queues) == "forgotten":
+            events.tell(log, events.WORKER_FORGOTTEN, worker=member.name)
+
+    # Jobs whose time has come ----------------------------------------------------------------------------
+
+    async def _promote_due(self, now_ms: float) -> float | None:
+        due = watch.Due([], None)
+        for _ in range(STEPS):
+            due = await watch.due(self._store, self._shard, self._store.keys(self._shard).scheduled, now_ms)
+            if not due.jobs:
+                break
+            for queue, jobs in _by_queue(due.jobs).items():
+                await self._store.promote(self._shard, queue, [jid for jid, _ in jobs])
+        return due.next_ms
+
+
+_TAKEN = {"reclaimed": events.JOB_RECLAIMED, "lost": events.JOB_LOST, "ended": events.JOB_FINALIZED}
+
+
+def _is_gone(card: ProcessCard | None) -> bool:
+    return card is not None and card.is_known_gone()
+
+
+def _by_queue(jobs: Iterable[tuple[str, str, str]]) -> dict[str, list[tuple[str, str]]]:
+    gathered: dict[str, list[tuple[str, str]]] = {}
+    for jid, queue, owner in jobs:
+        gathered.setdefault(queue, []).append((jid, owner))
+    return gathered

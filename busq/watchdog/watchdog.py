@@ -1,0 +1,104 @@
+"""
+The watchdog: the sidecar that finalizes overdue cancels and looks after jobs whose worker died.
+
+It needs no application code, holds no job, and any number of them may run: a loop of passes and nothing else. It
+stands on the roster like a worker, so that operators see whether one is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import socket
+
+from busq import events
+from busq.clock import Clock, SystemClock
+from busq.config import Settings
+from busq.errors import BusUnavailable
+from busq.store.roster import process_card
+from busq.store.store import Store
+from busq.watchdog.sweep import Sweeper
+
+SOONEST_S = 0.02  # between two passes, however soon something is due
+PAUSE_S = (0.1, 2.0)  # between tries while Redis is away: the first and the longest
+
+log = events.logger("busq.watchdog")
+
+
+class Watchdog:
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.reachable = True
+        self.last_pass: float | None = None
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._store = Store(settings, by=self.name, clock=self._clock)
+        self._card = process_card("watchdog")
+        self._stop = asyncio.Event()
+        self._seen_at = float("-inf")
+
+    def stop(self) -> None:
+        """End after the present pass. Safe in a signal handler of the loop."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Watch until `stop` is called. Raise `BusUnavailable` or `ConfigError` when it cannot start."""
+        await self._store.open()
+        sweepers = [Sweeper(self._settings, self._store, shard, self._clock) for shard in range(self._store.shards)]
+        events.tell(log, events.WATCHDOG_STARTED, watchdog=self.name, interval_s=self._settings.watchdog_interval_s)
+        pause = PAUSE_S[0]
+        while not self._stop.is_set():
+            try:
+                wait = await self._pass(sweepers)
+                pause = PAUSE_S[0]
+            except BusUnavailable as error:
+                self._lost(error)
+                wait, pause = pause * random.uniform(0.5, 1.0), min(PAUSE_S[1], pause * 2)  # noqa: S311
+            await self._sleep(wait)
+        await self._leave()
+        events.tell(log, events.WATCHDOG_STOPPED, watchdog=self.name)
+
+    async def sweep_once(self) -> None:
+        """One pass over every shard, for those who drive the watchdog themselves."""
+        await self._store.open()
+        for shard in range(self._store.shards):
+            await Sweeper(self._settings, self._store, shard, self._clock).sweep()
+
+    async def _pass(self, sweepers: list[Sweeper]) -> float:
+        await self._be_seen()
+        waits = [await sweeper.sweep() for sweeper in sweepers]
+        self.last_pass = self._clock.monotonic()
+        if not self.reachable:
+            self.reachable = True
+            events.tell(log, events.BUS_BACK)
+        soonest = min((wait for wait in waits if wait is not None), default=self._settings.watchdog_interval_s)
+        return min(self._settings.watchdog_interval_s, max(SOONEST_S, soonest))
+
+    async def _be_seen(self) -> None:
+        if self._clock.monotonic() - self._seen_at >= self._settings.beat_s:
+            for shard in range(self._store.shards):
+                await self._store.renew(shard, [], info=self._card.encoded())
+            self._seen_at = self._clock.monotonic()
+
+    def _lost(self, error: BusUnavailable) -> None:
+        if self.reachable:
+            self.reachable = False
+            events.tell(log, events.BUS_LOST, error=str(error))
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return
+
+    async def _leave(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.command_timeout_s):
+                for shard in range(self._store.shards):
+                    await self._store.forget(shard, self.name, [], own_wish=True)
+        except (TimeoutError, BusUnavailable) as error:
+            events.tell(log, events.BUS_LOST, error=str(error) or "no answer")
+        await self._store.close()

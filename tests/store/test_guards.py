@@ -1,0 +1,325 @@
+"""
+Every guard in the scripts is needed: taken out, at least one test fails.
+
+A guard is taken out of the source that the loader hands over; then a test that keeps it is run, and must fail.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from busq.protocol.cancel import Ended
+from busq.protocol.states import State, Verb
+from busq.store import scripts
+from tests.store import test_attempts as attempts
+from tests.store import test_bounds as bounds
+from tests.store import test_cancels as cancels
+from tests.store import test_transitions as transitions
+
+S, V = State, Verb
+Keeper = Callable[[str], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """`old` stands in the source of `script`; with `new` in its place, `keeper` fails."""
+
+    script: str
+    old: str
+    new: str
+    keeper: Keeper
+
+    def __str__(self) -> str:
+        return f"{self.script}: {' '.join(self.old.split())[:60]}"
+
+
+def sabotaged(script: scripts.Script, old: str, new: str) -> scripts.Script:
+    """The script with a part of it replaced; it must stand there once."""
+    assert script.source.count(old) == 1, f"{script.name} has {old!r} {script.source.count(old)} times"
+    source = script.source.replace(old, new)
+    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    return msgspec.structs.replace(script, source=source, sha=sha)
+
+
+def table(verb: Verb, state: State | None) -> Keeper:
+    return lambda url: transitions.test_a_script_answers_all_that_the_table_lists_and_nothing_else(url, verb, state)
+
+
+def again(what: str) -> Keeper:
+    return lambda url: attempts.test_a_call_that_is_sent_again_is_answered_alike_and_writes_nothing(url, what)
+
+
+def first_writer(first: str, late: Verb) -> Keeper:
+    return lambda url: attempts.test_the_first_terminal_writer_wins_and_a_later_one_leaves_one_line(url, first, late)
+
+
+def whatever(verb: Verb, observed: bool = False) -> Keeper:
+    return lambda url: cancels.test_whatever_a_handler_does_after_an_accepted_cancel_it_is_cancelled(
+        url, verb, observed
+    )
+
+
+def unread(who: str, expired: bool) -> Keeper:
+    return lambda url: cancels.test_the_entry_of_a_cancelled_job_goes_when_it_is_read(url, who, expired)
+
+
+def good_lease(state: State) -> Keeper:
+    return lambda url: attempts.test_a_good_lease_keeps_everything_as_it_is(url, state)
+
+
+def failures(retries: int) -> Keeper:
+    return lambda url: attempts.test_a_job_fails_after_as_many_failures_as_it_has_retries_and_one(url, retries)
+
+
+def expiry(state: State) -> Keeper:
+    return lambda url: bounds.test_live_records_have_no_expiry_and_terminal_ones_have(url, state)
+
+
+def longer_grace(url: str) -> Awaitable[None]:
+    return cancels.test_a_longer_grace_never_moves_the_deadline(url, 50.0)
+
+
+def gone(who: str, known: bool) -> Keeper:
+    ended = Ended.KILLED if known else Ended.ABANDONED
+    return lambda url: cancels.test_only_an_attempt_whose_process_is_known_to_be_gone_was_killed(url, who, known, ended)
+
+
+def wrong_job(state: State) -> Keeper:
+    return lambda url: cancels.test_a_finalize_that_comes_to_the_wrong_job_only_clears_the_list_of_deadlines(url, state)
+
+
+def taken_over(who: str) -> Keeper:
+    return lambda url: cancels.test_the_pending_list_names_no_owner_of_an_attempt_that_was_taken_over(url, who)
+
+
+ACKED = "redis.call('XACK', stream, group, unpack(acked))\n"
+DELETED = "redis.call('XDEL', stream, unpack(acked))\n"
+HASTENED = "if nearer < tonumber(deadline) then"
+CANCELLING_HELD = "elseif state == 'cancelling' and held then"
+
+GUARDS = [
+    # enqueue
+    Guard("enqueue", "if existing[1] then", "if false then", again("enqueue")),
+    Guard("enqueue", "existing[2] == call", "true", attempts.test_another_call_for_a_jid_in_use_writes_nothing),
+    Guard("enqueue", "mark and wish and tonumber(mark) > now", "false", table(V.ENQUEUE, None)),
+    Guard("enqueue", "and tonumber(mark) > now", "", bounds.test_an_expired_tombstone_stops_nothing_and_leaves_nothing),
+    Guard("enqueue", "redis.call('HGET', tombstones, jid)\n", "redis.call('HGET', tombstones, jid) or '\\t\\t\\t'\n",
+          bounds.test_a_cancel_whose_record_expired_unread_is_no_tombstone),
+    Guard("enqueue", "if mark then redis.call('ZREM', cancelled, jid) end", "",
+          bounds.test_an_expired_tombstone_stops_nothing_and_leaves_nothing),
+    Guard("enqueue", "if wish then redis.call('HDEL', tombstones, jid) end", "",
+          bounds.test_an_expired_tombstone_stops_nothing_and_leaves_nothing),
+    Guard("enqueue", "      redis.call('HDEL', tombstones, jid)\n      n = ", "      n = ",
+          bounds.test_a_tombstone_is_consumed_by_the_enqueue_that_it_stops),
+    # cancel
+    Guard("cancel", "was[4] == request", "false", again("cancel of a running job")),
+    Guard("cancel", "was[4] == request", "true", table(V.CANCEL, S.CANCELLED)),
+    Guard("cancel", "if tonumber(tombstone_ms) > 0 then", "if true then",
+          cancels.test_a_cancel_of_an_unknown_jid_writes_nothing),
+    Guard("cancel", "state == 'scheduled' or state == 'queued' then", "state == 'queued' then",
+          table(V.CANCEL, S.SCHEDULED)),
+    Guard("cancel", "    redis.call('ZREM', scheduled, jid)\n", "",
+          cancels.test_a_cancel_keeps_a_scheduled_job_from_being_queued),
+    Guard("cancel", "if state == 'queued' then redis.call('ZADD', cancelled, '+inf', jid) end", "", unread("start",
+          True)),
+    Guard("cancel", "state == 'running' or state == 'waiting' then", "state == 'running' then",
+          table(V.CANCEL, S.WAITING)),
+    Guard("cancel", "    redis.call('ZADD', cancelled, '+inf', jid)\n    redis.call('ZADD', deadlines",
+          "    redis.call('ZADD', deadlines", cancels.test_a_deadline_is_acceptance_plus_beat_plus_grace_plus_force),
+    Guard("cancel", "    redis.call('ZADD', deadlines, deadline, jid)\n    redis.call('HINCRBY'",
+          "    redis.call('HINCRBY'",
+          cancels.test_a_deadline_is_acceptance_plus_beat_plus_grace_plus_force),
+    Guard("cancel", "or was[7] or default_grace_ms", "or default_grace_ms",
+          cancels.test_a_deadline_takes_the_grace_of_the_job),
+    Guard("cancel", "grace_ms ~= '' and grace_ms or was[7]", "was[7]",
+          cancels.test_a_deadline_takes_the_grace_of_the_request_before_that_of_the_job),
+    Guard("cancel", "now + grace + tonumber(was[8] or default_slack_ms)", "now + grace + tonumber(default_slack_ms)",
+          cancels.test_a_deadline_takes_the_beat_and_force_of_the_worker_that_runs_the_job),
+    Guard("cancel", HASTENED, "if true then", longer_grace),
+    Guard("cancel", HASTENED, "if false then", cancels.test_a_shorter_grace_brings_the_deadline_nearer),
+    Guard("cancel", "local fields = { 'deadline', deadline, 'cancel_grace', grace_ms }",
+          "local fields = { 'deadline', deadline, 'cancel_grace', grace_ms, 'cause', cause, 'reason', reason }",
+          cancels.test_the_second_request_does_not_change_the_cause),
+    Guard("cancel", "elseif state == 'cancelled' then", "elseif false then", table(V.CANCEL, S.CANCELLED)),
+    Guard("cancel", "    redis.call('PUBLISH', notice_prefix .. jid, 'cancel')\n",
+          "    redis.call('PUBLISH', notice_prefix .. jid, 'other')\n",
+          cancels.test_the_notice_rings_after_the_request_is_written),
+    # start
+    Guard("start", "(state == 'queued' and was[2] == entry)", "(state == 'queued')",
+          attempts.test_what_was_delivered_but_never_started_costs_no_loss),
+    Guard("start", "(state == 'queued' and was[2] == entry)", "(was[2] == entry)",
+          cancels.test_a_cancel_keeps_a_delivered_entry_from_starting),
+    Guard("start", "state == 'running' and was[5] == token", "false", again("start")),
+    Guard("start", "and was[6] == by", "",
+          attempts.test_a_worker_that_lost_a_reply_may_adopt_its_own_attempt_and_nobody_else),
+    Guard("start", "and adopt == '1'", "",
+          attempts.test_a_worker_that_lost_a_reply_may_adopt_its_own_attempt_and_nobody_else),
+    Guard("start", "tonumber(was[3]) > WIRE", "false", table(V.START, S.QUEUED)),
+    Guard("start", "if was[4] ~= ARGV[kind_at] then", "if false then", table(V.START, S.QUEUED)),
+    Guard("start", "if mark == 'inf' then", "if true then",
+          bounds.test_a_tombstone_outlives_the_unread_entry_of_an_older_job),
+    Guard("start", "if mark == 'inf' then", "if false then", unread("start", True)),
+    Guard("start", "and was[2] == entry then\n    -- The entry of", "and false then\n    -- The entry of",
+          attempts.test_two_workers_with_one_entry_start_it_once),
+    Guard("start", "        attempt = attempt + 1\n", "", attempts.test_every_start_mints_a_higher_attempt),
+    Guard("start", "if state == 'cancelled' then redis.call('ZREM', cancelled, jid_of(job)) end", "", unread("start",
+          False)),
+    Guard("start", "  redis.call('XDEL', stream, unpack(leftovers))\n", "", unread("start", False)),
+    Guard("start", "  redis.call('XACK', stream, group, unpack(leftovers))\n", "", unread("start", False)),
+    # finish, retry, release
+    *(
+        guard
+        for verb in attempts.SETTLING
+        for guard in (
+            Guard(verb, "elseif now_at[4] == token then", "elseif false then",
+                  again(verb if verb != V.RETRY else "retry")),
+            Guard(verb, "now_at[2] ~= token or", "",
+                  attempts.test_an_older_token_is_stale_for_every_verb_that_names_one),
+            Guard(verb, "if state == 'cancelling' and not", "if false and not", whatever(verb)),
+            Guard(verb, "observed == '1'", "true", whatever(verb)),
+            Guard(verb, "observed == '1'", "false", whatever(verb, True)),
+            Guard(verb, "      put(fields, 'n', remember(fields, job, n, 'late_result', attempt, outcome))\n",
+                  "      put(fields, 'n', n)\n", first_writer("finalize", verb)),
+            Guard(verb, "  redis.call('ZREM', cancelled, jid_of(job))\n  redis.call('ZREM', deadlines",
+                  "  redis.call('ZREM', deadlines", whatever(verb)),
+            Guard(verb, "jid_of(job))\n  redis.call('ZREM', deadlines, jid_of(job))\n  put", "jid_of(job))\n  put",
+                  whatever(verb)),
+            Guard(verb, ACKED, "", whatever(verb)),
+            Guard(verb, DELETED, "", whatever(verb)),
+        )
+    ),
+    Guard("finish", "or (state ~= 'running' and state ~= 'cancelling') then", "then",
+          cancels.test_a_late_success_after_finalization_is_stale_even_when_kept),
+    Guard("finish", "outcome == 'succeeded' and now_at[5] == 'keep'", "now_at[5] == 'keep'",
+          lambda url: cancels.test_late_success_does_not_keep_a_failure(url, V.FINISH)),
+    Guard("retry", "outcome == 'succeeded' and now_at[5] == 'keep'", "now_at[5] == 'keep'",
+          lambda url: cancels.test_late_success_does_not_keep_a_failure(url, V.RETRY)),
+    Guard("finish", "outcome == 'succeeded' and now_at[5] == 'keep'", "outcome == 'succeeded'", whatever(V.FINISH)),
+    Guard("finish", "outcome == 'succeeded' and now_at[5] == 'keep'", "false",
+          cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record),
+    Guard("finish", "          redis.call('ZREM', cancelled, jid_of(job))\n", "",
+          cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record),
+    Guard("finish", "          redis.call('ZREM', deadlines, jid_of(job))\n", "",
+          cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record),
+    Guard("retry", "ended.failures >= ended.retries", "false", failures(0)),
+    Guard("retry", "ended.failures >= ended.retries", "true", failures(2)),
+    Guard("release", "put(fields, 'state', 'queued')", "put(fields, 'failures', 1) put(fields, 'state', 'queued')",
+          attempts.test_hand_backs_spend_nothing),
+    # every ending
+    Guard("finish", "  redis.call('PEXPIRE', job, keep)\n", "", expiry(S.SUCCEEDED)),
+    Guard("finish", "state == 'succeeded' and keep_succeeded_ms or keep_ended_ms", "keep_ended_ms",
+          expiry(S.SUCCEEDED)),
+    Guard("finish", "state == 'succeeded' and keep_succeeded_ms or keep_ended_ms", "keep_succeeded_ms",
+          expiry(S.FAILED)),
+    Guard("finish", "  redis.call('ZADD', ended_index[state], now + keep, jid)\n", "",
+          lambda url: bounds.test_an_index_of_ended_jobs_forgets_a_job_when_its_record_expires(url, S.SUCCEEDED)),
+    Guard("note", "if over > 0 then redis.call('HDEL', job, 'e' .. over) end", "",
+          bounds.test_a_jobs_history_keeps_the_newest_lines_and_no_more),
+    Guard("finish", "if over > 0 then redis.call('HDEL', job, 'e' .. over) end", "",
+          bounds.test_a_flood_of_stale_calls_does_not_make_a_record_grow),
+    Guard("note", "'MAXLEN', '~', log_limit, ", "", bounds.test_the_event_log_is_bounded),
+    # renew, note
+    Guard("renew", "was[2] ~= ARGV[at] or", "", table(V.RENEW, S.RUNNING)),
+    Guard("renew", "or (state ~= 'running' and state ~= 'cancelling') then", "then",
+          cancels.test_a_good_lease_does_not_protect_a_job_from_its_own_cancel),
+    Guard("note", "was[2] ~= ARGV[at] or", "", table(V.NOTE, S.RUNNING)),
+    Guard("note", "or (state ~= 'running' and state ~= 'cancelling') then", "then", table(V.NOTE, S.SUCCEEDED)),
+    Guard("note", "if #fields > 0 then redis.call('HSET', job, unpack(fields)) end",
+          "redis.call('HSET', job, 'saved', '', unpack(fields))", attempts.test_a_note_that_says_nothing_is_harmless),
+    # refuse
+    Guard("refuse", "elseif was[2] ~= entry or state ~= 'queued' then", "elseif state ~= 'queued' then",
+          table(V.REFUSE, S.QUEUED)),
+    Guard("refuse", "elseif was[2] ~= entry or state ~= 'queued' then", "elseif was[2] ~= entry then",
+          table(V.REFUSE, S.RUNNING)),
+    Guard("refuse", "limit > 0 and refusals > limit", "false", table(V.REFUSE, S.QUEUED)),
+    Guard("refuse", "if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end", "",
+          cancels.test_a_cancelled_job_that_is_given_back_stays_cancelled_and_its_entry_goes),
+    Guard("refuse", "if was[2] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end", "",
+          cancels.test_a_cancelled_job_that_is_given_back_stays_cancelled_and_its_entry_goes),
+    # promote
+    Guard("promote", "elseif state ~= 'scheduled' then", "elseif false then",
+          cancels.test_a_cancel_keeps_a_scheduled_job_from_being_queued),
+    Guard("promote", "elseif tonumber(was[4]) > now then", "elseif false then", table(V.PROMOTE, S.SCHEDULED)),
+    # finalize
+    Guard("finalize", "elseif state ~= 'cancelling' then", "elseif false then", table(V.FINALIZE, S.CANCELLED)),
+    Guard("finalize", "elseif tonumber(was[4]) > now then", "elseif false then",
+          cancels.test_nobody_finalizes_before_the_deadline),
+    Guard("finalize", "ARGV[at] == '1'", "true", gone("finalize", False)),
+    Guard("finalize", "ARGV[at] == '1'", "false", gone("finalize", True)),
+    Guard("finalize", "if ended == 'abandoned' then", "if true then", gone("finalize", True)),
+    Guard("finalize", "  elseif state ~= 'cancelling' then\n    redis.call('ZREM', deadlines, jid)\n",
+          "  elseif state ~= 'cancelling' then\n",
+          wrong_job(S.RUNNING)),
+    Guard("finalize", ACKED, "",
+          taken_over("finalize")),
+    Guard("finalize", DELETED, "",
+          taken_over("finalize")),
+    # reclaim
+    Guard("reclaim", "if alive then", "if false then", good_lease(S.QUEUED)),
+    Guard("reclaim", "if alive then", "if false then", good_lease(S.RUNNING)),
+    Guard("reclaim", "if alive then", "if false then", good_lease(S.CANCELLING)),
+    Guard("reclaim", "was[5] == owner and was[4] == entry", "was[4] == entry",
+          attempts.test_an_attempt_of_another_owner_is_not_reclaimed),
+    Guard("reclaim", "was[5] == owner and was[4] == entry", "was[5] == owner",
+          attempts.test_an_entry_that_the_record_does_not_name_takes_no_attempt_away),
+    Guard("reclaim", "state == 'queued' and was[4] == entry then", "state == 'queued' then",
+          attempts.test_a_reclaimed_job_stands_in_the_queue_once_and_nobody_holds_it),
+    Guard("reclaim", "elseif state == 'running' and held then",
+          "elseif (state == 'running' or state == 'cancelling') and held then",
+          lambda url: cancels.test_a_cancelled_job_is_never_reclaimed(url, True)),
+    Guard("reclaim", CANCELLING_HELD, "elseif false then", table(V.RECLAIM, S.CANCELLING)),
+    Guard("reclaim", "if losses > tonumber(was[7] or default_max_losses) then", "if false then",
+          lambda url: attempts.test_a_job_fails_as_lost_when_more_workers_died_of_it_than_it_may(url, 2)),
+    Guard("reclaim", "if losses > tonumber(was[7] or default_max_losses) then", "if losses > 0 then",
+          lambda url: attempts.test_a_job_fails_as_lost_when_more_workers_died_of_it_than_it_may(url, 2)),
+    Guard("reclaim", "owner_gone == '1'", "true", gone("reclaim", False)),
+    Guard("reclaim", "owner_gone == '1'", "false", gone("reclaim", True)),
+    Guard("reclaim", "if mark then acked[#acked + 1] = entry end", "", unread("reclaim", True)),
+    Guard("reclaim", "if mark == 'inf' then redis.call('ZREM', cancelled, jid) end", "", unread("reclaim", True)),
+    Guard("reclaim", "if was[4] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end", "",
+          unread("reclaim", False)),
+    Guard("reclaim", "if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end", "", unread("reclaim",
+          False)),
+    Guard("reclaim", "requeue(job, {}, n, attempt, 'never started')",
+          "requeue(job, { 'losses', 1 }, n, attempt, 'never started')",
+          attempts.test_what_was_delivered_but_never_started_costs_no_loss),
+    Guard("reclaim", ACKED, "", attempts.test_a_reclaimed_job_stands_in_the_queue_once_and_nobody_holds_it),
+    Guard("reclaim", DELETED, "", attempts.test_a_reclaimed_job_stands_in_the_queue_once_and_nobody_holds_it),
+    # bury, forget, prune
+    Guard("bury", "if #pending == 0 then", "if false then",
+          lambda url: bounds.test_an_entry_that_is_no_job_is_buried_with_its_bytes(url, {b"jid": b"j"})),
+    Guard("forget", "if held > 0 then", "if false then", bounds.test_a_worker_that_holds_entries_is_never_forgotten),
+    Guard("forget", "lease and tonumber(lease) > now", "false",
+          bounds.test_a_worker_with_a_good_lease_is_forgotten_at_its_own_wish_only),
+    Guard("forget", "own_wish ~= '1' and", "",
+          bounds.test_a_worker_with_a_good_lease_is_forgotten_at_its_own_wish_only),
+    Guard("prune", "ZRANGEBYSCORE', cancelled, '-inf', stamp", "ZRANGEBYSCORE', cancelled, '-inf', '+inf'",
+          bounds.test_expired_tombstones_are_pruned_and_live_ones_are_kept),
+    Guard("prune", "  redis.call('HDEL', tombstones, unpack(over))\n", "",
+          bounds.test_expired_tombstones_are_pruned_and_live_ones_are_kept),
+    Guard("prune", "cancelled, '-inf', stamp, 'LIMIT', 0, limit", "cancelled, '-inf', stamp",
+          bounds.test_pruning_takes_a_bounded_number_at_a_time),
+    Guard("prune", "ZRANGEBYSCORE', index, '-inf', stamp", "ZRANGEBYSCORE', index, '-inf', '+inf'",
+          lambda url: bounds.test_an_index_of_ended_jobs_forgets_a_job_when_its_record_expires(url, S.FAILED)),
+    Guard("prune", "string.format('%.0f', now - tonumber(suspect_ms))", "'+inf'",
+          bounds.test_suspects_are_forgotten_after_their_time),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=str)
+async def test_a_test_fails_without_this_guard(redis_url: str, guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = scripts.load
+
+    def load(name: str, *, flags_line: bool = True) -> scripts.Script:
+        script = whole(name, flags_line=flags_line)
+        return sabotaged(script, guard.old, guard.new) if name == guard.script else script
+
+    monkeypatch.setattr(scripts, "load", load)
+    with pytest.raises(AssertionError) as failed:
+        await guard.keeper(redis_url)
+    assert "times" not in str(failed.value)
