@@ -113,7 +113,7 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         jid=jid,
         kind=text(get(b"kind")) or "",
         queue=text(get(b"queue")) or "",
-        state=State(text(get(b"state"))),
+        state=State((get(b"state") or b"").decode()),
         attempt=_whole(get(b"attempt")),
         failures=_whole(get(b"failures")),
         losses=_whole(get(b"losses")),
@@ -182,7 +182,7 @@ def _seconds(ms: bytes | None) -> float | None:
 
 def _ended(value: bytes | None) -> Ended | None:
     try:
-        return Ended(text(value)) if value else None
+        return Ended(value.decode()) if value else None
     except ValueError:
         return None
 

@@ -46,4 +46,3 @@ def retry_delay_s(failures: int, *, backoff_s: float, backoff_max_s: float, rng:
     """
     whole = min(backoff_max_s, backoff_s * 2.0 ** min(failures - 1, 60))
     return whole / 2 + rng.random() * whole / 2
-

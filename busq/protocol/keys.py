@@ -108,10 +108,20 @@ def done_prefix(namespace: str) -> bytes:
 KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("meta", "hash", "every role, once", "none: one key for each bus"),
     ("{s}:job:<jid>", "hash", "every script", "none while live; 1 h after success, 24 h after failure or cancel"),
-    ("{s}:queue:<queue>", "stream, group `busq`", "enqueue, workers, watchdog", "entries leave when their attempt ends"),
+    (
+        "{s}:queue:<queue>",
+        "stream, group `busq`",
+        "enqueue, workers, watchdog",
+        "entries leave when their attempt ends",
+    ),
     ("{s}:queues", "set", "enqueue", "one member for each queue name ever used"),
     ("{s}:scheduled", "sorted set, by due time", "enqueue, retry, promote", "members leave when due or cancelled"),
-    ("{s}:cancelled", "sorted set, by expiry", "cancel", "members leave when the job ends or its entry is read; tombstones expire"),
+    (
+        "{s}:cancelled",
+        "sorted set, by expiry",
+        "cancel",
+        "members leave when the job ends or its entry is read; tombstones expire",
+    ),
     ("{s}:tombstones", "hash", "cancel", "fields leave with their tombstone"),
     ("{s}:deadlines", "sorted set, by deadline", "cancel, finalize", "members leave when the job ends"),
     ("{s}:ended:<state>", "sorted sets, by expiry", "every ending", "members leave when their record expires"),

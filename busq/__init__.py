@@ -1,0 +1,72 @@
+"""
+busq: a Redis Streams job bus whose running jobs can be stopped.
+
+    bus = busq.Bus()
+
+    @bus.job(grace=5.0)
+    async def transcode(path: str) -> str: ...
+
+    handle = await transcode.enqueue("a.mp4")
+    await bus.cancel(handle.jid, reason="user deleted the video")
+"""
+
+from busq.client.bus import Bus
+from busq.client.default import cancel, enqueue
+from busq.client.handle import BlockingHandle, JobHandle
+from busq.client.spec import JobSpec
+from busq.errors import (
+    BadArguments,
+    BadJid,
+    BlockingCallInLoop,
+    BusqError,
+    BusUnavailable,
+    Cancelled,
+    ConfigError,
+    JidInUse,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    NoCurrentJob,
+    TooLarge,
+    UnfitServer,
+    UsageError,
+)
+from busq.protocol.cancel import CancelAnswer, Cause, Ended, Verdict
+from busq.protocol.job import Event, Job
+from busq.protocol.states import State
+from busq.worker.context import CurrentJob, current_job
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadArguments",
+    "BadJid",
+    "BlockingCallInLoop",
+    "BlockingHandle",
+    "Bus",
+    "BusUnavailable",
+    "BusqError",
+    "CancelAnswer",
+    "Cancelled",
+    "Cause",
+    "ConfigError",
+    "CurrentJob",
+    "Ended",
+    "Event",
+    "JidInUse",
+    "Job",
+    "JobCancelled",
+    "JobFailed",
+    "JobHandle",
+    "JobNotFound",
+    "JobSpec",
+    "NoCurrentJob",
+    "State",
+    "TooLarge",
+    "UnfitServer",
+    "UsageError",
+    "Verdict",
+    "cancel",
+    "current_job",
+    "enqueue",
+]

@@ -1,0 +1,133 @@
+"""
+What `@bus.job` makes of a function: still callable as before, and a way to enqueue it that type checkers follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from busq.client.handle import BlockingHandle, JobHandle
+from busq.client.spec import JobOptions, JobSpec, make_spec
+from busq.handlers import Handler
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from busq.client.bus import Bus
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Enqueuer(Generic[P, R_co]):
+    """A handler together with what its next jobs shall say for themselves."""
+
+    def __init__(self, bus: Bus, handler: Handler, options: JobOptions) -> None:
+        self.handler = handler
+        self._bus = bus
+        self._options = options
+
+    @property
+    def kind(self) -> str:
+        return self.handler.kind
+
+    def spec(self, *args: P.args, **kwargs: P.kwargs) -> JobSpec[R_co]:
+        """A job not yet sent, for `enqueue_many`. Raise `BadArguments` or `TooLarge`."""
+        return make_spec(self._bus.settings, self.kind, self.handler, self._options, args, kwargs)
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
+        """
+        Put a job of this kind on its queue. The arguments are the handler's own.
+
+        Raise `BadArguments`, `TooLarge`, `BadJid`, `JidInUse` or `BusUnavailable`.
+        """
+        return (await self._bus.enqueue_many([self.spec(*args, **kwargs)]))[0]
+
+    @property
+    def blocking(self) -> BlockingEnqueuer[P, R_co]:
+        """The same for code without an event loop."""
+        return BlockingEnqueuer(self)
+
+    def options(
+        self,
+        *,
+        jid: str | None = None,
+        queue: str | None = None,
+        delay: float | None = None,
+        group: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
+        retries: int | None = None,
+        timeout: float | None = None,
+        grace: float | None = None,
+        backoff: float | None = None,
+        backoff_max: float | None = None,
+        max_losses: int | None = None,
+    ) -> Enqueuer[P, R_co]:
+        """The same handler, whose next jobs say this for themselves; see `JobOptions`. Lengths of time in seconds."""
+        given = {name: value for name, value in locals().items() if name != "self" and value is not None}
+        return Enqueuer(self._bus, self.handler, self._options.over(given))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.kind} ({self.handler.pool})>"
+
+
+class AsyncJob(Enqueuer[P, R_co]):
+    """An `async def` handler."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """Call the function itself, here and now; no job is made."""
+        return self.handler.function(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+class SyncJob(Enqueuer[P, R_co]):
+    """A `def` handler."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Call the function itself, here and now; no job is made."""
+        return self.handler.function(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+class BlockingEnqueuer(Generic[P, R_co]):
+    """`handler.blocking`."""
+
+    def __init__(self, enqueuer: Enqueuer[P, R_co]) -> None:
+        self._enqueuer = enqueuer
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> BlockingHandle[R_co]:
+        """See `Enqueuer.enqueue`. Raise `BlockingCallInLoop` inside a running event loop."""
+        bus = self._enqueuer._bus.blocking
+        return bus.enqueue_many([self._enqueuer.spec(*args, **kwargs)])[0]
+
+
+class KindOptions:
+    """`bus.options(...)`: options for jobs of handlers whose code is elsewhere."""
+
+    def __init__(self, bus: Bus, options: JobOptions) -> None:
+        self._bus = bus
+        self._options = options
+
+    def spec(self, kind: str, /, *args: Any, **kwargs: Any) -> JobSpec[Any]:
+        """A job not yet sent. If this bus knows the kind, its arguments are checked as by the handler itself."""
+        return make_spec(self._bus.settings, kind, self._bus.handlers.get(kind), self._options, args, kwargs)
+
+    async def enqueue(self, kind: str, /, *args: Any, **kwargs: Any) -> JobHandle[Any]:
+        """See `Bus.enqueue`."""
+        return (await self._bus.enqueue_many([self.spec(kind, *args, **kwargs)]))[0]
+
+    @property
+    def blocking(self) -> BlockingKindOptions:
+        return BlockingKindOptions(self)
+
+
+class BlockingKindOptions:
+    """`bus.options(...).blocking`."""
+
+    def __init__(self, options: KindOptions) -> None:
+        self._options = options
+
+    def enqueue(self, kind: str, /, *args: Any, **kwargs: Any) -> BlockingHandle[Any]:
+        bus = self._options._bus.blocking
+        return bus.enqueue_many([self._options.spec(kind, *args, **kwargs)])[0]

@@ -1,0 +1,69 @@
+"""
+A bus's connections in one event loop: the store, the reader, and the ear for announcements.
+
+A connection belongs to the loop that opened it, and one `Bus` may be used from several: `asyncio.run` twice, a
+blocking call's own loop. So each loop gets a link of its own, made on first use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from busq.config import Settings
+from busq.store.listener import Listener
+from busq.store.reader import Reader
+from busq.store.store import Store
+
+
+class Link:
+    def __init__(self, settings: Settings) -> None:
+        self.store = Store(settings, by=f"{socket.gethostname()}:{os.getpid()}")
+        self.reader = Reader(self.store)
+        self._rung: dict[bytes, set[asyncio.Event]] = {}
+        self._listener = Listener(
+            self.store.connections.listening,
+            on_notice=lambda channel, message: self._ring(channel),
+            on_confirmed=lambda channels: [self._ring(channel) for channel in channels] and None,
+        )
+        self._listening: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Meet the bus; safe to repeat."""
+        await self.store.open()
+
+    async def close(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+            self._listening = None
+        await self.store.close()
+
+    @asynccontextmanager
+    async def bell(self, jid: str) -> AsyncIterator[asyncio.Event]:
+        """
+        An event that is set whenever the job may have ended: at an announcement, and after each (re)connection.
+
+        It is first set when the server has confirmed the subscription: a record read after that misses nothing.
+        """
+        channel = self.store.done_prefix + jid.encode()
+        bell = asyncio.Event()
+        self._rung.setdefault(channel, set()).add(bell)
+        if self._listening is None:
+            self._listening = asyncio.create_task(self._listener.run())
+        self._listener.subscribe(channel)
+        try:
+            yield bell
+        finally:
+            self._listener.unsubscribe(channel)
+            waiting = self._rung[channel]
+            waiting.discard(bell)
+            if not waiting:
+                del self._rung[channel]
+
+    def _ring(self, channel: bytes) -> None:
+        for bell in self._rung.get(channel, ()):
+            bell.set()

@@ -1,0 +1,170 @@
+"""
+A job not yet sent: what a producer says about it, checked here and now.
+
+Whatever the caller got wrong is found before anything is sent, with the name of the field and what would do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from busq.config import Settings
+from busq.errors import UsageError
+from busq.handlers import DEFAULT_QUEUE, Handler, HandlerOptions, check_kind
+from busq.protocol.cancel import clean_words
+from busq.protocol.codec import encode_payload
+from busq.protocol.jids import check_jid, child_jid, new_jid
+from busq.store.store import NewJob
+
+R_co = TypeVar("R_co", covariant=True)
+
+MOST_TAGS = 32
+MOST_DELAY_S = 10 * 365 * 86_400.0  # ten years: beyond that somebody has mixed up seconds and milliseconds
+
+
+class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What one job may say for itself; None leaves it to the handler, then to the worker.
+
+    Lengths of time in seconds. `delay`: not before that many seconds from now. `parent`: a jid in whose shard this
+    job shall live.
+    """
+
+    jid: str | None = None
+    queue: str | None = None
+    delay: float | None = None
+    group: str | None = None
+    tags: Mapping[str, str] | None = None
+    parent: str | None = None
+    retries: int | None = None
+    timeout: float | None = None
+    grace: float | None = None
+    backoff: float | None = None
+    backoff_max: float | None = None
+    max_losses: int | None = None
+
+    def over(self, given: Mapping[str, Any]) -> JobOptions:
+        """These options with `given` on top. Raise `UsageError` for a name that is none of them."""
+        unknown = given.keys() - set(self.__struct_fields__)
+        if unknown:
+            raise UsageError(f"no option {sorted(unknown)[0]!r}; there are: {', '.join(self.__struct_fields__)}")
+        return msgspec.structs.replace(self, **given)
+
+
+class JobSpec(Generic[R_co]):
+    """One job, ready to be sent. Made by `handler.spec(...)` and `bus.spec(kind, ...)`."""
+
+    __slots__ = ("job", "result_type")
+
+    def __init__(self, job: NewJob, result_type: Any) -> None:
+        self.job = job
+        self.result_type = result_type
+
+    @property
+    def jid(self) -> str:
+        return self.job.jid
+
+    @property
+    def kind(self) -> str:
+        return self.job.kind
+
+    def __repr__(self) -> str:
+        return f"<JobSpec {self.jid} ({self.kind}) for queue {self.job.queue!r}>"
+
+
+def make_spec(
+    settings: Settings, kind: str, handler: Handler | None, options: JobOptions, args: Any, kwargs: Any
+) -> JobSpec[Any]:
+    """
+    Check and encode one job. `handler` None: this producer has not its code, and arguments travel as written.
+
+    Raise `BadArguments`, `TooLarge`, `BadJid`, `ConfigError` or `UsageError`.
+    """
+    if handler is not None:
+        args, kwargs = handler.bind(args, kwargs)
+    else:
+        check_kind(kind)
+    own = _options(kind, options, handler)
+    payload = encode_payload(tuple(args), dict(kwargs), settings.payload_bytes)
+    job = NewJob(
+        jid=_jid(options),
+        kind=kind,
+        queue=own.queue or DEFAULT_QUEUE,
+        payload=payload,
+        delay_ms=_delay_ms(options.delay),
+        fields=tuple(_fields(options, own)),
+    )
+    return JobSpec(job, handler.result_type if handler is not None else Any)
+
+
+def _options(kind: str, options: JobOptions, handler: Handler | None) -> HandlerOptions:
+    given = {
+        "queue": options.queue,
+        "retries": options.retries,
+        "timeout_s": options.timeout,
+        "grace_s": options.grace,
+        "backoff_s": options.backoff,
+        "backoff_max_s": options.backoff_max,
+        "max_losses": options.max_losses,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    base = HandlerOptions() if handler is None else handler.options
+    if not given:
+        return base
+    return msgspec.structs.replace(base, **given).checked(kind)
+
+
+def _jid(options: JobOptions) -> str:
+    if options.parent is not None:
+        check_jid(options.parent)
+    if options.jid is not None:
+        return check_jid(options.jid)
+    return new_jid() if options.parent is None else child_jid(options.parent)
+
+
+def _delay_ms(delay: float | None) -> int:
+    if delay is None:
+        return 0
+    if isinstance(delay, bool) or not isinstance(delay, int | float) or not math.isfinite(delay) or delay < 0:
+        raise UsageError(f"delay: {delay!r} will not do; it takes seconds from now, 0 or more")
+    if delay > MOST_DELAY_S:
+        raise UsageError(f"delay: {delay!r} s is more than ten years; it takes seconds, not milliseconds")
+    return math.ceil(delay * 1000)
+
+
+def _fields(options: JobOptions, own: HandlerOptions) -> list[str | int]:
+    """Further fields of the record, names and values in turn."""
+    fields: list[str | int] = []
+    for name, value in (("retries", own.retries), ("max_losses", own.max_losses)):
+        if value is not None:
+            fields += (name, value)
+    for name, seconds in (
+        ("timeout", own.timeout_s),
+        ("grace", own.grace_s),
+        ("backoff", own.backoff_s),
+        ("backoff_max", own.backoff_max_s),
+    ):
+        if seconds is not None:
+            fields += (name, round(seconds * 1000))
+    if own.late_success == "keep":
+        fields += ("late", "keep")
+    if options.group is not None:
+        fields += ("group", clean_words(options.group, "group"))
+    if options.tags:
+        fields += ("tags", msgspec.json.encode(_tags(options.tags)).decode())
+    if options.parent is not None:
+        fields += ("parent", options.parent)
+    return fields
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    if len(tags) > MOST_TAGS:
+        raise UsageError(f"tags: {len(tags)} were given; a job takes at most {MOST_TAGS}")
+    for name, value in tags.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise UsageError(f"tags: {name!r}: {value!r} will not do; names and values are text")
+    return {clean_words(name, "a tag"): clean_words(value, f"tag {name!r}") for name, value in tags.items()}
