@@ -94,9 +94,7 @@ class BlockingBus:
         group: str | None = None,
         limit: int = 100,
     ) -> Sequence[Job]:
-        return self._call(
-            "list", lambda: self._bus.list(state=state, kind=kind, queue=queue, group=group, limit=limit)
-        )
+        return self._call("list", lambda: self._bus.list(state=state, kind=kind, queue=queue, group=group, limit=limit))
 
     def close(self) -> None:
         """Close the connections of the blocking calls; the next one opens them again."""

@@ -169,9 +169,7 @@ class Bus:
         Raise `JidInUse` for the first jid that another job holds; the other jobs have been enqueued then. Raise
         `UsageError` before anything is sent when one jid is given twice.
         """
-        return [
-            JobHandle(self, spec.jid, state, spec.result_type) for spec, state in await self.send(list(specs))
-        ]
+        return [JobHandle(self, spec.jid, state, spec.result_type) for spec, state in await self.send(list(specs))]
 
     async def send(self, specs: Sequence[JobSpec[R]]) -> list[tuple[JobSpec[R], State]]:
         """What `enqueue_many` does, with each job's first state instead of a handle."""

@@ -224,7 +224,9 @@ class Reader:
             after = (group.get("last-delivered-id") or b"0-0").decode()
             oldest = await self._store.redis.xrange(stream, f"({after}", "+", count=1) if length > held else []  # type: ignore[misc]
         age = (now_ms - int(oldest[0][0].split(b"-")[0])) / 1000 if oldest else None
-        return QueueStats(queue=queue, ready=max(0, length - held), held=held, oldest_s=None if age is None else max(0.0, age))
+        return QueueStats(
+            queue=queue, ready=max(0, length - held), held=held, oldest_s=None if age is None else max(0.0, age)
+        )
 
     # Processes, suspects, dead letters, the log ------------------------------------------------------------
 
@@ -265,7 +267,9 @@ class Reader:
                 lines = await self._store.redis.xrevrange(self._store.keys(shard).events, count=limit)  # type: ignore[misc]
             for entry_id, fields in lines:
                 event = event_from_line(fields.get(b"event", b""))
-                found.append(LoggedEvent(id=f"{shard}/{entry_id.decode()}", jid=text(fields.get(b"jid")) or "", event=event))
+                found.append(
+                    LoggedEvent(id=f"{shard}/{entry_id.decode()}", jid=text(fields.get(b"jid")) or "", event=event)
+                )
         found.sort(key=lambda each: [int(part) for part in each.id.partition("/")[2].split("-")])
         return found[-limit:]
 

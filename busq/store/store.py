@@ -192,7 +192,9 @@ class Store:
                 await self.redis.hsetnx(meta, "shards", settings.shards or 1)  # type: ignore[misc,arg-type]
                 version, shards = await self.redis.hmget(meta, "v", "shards")  # type: ignore[misc]
         if int(version) > WIRE_VERSION:
-            raise ConfigError(f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}")
+            raise ConfigError(
+                f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}"
+            )
         if settings.shards is not None and settings.shards != int(shards):
             raise ConfigError(
                 f"shards: {settings.shards} was given, but the bus {settings.namespace!r} was made with {int(shards)}; "
@@ -243,7 +245,12 @@ class Store:
                 args += (job.kind, job.payload, job.delay_ms, len(job.fields) // 2)
                 args += job.fields
             heard = await self._run(
-                Verb.ENQUEUE, shard, [jobs[i].jid for i in places], args, queue=queue, named={"call": call, "queue": queue}
+                Verb.ENQUEUE,
+                shard,
+                [jobs[i].jid for i in places],
+                args,
+                queue=queue,
+                named={"call": call, "queue": queue},
             )
             for place, (word, state) in zip(places, heard, strict=True):
                 answers[place] = (word.decode(), State(state.decode()))

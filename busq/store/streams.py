@@ -69,7 +69,14 @@ class Streams:
         if not wanted:
             return []
         least = min(counts[self._places[stream][1]] for stream in wanted)
-        command: list[bytes | str | int] = ["XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", max(1, least // len(wanted))]
+        command: list[bytes | str | int] = [
+            "XREADGROUP",
+            "GROUP",
+            GROUP,
+            self._store.by,
+            "COUNT",
+            max(1, least // len(wanted)),
+        ]
         if block_ms:
             command += ["BLOCK", block_ms]
         command += ["STREAMS", *wanted, *[">"] * len(wanted)]

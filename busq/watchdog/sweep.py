@@ -122,7 +122,9 @@ class Sweeper:
         for (jid, entry_id), (word, state) in zip(jobs, answers, strict=True):
             if word == "missing":
                 raw = msgspec.msgpack.encode([b"jid", jid.encode()])
-                await self._store.bury(self._shard, queue, entry_id, reason="unknown_jid: no record of this jid", raw=raw)
+                await self._store.bury(
+                    self._shard, queue, entry_id, reason="unknown_jid: no record of this jid", raw=raw
+                )
             if word in _TAKEN:
                 events.tell(log, _TAKEN[word], jid=jid, queue=queue, worker=worker, state=state)
             moved += word != "alive"

@@ -256,4 +256,3 @@ class _WaitTripped:
         except TimeoutError:
             return False
         return self._job.cancelled
-

@@ -112,5 +112,3 @@ def _failed(attempt: Attempt, info: ErrorInfo, cause: str) -> Outcome:
 
 def _timed_out(attempt: Attempt) -> str:
     return f"the handler ran longer than its timeout of {attempt.timeout_s:g} s"
-
-

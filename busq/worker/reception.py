@@ -109,7 +109,9 @@ class Reception:
     def _refuse_unknown(self, entry: Entry) -> None:
         near = self._handlers.near(entry.kind)
         known = f"; near it: {', '.join(near)}" if near else ""
-        self._refuse(entry, "unknown_kind", counted=f"no worker on queue {entry.queue!r} knows kind {entry.kind!r}{known}")
+        self._refuse(
+            entry, "unknown_kind", counted=f"no worker on queue {entry.queue!r} knows kind {entry.kind!r}{known}"
+        )
 
     def _refuse(self, entry: Entry, why: str, *, delay_s: float = REFUSAL_FIRST_S, counted: str = "") -> None:
         """Give a job back; `counted`: it fails with these words when that has happened too often."""

@@ -54,7 +54,9 @@ class Runner:
         self.running: dict[str, Attempt] = {}
         self.suspects: set[Attempt] = set()
         self.outbox = Outbox(store, self._settled)
-        self.ladder = Ladder(loop, lambda attempt: self._executors[attempt.handler.pool], self, force_s=settings.force_s)
+        self.ladder = Ladder(
+            loop, lambda attempt: self._executors[attempt.handler.pool], self, force_s=settings.force_s
+        )
         self.watcher: Watcher | None = None
         self._loop = loop
         self._settings = settings
@@ -167,7 +169,12 @@ class Runner:
         # Normal when the watchdog finalized a cancel meanwhile; anything else deserves a look.
         normal = attempt.token.tripped
         events.tell(
-            log, events.JOB_STALE, level=logging.INFO if normal else logging.WARNING, **attempt.facts, answer=word, state=state
+            log,
+            events.JOB_STALE,
+            level=logging.INFO if normal else logging.WARNING,
+            **attempt.facts,
+            answer=word,
+            state=state,
         )
 
     def hand_back_all(self) -> int:
@@ -221,9 +228,7 @@ class Runner:
 
     async def _finalize_ourselves(self, attempt: Attempt) -> None:
         """No watchdog came. The script is the watchdog's, so nothing is ended before its deadline."""
-        await self.outbox.until_told(
-            lambda: self._store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)])
-        )
+        await self.outbox.until_told(lambda: self._store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)]))
 
     def _abandon(self, attempt: Attempt, why: str) -> None:
         attempt.abandoned = True
@@ -233,7 +238,9 @@ class Runner:
 
     def _suspect_ended(self, attempt: Attempt) -> None:
         self.suspects.discard(attempt)
-        events.tell(log, events.SUSPECT_ENDED, **attempt.facts, after_s=round(self._loop.time() - attempt.started_at, 3))
+        events.tell(
+            log, events.SUSPECT_ENDED, **attempt.facts, after_s=round(self._loop.time() - attempt.started_at, 3)
+        )
         self._errand(self._clear_suspect(attempt))
 
     async def _clear_suspect(self, attempt: Attempt) -> None:

@@ -81,7 +81,9 @@ class Worker:
         intake = asyncio.create_task(self._intake.run())
         telling = asyncio.create_task(self._runner.outbox.run())
         self.ready = True
-        events.tell(log, events.WORKER_STARTED, worker=self.name, queues=self._queues, slots=self._limits[Pool.COROUTINE])
+        events.tell(
+            log, events.WORKER_STARTED, worker=self.name, queues=self._queues, slots=self._limits[Pool.COROUTINE]
+        )
         stopping = asyncio.create_task(self._stop_asked.wait())
         try:
             # Intake and outbox run for ever; one that ends has found a mistake in busq, which must not pass quietly.
