@@ -112,7 +112,7 @@ class _JobEnded(BusqError):
         self.job = job
 
     def __reduce__(self) -> tuple[type[_JobEnded], tuple[Job]]:
-        return type(self), (self.job,)  # type: ignore[return-value]
+        return type(self), (self.job,)
 
 
 class JobFailed(_JobEnded):

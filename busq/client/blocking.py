@@ -37,7 +37,7 @@ class BlockingBus:
     def enqueue(self, kind: str, /, *args: Any, **kwargs: Any) -> BlockingHandle[Any]:
         return self._enqueue([self._bus.spec(kind, *args, **kwargs)], "enqueue")[0]
 
-    def enqueue_many(self, specs: Iterable[JobSpec[T]]) -> list[BlockingHandle[T]]:
+    def enqueue_many(self, specs: Iterable[JobSpec[T]]) -> Sequence[BlockingHandle[T]]:
         return self._enqueue(list(specs), "enqueue_many")
 
     def cancel(
@@ -100,7 +100,7 @@ class BlockingBus:
         """Close the connections of the blocking calls; the next one opens them again."""
         self._call("close", self._bus.close)
 
-    def _enqueue(self, specs: Sequence[JobSpec[T]], name: str) -> Any:
+    def _enqueue(self, specs: Sequence[JobSpec[T]], name: str) -> Sequence[BlockingHandle[T]]:
         sent = self._call(name, lambda: self._bus.send(specs))
         return [BlockingHandle(self, spec.jid, state, spec.result_type) for spec, state in sent]
 

@@ -20,7 +20,7 @@ from busq.client.jobs import AsyncJob, KindOptions, SyncJob
 from busq.client.link import Link
 from busq.client.spec import JobOptions, JobSpec
 from busq.config import Settings
-from busq.errors import JidInUse, UsageError
+from busq.errors import ConfigError, JidInUse, UsageError
 from busq.handlers import Handler, HandlerOptions, Handlers, Pool
 from busq.protocol.cancel import CancelAnswer, CancelRequest, clean_words
 from busq.protocol.jids import check_child, check_jid
@@ -102,22 +102,7 @@ class Bus:
         late_success: Literal["cancel", "keep"] = "cancel",
     ) -> _JobDecorator: ...
 
-    def job(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        kind: str | None = None,
-        queue: str | None = None,
-        pool: Pool | Literal["coroutine", "thread", "process"] | None = None,
-        retries: int | None = None,
-        timeout: float | None = None,
-        grace: float | None = None,
-        backoff: float | None = None,
-        backoff_max: float | None = None,
-        max_losses: int | None = None,
-        late_success: Literal["cancel", "keep"] = "cancel",
-    ) -> Any:
+    def job(self, function: Callable[..., Any] | None = None, /, *, kind: str | None = None, **options: Any) -> Any:
         """
         Declare a handler: `@bus.job`, or `@bus.job(queue="media", retries=2, timeout=600, grace=5.0)`.
 
@@ -125,20 +110,10 @@ class Bus:
         the function's name unless given. Lengths of time in seconds; `retries` counts handler failures. Raise
         `ConfigError` for a setting that will not do, or a kind that is taken.
         """
-        options = HandlerOptions(
-            queue=queue,
-            pool=pool,  # type: ignore[arg-type]  # a plain word is converted where the options are checked
-            retries=retries,
-            timeout_s=timeout,
-            grace_s=grace,
-            backoff_s=backoff,
-            backoff_max_s=backoff_max,
-            max_losses=max_losses,
-            late_success=late_success,
-        )
+        own = _handler_options(options)
 
         def declare(declared: Callable[..., Any]) -> Any:
-            handler = self.handlers.add(Handler(declared, kind=kind, options=options))
+            handler = self.handlers.add(Handler(declared, kind=kind, options=own))
             made = AsyncJob if handler.pool is Pool.COROUTINE else SyncJob
             return made(self, handler, JobOptions())
 
@@ -240,13 +215,21 @@ class Bus:
         if job.is_terminal:
             return job
         try:
-            async with asyncio.timeout(timeout), link.bell(jid) as bell:
-                while not job.is_terminal:
-                    await _rung(bell)
-                    job = await link.reader.job(jid)
+            async with asyncio.timeout(timeout):
+                return await self._until_terminal(link, jid)
         except TimeoutError:
-            raise TimeoutError(f"job {jid} ({job.kind}) was still {job.state} after {timeout:g} s") from None
-        return job
+            job = await link.reader.job(jid)
+            if job.is_terminal:
+                return job
+            raise TimeoutError(f"job {jid} ({job.kind}) was still {job.state} after {timeout} s") from None
+
+    async def _until_terminal(self, link: Link, jid: str) -> Job:
+        async with link.bell(jid) as bell:
+            while True:
+                await _rung(bell)
+                job = await link.reader.job(jid)
+                if job.is_terminal:
+                    return job
 
     async def result(self, jid: str, *, timeout: float | None = None) -> Any:
         """The value of a job that succeeded. Raise as `JobHandle.result` does."""
@@ -290,6 +273,19 @@ class Bus:
             link = self._links[loop] = Link(self.settings)
         await link.open()
         return link
+
+
+_SECONDS = {"timeout": "timeout_s", "grace": "grace_s", "backoff": "backoff_s", "backoff_max": "backoff_max_s"}
+
+
+def _handler_options(given: dict[str, Any]) -> HandlerOptions:
+    named = {_SECONDS.get(name, name): value for name, value in given.items()}
+    unknown = [name for name in given if _SECONDS.get(name, name) not in HandlerOptions.__struct_fields__]
+    if unknown:
+        known = {field: name for name, field in _SECONDS.items()}
+        names = [known.get(field, field) for field in HandlerOptions.__struct_fields__]
+        raise ConfigError(f"a handler has no setting {unknown[0]!r}; there are: kind, {', '.join(names)}")
+    return HandlerOptions(**named)
 
 
 def _check_parent(spec: JobSpec[Any], shards: int) -> None:

@@ -27,7 +27,7 @@ class Link:
         self._listener = Listener(
             self.store.connections.listening,
             on_notice=lambda channel, message: self._ring(channel),
-            on_confirmed=lambda channels: [self._ring(channel) for channel in channels] and None,
+            on_confirmed=self._ring_all,
         )
         self._listening: asyncio.Task[None] | None = None
 
@@ -63,6 +63,10 @@ class Link:
             waiting.discard(bell)
             if not waiting:
                 del self._rung[channel]
+
+    def _ring_all(self, channels: frozenset[bytes]) -> None:
+        for channel in channels:
+            self._ring(channel)
 
     def _ring(self, channel: bytes) -> None:
         for bell in self._rung.get(channel, ()):

@@ -58,6 +58,11 @@ def redact(url: str) -> str:
     return urlunsplit((parts.scheme, login + host, parts.path, "***" if parts.query else "", ""))
 
 
+# redis-py types every reply for both protocols and both decodings at once. Here all is bytes, and where a reply is
+# taken apart its shape is checked; so the clients are not typed, once and for all, right here.
+Client = Any
+
+
 class _PackedByHiredis:
     """Commands written by hiredis, as redis-py's blocking connections do: a batch has a thousand arguments."""
 
@@ -91,12 +96,12 @@ class Connections:
         self._made: list[Redis] = []
         self.place = redact(self._url)
         """Where this leads, without secrets."""
-        self.commands = self._client(
+        self.commands: Client = self._client(
             socket_timeout=settings.command_timeout_s,
             retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RESENDS),
         )
 
-    def blocking(self) -> Redis:
+    def blocking(self) -> Client:
         """A client for blocking reads: raw answers, no re-sending."""
         client = self._client(
             socket_timeout=BLOCK_MS / 1000 + self._settings.command_timeout_s, retry=Retry(NoBackoff(), 0)

@@ -88,7 +88,7 @@ class Reader:
 
     async def _record(self, jid: str) -> Mapping[bytes, bytes]:
         with reaching(self._store.connections.place):
-            record: Mapping[bytes, bytes] = await self._store.redis.hgetall(self._store.job_key(jid))  # type: ignore[misc]
+            record: Mapping[bytes, bytes] = await self._store.redis.hgetall(self._store.job_key(jid))
         if b"state" not in record:
             raise JobNotFound(jid)
         return record
@@ -111,14 +111,14 @@ class Reader:
             async for jids in self._candidates(shard, set(states or State)):
                 fresh = [jid for jid in jids if jid not in seen]
                 seen.update(fresh)
-                for job in await self._records(fresh):
-                    if (
-                        (not states or job.state in states)
-                        and kind in (None, job.kind)
-                        and queue in (None, job.queue)
-                        and group in (None, job.group)
-                    ):
-                        found.append(job)
+                found += [
+                    job
+                    for job in await self._records(fresh)
+                    if (not states or job.state in states)
+                    and kind in (None, job.kind)
+                    and queue in (None, job.queue)
+                    and group in (None, job.group)
+                ]
                 if len(found) >= limit or len(seen) >= SCAN_MOST:
                     break
         return found[:limit]
@@ -146,7 +146,7 @@ class Reader:
         after = b"-"
         for _ in range(SCAN_MOST // STEP):
             with reaching(self._store.connections.place):
-                entries = await self._store.redis.xrange(stream, after.decode(), "+", count=STEP)  # type: ignore[misc]
+                entries = await self._store.redis.xrange(stream, after.decode(), "+", count=STEP)
             if not entries:
                 return
             yield [text(fields[b"jid"]) or "" for _, fields in entries if fields and b"jid" in fields]
@@ -155,7 +155,7 @@ class Reader:
     async def _members(self, index: bytes, *, newest_first: bool) -> AsyncIterator[list[str]]:
         for start in range(0, SCAN_MOST, STEP):
             with reaching(self._store.connections.place):
-                members = await self._store.redis.zrange(index, start, start + STEP - 1, desc=newest_first)  # type: ignore[misc]
+                members = await self._store.redis.zrange(index, start, start + STEP - 1, desc=newest_first)
             if not members:
                 return
             yield [text(member) or "" for member in members]
@@ -215,14 +215,14 @@ class Reader:
         stream = self._store.keys(shard).stream(queue)
         now_ms = await watch.server_now_ms(self._store)
         with reaching(self._store.connections.place):
-            length = await self._store.redis.xlen(stream)  # type: ignore[misc]
+            length = await self._store.redis.xlen(stream)
             group: dict[str, Any] = {}
             if length and await self._store.redis.exists(stream):
-                groups = await self._store.redis.xinfo_groups(stream)  # type: ignore[misc]
+                groups = await self._store.redis.xinfo_groups(stream)
                 group = next((each for each in groups if each["name"] == GROUP), {})
             held = group.get("pending", 0)
             after = (group.get("last-delivered-id") or b"0-0").decode()
-            oldest = await self._store.redis.xrange(stream, f"({after}", "+", count=1) if length > held else []  # type: ignore[misc]
+            oldest = await self._store.redis.xrange(stream, f"({after}", "+", count=1) if length > held else []
         age = (now_ms - int(oldest[0][0].split(b"-")[0])) / 1000 if oldest else None
         return QueueStats(
             queue=queue, ready=max(0, length - held), held=held, oldest_s=None if age is None else max(0.0, age)
@@ -247,7 +247,7 @@ class Reader:
         found: list[DeadLetter] = []
         for shard in range(self._store.shards):
             with reaching(self._store.connections.place):
-                letters = await self._store.redis.xrange(self._store.keys(shard).dead, count=limit)  # type: ignore[misc]
+                letters = await self._store.redis.xrange(self._store.keys(shard).dead, count=limit)
             found += [_letter(shard, entry_id, fields) for entry_id, fields in letters]
         return found[:limit]
 
@@ -257,14 +257,14 @@ class Reader:
         if not shard.isdigit() or int(shard) >= self._store.shards:
             return False
         with reaching(self._store.connections.place):
-            return bool(await self._store.redis.xdel(self._store.keys(int(shard)).dead, entry_id))  # type: ignore[misc]
+            return bool(await self._store.redis.xdel(self._store.keys(int(shard)).dead, entry_id))
 
     async def log(self, *, limit: int = 50) -> list[LoggedEvent]:
         """The newest lines of the bus-wide log, oldest first."""
         found: list[LoggedEvent] = []
         for shard in range(self._store.shards):
             with reaching(self._store.connections.place):
-                lines = await self._store.redis.xrevrange(self._store.keys(shard).events, count=limit)  # type: ignore[misc]
+                lines = await self._store.redis.xrevrange(self._store.keys(shard).events, count=limit)
             for entry_id, fields in lines:
                 event = event_from_line(fields.get(b"event", b""))
                 found.append(

@@ -86,8 +86,8 @@ async def members(store: Store, shard: int) -> list[Member]:
     """Everybody on the roster of one shard."""
     keys = store.keys(shard)
     with reaching(store.connections.place):
-        leases: Sequence[tuple[bytes, float]] = await store.redis.zrange(keys.workers, 0, -1, withscores=True)  # type: ignore[misc]
-        cards: Mapping[bytes, bytes] = await store.redis.hgetall(keys.worker_info)  # type: ignore[misc]
+        leases: Sequence[tuple[bytes, float]] = await store.redis.zrange(keys.workers, 0, -1, withscores=True)
+        cards: Mapping[bytes, bytes] = await store.redis.hgetall(keys.worker_info)
     return [
         Member(
             name=name.decode("utf-8", "replace"),

@@ -17,8 +17,9 @@ from importlib import resources
 from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
+
+from busq.store.connection import Client
 
 Arg = bytes | str | int | float
 
@@ -39,7 +40,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[str, ...]
     argv: tuple[str, ...]
 
-    async def run(self, redis: Redis, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
+    async def run(self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
         """
         Run it in one round trip; two when the server has lost its script cache.
 

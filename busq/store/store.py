@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
@@ -186,11 +187,11 @@ class Store:
         with reaching(self.connections.place):
             self._flags_line = await self._takes_flags_line()
             meta = bus_keys.meta(settings.namespace)
-            version, shards = await self.redis.hmget(meta, "v", "shards")  # type: ignore[misc]
+            version, shards = await self.redis.hmget(meta, "v", "shards")
             if version is None:
-                await self.redis.hsetnx(meta, "v", WIRE_VERSION)  # type: ignore[misc,arg-type]
-                await self.redis.hsetnx(meta, "shards", settings.shards or 1)  # type: ignore[misc,arg-type]
-                version, shards = await self.redis.hmget(meta, "v", "shards")  # type: ignore[misc]
+                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
+                await self.redis.hsetnx(meta, "shards", settings.shards or 1)
+                version, shards = await self.redis.hmget(meta, "v", "shards")
         if int(version) > WIRE_VERSION:
             raise ConfigError(
                 f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}"
@@ -208,14 +209,10 @@ class Store:
         await self.connections.close()
 
     async def _takes_flags_line(self) -> bool:
-        from redis.exceptions import ResponseError
-
         try:
             await self.redis.execute_command("EVAL", "#!lua\nreturn 1", 0)
         except ResponseError as error:
-            if "NOPERM" in str(error):  # a role that may run scripts by their hash only: supported servers have it
-                return True
-            return False
+            return "NOPERM" in str(error)  # a role that may only run scripts by their hash: supported servers take it
         return True
 
     # Where things are ----------------------------------------------------------------------------------
@@ -306,7 +303,11 @@ class Store:
         return _words(await self._run(verb, shard, [end.jid for end in ends], args, queue=queue))
 
     async def refuse(self, shard: int, queue: str, refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
-        """Give back queued jobs that were read but not started. Answers are (refused | buried | stale | missing, state)."""
+        """
+        Give back queued jobs that were read but not started.
+
+        Answers (refused | buried | stale | missing, state).
+        """
         args: list[Bytes] = []
         for each in refusals:
             args += (each.entry, each.why, each.delay_ms, each.most_ms, each.limit, each.error)
@@ -323,7 +324,11 @@ class Store:
     async def note(
         self, jid: str, *, token: str, attempt: int, note: Note | None = None, saved: bytes = b""
     ) -> tuple[str, str]:
-        """Add a line to a running job's history, or keep what its handler saves. Answers (noted | stale | missing, state)."""
+        """
+        Add a line to a running job's history, or keep what its handler saves.
+
+        Answers (noted | stale | missing, state).
+        """
         line = note or Note("")
         args = (token, attempt, line.name, line.ago_ms, line.facts, saved)
         return _words(await self._run(Verb.NOTE, self.shard_of(jid), [jid], args))[0]
@@ -337,14 +342,22 @@ class Store:
     # Watchdog ------------------------------------------------------------------------------------------
 
     async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[tuple[str, str]]:
-        """End cancels past their deadline: (jid, owner's process known to be gone). Answers (finalized | early | stale | missing, …)."""
+        """
+        End cancels past their deadline: (jid, owner's process known to be gone).
+
+        Answers (finalized | early | stale | missing, state or ms left).
+        """
         args = [int(gone) for _, gone in overdue]
         return _words(await self._run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
 
     async def reclaim(
         self, shard: int, queue: str, owner: str, held: Sequence[tuple[str, bytes]], *, owner_gone: bool, failure: bytes
     ) -> list[tuple[str, str]]:
-        """Take over (jid, entry) pairs that a lost worker held. Answers (reclaimed | lost | ended | alive | stale | missing, state)."""
+        """
+        Take over (jid, entry) pairs that a lost worker held.
+
+        Answers (reclaimed | lost | ended | alive | stale | missing, state).
+        """
         named: dict[str, Bytes] = {"owner": owner, "owner_gone": int(owner_gone), "failure": failure}
         args = [entry for _, entry in held]
         return _words(await self._run(Verb.RECLAIM, shard, [jid for jid, _ in held], args, queue=queue, named=named))
@@ -388,8 +401,7 @@ class Store:
             elif name == "streams...":
                 keys += streams
             elif name == "stream":
-                assert queue is not None
-                keys.append(own.stream(queue))
+                keys.append(own.stream(queue or ""))
             else:
                 keys.append(getattr(own, name))
         argv: list[Bytes] = []

@@ -9,9 +9,9 @@ name on them that it never saw: `pending_of` finds those.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from busq.errors import BadJid
@@ -43,7 +43,7 @@ class Streams:
 
     def __init__(self, store: Store, queues: Sequence[str]) -> None:
         self._store = store
-        self._client: Redis = store.connections.blocking()
+        self._client = store.connections.blocking()
         self._places: dict[bytes, tuple[int, str]] = {}
         self._queues = list(queues)
 
@@ -106,9 +106,9 @@ class Streams:
             found += self._entries(heard)
         return found
 
-    def _entries(self, heard: object) -> list[Entry]:
+    def _entries(self, heard: Any) -> list[Entry]:
         found: list[Entry] = []
-        for stream, listed in heard or ():  # type: ignore[attr-defined]
+        for stream, listed in heard or ():
             shard, queue = self._places[stream]
             for entry_id, fields in listed:
                 found.append(read_entry(shard, queue, entry_id, fields))

@@ -48,17 +48,17 @@ async def _drop(store: Store, shard: int, chosen: Callable[[Suspect], bool]) -> 
     if not lines:
         return 0
     with reaching(store.connections.place):
-        return int(await store.redis.zrem(store.keys(shard).suspects, *lines))  # type: ignore[misc]
+        return int(await store.redis.zrem(store.keys(shard).suspects, *lines))
 
 
 async def _lines(store: Store, shard: int, limit: int) -> list[tuple[bytes, Suspect]]:
     last = limit - 1 if limit > 0 else -1
     with reaching(store.connections.place):
-        lines = await store.redis.zrange(store.keys(shard).suspects, 0, last, withscores=True)  # type: ignore[misc]
+        lines = await store.redis.zrange(store.keys(shard).suspects, 0, last, withscores=True)
     return [(line, _suspect(line, since)) for line, since in lines]
 
 
 def _suspect(line: bytes, since: float) -> Suspect:
-    parts = (line.decode("utf-8", "replace").split("\t") + ["", "", "", ""])[:4]
+    parts = [*line.decode("utf-8", "replace").split("\t"), "", "", "", ""][:4]
     attempt = int(parts[1]) if parts[1].isdigit() else 0
     return Suspect(jid=parts[0], attempt=attempt, owner=parts[2], kind=parts[3], since=moment(str(since)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from busq.protocol.job import text
 from busq.protocol.keys import GROUP
 from busq.store.connection import reaching
 from busq.store.store import Store
@@ -32,14 +33,14 @@ async def server_now_ms(store: Store) -> float:
     if own:
         return own
     with reaching(store.connections.place):
-        seconds, micros = await store.redis.time()  # type: ignore[misc]
+        seconds, micros = await store.redis.time()
     return float(seconds) * 1000 + float(micros) / 1000
 
 
 async def due(store: Store, shard: int, timer: bytes, now_ms: float) -> Due:
     """What is due on a timer (a sorted set of jids by moment): at most a step, earliest first."""
     with reaching(store.connections.place):
-        first: Sequence[tuple[bytes, float]] = await store.redis.zrange(timer, 0, STEP - 1, withscores=True)  # type: ignore[misc]
+        first: Sequence[tuple[bytes, float]] = await store.redis.zrange(timer, 0, STEP - 1, withscores=True)
         jids = [jid.decode("utf-8", "replace") for jid, at in first if at <= now_ms]
         later = [at - now_ms for _, at in first if at > now_ms]
         places = await _places(store, shard, jids) if jids else []
@@ -50,7 +51,7 @@ async def due(store: Store, shard: int, timer: bytes, now_ms: float) -> Due:
 async def queues(store: Store, shard: int) -> list[str]:
     """Every queue that a shard has ever had a job in, by name."""
     with reaching(store.connections.place):
-        names = await store.redis.smembers(store.keys(shard).queues)  # type: ignore[misc]
+        names = await store.redis.smembers(store.keys(shard).queues)
     return sorted(name.decode("utf-8", "replace") for name in names)
 
 
@@ -76,7 +77,7 @@ async def _places(store: Store, shard: int, jids: Sequence[str]) -> list[tuple[s
     for jid in jids:
         pipe.hmget(store.keys(shard).job(jid), "queue", "owner")
     answers = await pipe.execute()
-    return [tuple((part or b"").decode("utf-8", "replace") for part in answer) for answer in answers]  # type: ignore[misc]
+    return [(text(queue) or "", text(owner) or "") for queue, owner in answers]
 
 
 def _entry_id(pending: Any) -> bytes:

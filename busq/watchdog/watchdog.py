@@ -55,7 +55,7 @@ class Watchdog:
                 pause = PAUSE_S[0]
             except BusUnavailable as error:
                 self._lost(error)
-                wait, pause = pause * random.uniform(0.5, 1.0), min(PAUSE_S[1], pause * 2)  # noqa: S311
+                wait, pause = pause * random.uniform(0.5, 1.0), min(PAUSE_S[1], pause * 2)
             await self._sleep(wait)
         await self._leave()
         events.tell(log, events.WATCHDOG_STOPPED, watchdog=self.name)

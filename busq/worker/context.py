@@ -206,7 +206,7 @@ def current_job_or_none() -> CurrentJob | None:
     return _current.get()
 
 
-def enter(job: CurrentJob) -> None:
+def enter(job: CurrentJob | None) -> None:
     """Make `job` the current one of this context."""
     _current.set(job)
 
@@ -224,8 +224,8 @@ class Done(Generic[T]):
         self._value = value
 
     def __await__(self) -> Generator[Any, None, T]:
+        yield from ()  # a generator that never stops at anything
         return self._value
-        yield  # a generator that never stops at anything
 
 
 class Pending(Generic[T]):

@@ -36,8 +36,8 @@ log = events.logger("busq.worker")
 class Owner(Protocol):
     """The handlers' side. `running` is only read here; the rest is called in the handlers' loop."""
 
-    running: dict[str, Attempt]
-
+    @property
+    def running(self) -> dict[str, Attempt]: ...
     def heard(self, attempt: Attempt, facts: TripFacts, heard_by: str) -> None: ...
     def superseded(self, attempt: Attempt, state: str) -> None: ...
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Protocol
 
 from busq import events
 from busq.errors import BusUnavailable
@@ -32,17 +31,16 @@ PAUSE_S = (0.05, 2.0)  # between tries while Redis is away: the first and the lo
 log = events.logger("busq.worker")
 
 
-class Known(Protocol):
-    """Whether this worker knows that it runs a job."""
-
-    def __call__(self, jid: str) -> bool: ...
-
-
 class Intake:
-    """`pools` says for every queue which pools its handlers use."""
+    """`pools` says for every queue which pools its handlers use; `knows` whether this worker runs a job already."""
 
     def __init__(
-        self, streams: Streams, slots: Slots, reception: Reception, pools: Mapping[str, set[Pool]], knows: Known
+        self,
+        streams: Streams,
+        slots: Slots,
+        reception: Reception,
+        pools: Mapping[str, set[Pool]],
+        knows: Callable[[str], bool],
     ) -> None:
         self._streams = streams
         self._slots = slots
@@ -72,7 +70,7 @@ class Intake:
                 if self.reachable:
                     events.tell(log, events.BUS_LOST, error=str(error))
                 lost_something, self.reachable = True, False
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(PAUSE_S[1], pause * 2)
 
     async def reconcile(self) -> None:

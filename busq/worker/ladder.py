@@ -113,7 +113,8 @@ class Ladder:
 
     def _exhausted(self, attempt: Attempt) -> None:
         facts = attempt.token.facts
-        assert facts is not None and attempt.tripped_at is not None
+        if facts is None or attempt.tripped_at is None:
+            return  # nobody asked it to stop
         if facts.cause is Cause.SHUTDOWN:
             return  # the drain hands back what is left and ends the process
         if facts.cause in (Cause.LEASE_LOST, Cause.TIMEOUT):

@@ -146,7 +146,11 @@ class Runner:
             ),
         )
         if outcome.error is not None and outcome.verb is not Verb.RELEASE and not attempt.token.tripped:
-            facts = {"error": outcome.error.type, "message": outcome.error.message, "cause": outcome.cause}
+            facts: dict[str, Any] = {
+                "error": outcome.error.type,
+                "message": outcome.error.message,
+                "cause": outcome.cause,
+            }
             events.tell(log, events.JOB_FAILED, **attempt.facts, **facts)
 
     def _free(self, attempt: Attempt) -> None:
@@ -260,7 +264,8 @@ class Runner:
 
     def run_callbacks(self, attempt: Attempt) -> None:
         facts = attempt.token.facts
-        assert facts is not None
+        if facts is None:
+            return
         for callback in attempt.token.take_callbacks():
             self._hands.run_callback(attempt, callback, facts)
 

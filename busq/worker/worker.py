@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from busq import events
 from busq.config import Settings
@@ -128,7 +129,7 @@ class Worker:
             self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin
         )
         pools = {queue: self._handlers.pools_of(queue) or {Pool.COROUTINE} for queue in self._queues}
-        self._intake = Intake(self._streams, self._slots, reception, pools, self._runner.running.__contains__)
+        self._intake = Intake(self._streams, self._slots, reception, pools, lambda jid: jid in self._runner.running)
         self._card = process_card("worker")
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, loop_factory=self._loop_factory
@@ -171,7 +172,7 @@ class Worker:
         return self._runner.hand_back_all()
 
     async def _ended_within(self, seconds: float, *, may_hurry: bool) -> None:
-        waits = [asyncio.create_task(self._runner.all_ended())]
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._runner.all_ended())]
         if may_hurry:
             waits.append(asyncio.create_task(self._hurry_asked.wait()))
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

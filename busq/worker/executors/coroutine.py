@@ -25,7 +25,6 @@ class CoroutineExecutor:
 
     def begin(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
         own = self._plain.copy()
-        assert attempt.job is not None
         own.run(context.enter, attempt.job)
         task = self._loop.create_task(_guarded(attempt.handler.function, args, kwargs), context=own)
         attempt.task = task

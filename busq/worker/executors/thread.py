@@ -75,9 +75,9 @@ class ThreadExecutor:
             del work  # an idle thread holds no arguments of its last job
 
     def _run(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
-        assert attempt.job is not None
         context.enter(attempt.job)
-        value, error = None, None
+        value: Any = None
+        error: BaseException | None = None
         try:
             value = attempt.handler.function(*args, **kwargs)
         except (SystemExit, KeyboardInterrupt) as raised:
