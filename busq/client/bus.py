@@ -102,7 +102,7 @@ class Bus:
         late_success: Literal["cancel", "keep"] = "cancel",
     ) -> _JobDecorator: ...
 
-    def job(self, function: Callable[..., Any] | None = None, /, *, kind: str | None = None, **options: Any) -> Any:
+    def job(self, function: Callable[..., Any] | None = None, *, kind: str | None = None, **options: Any) -> Any:
         """
         Declare a handler: `@bus.job`, or `@bus.job(queue="media", retries=2, timeout=600, grace=5.0)`.
 
