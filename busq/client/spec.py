@@ -18,7 +18,7 @@ from busq.handlers import DEFAULT_QUEUE, Handler, HandlerOptions, check_kind
 from busq.protocol.cancel import clean_words
 from busq.protocol.codec import encode_payload
 from busq.protocol.jids import check_jid, child_jid, new_jid
-from busq.store.store import NewJob
+from busq.store.forms import NewJob
 
 R_co = TypeVar("R_co", covariant=True)
 

@@ -8,137 +8,36 @@ be stands in `protocol/states.py`. Nobody else in busq writes a job's record.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
-import msgspec
 from redis.exceptions import ResponseError
 
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import ConfigError
 from busq.protocol import keys as bus_keys
-from busq.protocol.cancel import CancelAnswer, CancelRequest, Verdict
+from busq.protocol.cancel import CancelAnswer, CancelRequest
 from busq.protocol.jids import shard_of
-from busq.protocol.job import moment
 from busq.protocol.keys import GROUP, ShardKeys
 from busq.protocol.states import State, Verb
-from busq.store import scripts
+from busq.store import forms, scripts
 from busq.store.connection import Connections, reaching
+from busq.store.forms import (
+    Delivery,
+    KindTerms,
+    NewJob,
+    Note,
+    Refusal,
+    Renewal,
+    RenewAnswer,
+    Settlement,
+    StartAnswer,
+    Value,
+)
 
 WIRE_VERSION = 1
 BATCH = 250  # jobs in one script call: long enough to be cheap, short enough (about 3 ms) to let others in
 BATCH_BYTES = 4 * 1024 * 1024  # payload in one script call
-
-Bytes = bytes | str | int | float
-
-
-class NewJob(msgspec.Struct, frozen=True):
-    """A job to be admitted. `fields` are further fields of its record, names and values in turn."""
-
-    jid: str
-    kind: str
-    queue: str
-    payload: bytes
-    delay_ms: int = 0
-    fields: tuple[Bytes, ...] = ()
-
-
-class KindTerms(msgspec.Struct, frozen=True):
-    """What a worker's handler says where the producer left it open. Milliseconds; `slack_ms` is beat + force."""
-
-    kind: str
-    retries: int
-    max_losses: int
-    grace_ms: int
-    slack_ms: int
-    timeout_ms: int | None = None
-
-
-class Delivery(msgspec.Struct, frozen=True):
-    """An entry that this worker holds, and the token of the attempt that it would begin."""
-
-    entry: bytes
-    jid: str
-    kind: str
-    token: str
-
-
-class StartAnswer(msgspec.Struct, frozen=True):
-    """`word` is started, stale, other_kind, newer or missing; the rest is set for started, or explains."""
-
-    word: str
-    detail: str = ""
-    attempt: int = 0
-    payload: bytes = b""
-    failures: int = 0
-    retries: int = 0
-    grace_s: float = 0.0
-    timeout_s: float | None = None
-    backoff_s: float | None = None
-    backoff_max_s: float | None = None
-    saved: bytes = b""
-
-
-class Note(msgspec.Struct, frozen=True):
-    """A line of history that only a worker can write; `ago_ms` before the call."""
-
-    name: str
-    ago_ms: int = 0
-    facts: str = ""
-
-
-class Settlement(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended. `token` is the fence; `observed`: the handler had learned of its cancel."""
-
-    jid: str
-    entry: bytes
-    token: str
-    attempt: int
-    outcome: str
-    observed: bool = False
-    result: bytes = b""
-    error: bytes = b""
-    cause: str = ""
-    delay_ms: int = 0
-    notes: tuple[Note, ...] = ()
-
-
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    A queued job that a worker gives back. `limit` 0: it does not count.
-
-    A counted delay doubles from `delay_ms` up to `most_ms`; after `limit` refusals the job fails with `error`.
-    """
-
-    jid: str
-    entry: bytes
-    why: str
-    delay_ms: int = 0
-    most_ms: int = 0
-    limit: int = 0
-    error: bytes = b""
-
-
-class Renewal(msgspec.Struct, frozen=True):
-    """One attempt in a beat; `progress` is '' when there is nothing new."""
-
-    jid: str
-    token: str
-    progress: str = ""
-    progress_note: str = ""
-
-
-class RenewAnswer(msgspec.Struct, frozen=True):
-    """`word` is running, cancelling, stale or missing; `left_ms` runs to the deadline."""
-
-    word: str
-    state: str = ""
-    cause: str = ""
-    reason: str = ""
-    source: str = ""
-    grace_ms: float = 0.0
-    left_ms: float = 0.0
 
 
 class Store:
@@ -156,7 +55,7 @@ class Store:
         self._keys: list[ShardKeys] = []
         self._flags_line = True
         self._opened = False
-        self._constants: dict[str, Bytes] = {
+        self._constants: dict[str, Value] = {
             "by": self.by,
             "worker": self.by,
             "history_limit": settings.history_entries,
@@ -236,7 +135,7 @@ class Store:
         """
         answers: list[tuple[str, State]] = [("", State.QUEUED)] * len(jobs)
         for shard, queue, places in self._by_queue(jobs):
-            args: list[Bytes] = []
+            args: list[Value] = []
             for place in places:
                 job = jobs[place]
                 args += (job.kind, job.payload, job.delay_ms, len(job.fields) // 2)
@@ -256,7 +155,7 @@ class Store:
     async def cancel(self, jids: Sequence[str], wish: CancelRequest, *, request: str) -> list[CancelAnswer]:
         """Write down that these jobs shall stop, and announce it. `request` names this very call, as for enqueue."""
         answers: list[CancelAnswer | None] = [None] * len(jids)
-        named: dict[str, Bytes] = {
+        named: dict[str, Value] = {
             "cause": wish.cause,
             "reason": wish.reason,
             "source": wish.source,
@@ -267,7 +166,7 @@ class Store:
         for shard, places in self._by_shard(jids):
             heard = await self._run(Verb.CANCEL, shard, [jids[i] for i in places], (), named=named)
             for place, answer in zip(places, heard, strict=True):
-                answers[place] = _cancel_answer(jids[place], answer)
+                answers[place] = forms.cancel_answer(jids[place], answer)
         return [answer for answer in answers if answer is not None]
 
     # Workers -------------------------------------------------------------------------------------------
@@ -277,16 +176,16 @@ class Store:
     ) -> list[StartAnswer]:
         """Begin attempts of delivered jobs. `terms` holds every kind that occurs among them."""
         at: dict[str, int] = {}
-        args: list[Bytes] = []
+        args: list[Value] = []
         for i, term in enumerate(terms):
             at[term.kind] = i
             args += (term.kind, term.retries, term.max_losses, term.grace_ms, term.slack_ms)
             args.append("" if term.timeout_ms is None else term.timeout_ms)
         for delivery in deliveries:
             args += (delivery.entry, at[delivery.kind], delivery.token)
-        named: dict[str, Bytes] = {"adopt": int(adopt), "kinds": len(terms)}
+        named: dict[str, Value] = {"adopt": int(adopt), "kinds": len(terms)}
         heard = await self._run(Verb.START, shard, [d.jid for d in deliveries], args, queue=queue, named=named)
-        return [_start_answer(answer) for answer in heard]
+        return [forms.start_answer(answer) for answer in heard]
 
     async def settle(self, verb: Verb, shard: int, queue: str, ends: Sequence[Settlement]) -> list[tuple[str, str]]:
         """
@@ -294,13 +193,13 @@ class Store:
 
         Answers are (settled | stale | missing, state).
         """
-        args: list[Bytes] = []
+        args: list[Value] = []
         for end in ends:
             args += (end.entry, end.token, end.attempt, end.outcome, int(end.observed), end.result, end.error)
             args += (end.cause, end.delay_ms, len(end.notes))
             for note in end.notes:
                 args += (note.name, note.ago_ms, note.facts)
-        return _words(await self._run(verb, shard, [end.jid for end in ends], args, queue=queue))
+        return forms.words(await self._run(verb, shard, [end.jid for end in ends], args, queue=queue))
 
     async def refuse(self, shard: int, queue: str, refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
         """
@@ -308,18 +207,18 @@ class Store:
 
         Answers (refused | buried | stale | missing, state).
         """
-        args: list[Bytes] = []
+        args: list[Value] = []
         for each in refusals:
             args += (each.entry, each.why, each.delay_ms, each.most_ms, each.limit, each.error)
-        return _words(await self._run(Verb.REFUSE, shard, [each.jid for each in refusals], args, queue=queue))
+        return forms.words(await self._run(Verb.REFUSE, shard, [each.jid for each in refusals], args, queue=queue))
 
     async def renew(self, shard: int, renewals: Sequence[Renewal], *, info: bytes = b"") -> list[RenewAnswer]:
         """One beat: extend this worker's lease, hand in progress, and hear what became of its attempts."""
-        args: list[Bytes] = []
+        args: list[Value] = []
         for each in renewals:
             args += (each.token, each.progress, each.progress_note)
         heard = await self._run(Verb.RENEW, shard, [each.jid for each in renewals], args, named={"info": info})
-        return [_renew_answer(answer) for answer in heard]
+        return [forms.renew_answer(answer) for answer in heard]
 
     async def note(
         self, jid: str, *, token: str, attempt: int, note: Note | None = None, saved: bytes = b""
@@ -331,11 +230,11 @@ class Store:
         """
         line = note or Note("")
         args = (token, attempt, line.name, line.ago_ms, line.facts, saved)
-        return _words(await self._run(Verb.NOTE, self.shard_of(jid), [jid], args))[0]
+        return forms.words(await self._run(Verb.NOTE, self.shard_of(jid), [jid], args))[0]
 
     async def bury(self, shard: int, queue: str, entry: bytes, *, reason: str, raw: bytes) -> str:
         """Move an entry that is no job to the dead letters. Answers buried or stale."""
-        named: dict[str, Bytes] = {"entry": entry, "reason": reason, "raw": raw}
+        named: dict[str, Value] = {"entry": entry, "reason": reason, "raw": raw}
         answer = await self._run("bury", shard, (), (), queue=queue, named=named)
         return str(answer[0].decode())
 
@@ -348,7 +247,7 @@ class Store:
         Answers (finalized | early | stale | missing, state or ms left).
         """
         args = [int(gone) for _, gone in overdue]
-        return _words(await self._run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
+        return forms.words(await self._run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
 
     async def reclaim(
         self, shard: int, queue: str, owner: str, held: Sequence[tuple[str, bytes]], *, owner_gone: bool, failure: bytes
@@ -358,18 +257,20 @@ class Store:
 
         Answers (reclaimed | lost | ended | alive | stale | missing, state).
         """
-        named: dict[str, Bytes] = {"owner": owner, "owner_gone": int(owner_gone), "failure": failure}
+        named: dict[str, Value] = {"owner": owner, "owner_gone": int(owner_gone), "failure": failure}
         args = [entry for _, entry in held]
-        return _words(await self._run(Verb.RECLAIM, shard, [jid for jid, _ in held], args, queue=queue, named=named))
+        return forms.words(
+            await self._run(Verb.RECLAIM, shard, [jid for jid, _ in held], args, queue=queue, named=named)
+        )
 
     async def promote(self, shard: int, queue: str, jids: Sequence[str]) -> list[tuple[str, str]]:
         """Queue scheduled jobs that are due. Answers (promoted | early | stale | missing, …)."""
-        return _words(await self._run(Verb.PROMOTE, shard, jids, (), queue=queue))
+        return forms.words(await self._run(Verb.PROMOTE, shard, jids, (), queue=queue))
 
     async def forget(self, shard: int, worker: str, queues: Sequence[str], *, own_wish: bool = False) -> str:
         """Take a worker that holds nothing off the roster. Answers forgotten, holding or alive."""
         streams = [self.keys(shard).stream(queue) for queue in queues]
-        named: dict[str, Bytes] = {"worker": worker, "own_wish": int(own_wish)}
+        named: dict[str, Value] = {"worker": worker, "own_wish": int(own_wish)}
         answer = await self._run("forget", shard, (), (), named=named, streams=streams)
         return str(answer[0].decode())
 
@@ -385,10 +286,10 @@ class Store:
         verb: str,
         shard: int,
         jids: Sequence[str],
-        args: Sequence[Bytes],
+        args: Sequence[Value],
         *,
         queue: str | None = None,
-        named: dict[str, Bytes] | None = None,
+        named: dict[str, Value] | None = None,
         streams: Sequence[bytes] = (),
     ) -> Any:
         """Lay out keys and arguments in the order of the script's header, and run it."""
@@ -404,7 +305,7 @@ class Store:
                 keys.append(own.stream(queue or ""))
             else:
                 keys.append(getattr(own, name))
-        argv: list[Bytes] = []
+        argv: list[Value] = []
         for name in script.argv:
             if name == "now_ms":
                 argv.append(self.clock.stamp_ms())
@@ -449,47 +350,3 @@ def clean_name(by: str) -> str:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def _words(heard: Sequence[Sequence[Any]]) -> list[tuple[str, str]]:
-    return [(answer[0].decode(), answer[1].decode() if len(answer) > 1 else "") for answer in heard]
-
-
-def _cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:
-    verdict = Verdict(answer[0].decode())
-    state: State | None = None
-    deadline: datetime | None = None
-    if verdict is Verdict.TOMBSTONED:
-        deadline = moment(answer[1])
-    elif len(answer) > 1:
-        state = State(answer[1].decode())
-        deadline = moment(answer[2]) if len(answer) > 2 else None
-    return CancelAnswer(jid=jid, verdict=verdict, state=state, deadline=deadline)
-
-
-def _start_answer(answer: Sequence[Any]) -> StartAnswer:
-    word = answer[0].decode()
-    if word != "started":
-        return StartAnswer(word, answer[1].decode() if len(answer) > 1 else "")
-    _, attempt, payload, failures, retries, grace, timeout, backoff, backoff_max, saved = answer
-    return StartAnswer(
-        word,
-        "",
-        attempt,
-        payload,
-        int(failures),
-        int(retries),
-        int(grace) / 1000,
-        int(timeout) / 1000 if timeout else None,
-        int(backoff) / 1000 if backoff else None,
-        int(backoff_max) / 1000 if backoff_max else None,
-        saved,
-    )
-
-
-def _renew_answer(answer: Sequence[Any]) -> RenewAnswer:
-    word = answer[0].decode()
-    if word != "cancelling":
-        return RenewAnswer(word, answer[1].decode() if len(answer) > 1 else word)
-    cause, reason, source, grace, left = (part.decode("utf-8", "replace") for part in answer[1:6])
-    return RenewAnswer(word, word, cause, reason, source, float(grace), float(left))

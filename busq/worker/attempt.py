@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from busq.handlers import Handler
-from busq.store.store import Note
+from busq.store.forms import Note
 from busq.worker.token import CancelToken
 
 if TYPE_CHECKING:

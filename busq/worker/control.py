@@ -24,8 +24,9 @@ from busq.clock import SystemClock
 from busq.config import Settings
 from busq.errors import BusqError, BusUnavailable
 from busq.protocol.cancel import Cause, TripFacts
+from busq.store.forms import Renewal, RenewAnswer
 from busq.store.listener import Listener
-from busq.store.store import BATCH, Renewal, RenewAnswer, Store
+from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
 
 UNREACHABLE_AFTER_S = 3.0  # without a good answer: then the worker says that it cannot reach Redis

@@ -18,7 +18,8 @@ import msgspec
 from busq import events
 from busq.errors import BusUnavailable
 from busq.protocol.states import Verb
-from busq.store.store import BATCH, Note, Refusal, Settlement, Store
+from busq.store.forms import Note, Refusal, Settlement
+from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
 
 PAUSE_S = (0.05, 1.0)  # between tries while Redis is away: the first and the longest

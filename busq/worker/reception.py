@@ -19,7 +19,8 @@ from busq.config import Settings
 from busq.handlers import Handler, Handlers
 from busq.protocol.codec import ErrorInfo, encode_error
 from busq.protocol.judgement import REFUSAL_FIRST_S, REFUSAL_MOST_S, REFUSALS
-from busq.store.store import Delivery, KindTerms, Refusal, StartAnswer, Store
+from busq.store.forms import Delivery, KindTerms, Refusal, StartAnswer
+from busq.store.store import Store
 from busq.store.streams import Entry
 from busq.worker.outbox import Outbox
 from busq.worker.slots import Slots

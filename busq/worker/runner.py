@@ -23,7 +23,8 @@ from busq.handlers import Handler, Pool
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store import suspects
-from busq.store.store import Delivery, Settlement, StartAnswer, Store
+from busq.store.forms import Delivery, Settlement, StartAnswer
+from busq.store.store import Store
 from busq.store.streams import Entry
 from busq.worker import outcome as outcomes
 from busq.worker.attempt import Attempt

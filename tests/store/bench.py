@@ -18,17 +18,8 @@ from busq.protocol.cancel import CancelAnswer, CancelRequest, Cause
 from busq.protocol.job import Event, Job, history_from_record, job_from_record
 from busq.protocol.keys import GROUP
 from busq.protocol.states import State, Verb
-from busq.store.store import (
-    Delivery,
-    KindTerms,
-    NewJob,
-    Note,
-    Renewal,
-    RenewAnswer,
-    Settlement,
-    StartAnswer,
-    Store,
-)
+from busq.store.forms import Delivery, KindTerms, NewJob, Note, Renewal, RenewAnswer, Settlement, StartAnswer
+from busq.store.store import Store
 from busq.store.streams import Entry, Streams
 
 QUEUE = "q"

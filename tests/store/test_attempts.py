@@ -8,7 +8,7 @@ import pytest
 
 from busq.protocol.job import job_from_record
 from busq.protocol.states import State, Verb, is_terminal
-from busq.store.store import Note, Refusal
+from busq.store.forms import Note, Refusal
 from tests.store.bench import DEADLINE_S, DELAY_S, LEASE_S, QUEUE, Bench, Held, but_history, put_in
 
 S = State
@@ -382,7 +382,7 @@ async def test_a_note_that_says_nothing_is_harmless(url: str) -> None:
 
 
 async def test_a_beat_hands_in_progress_and_nothing_else(url: str) -> None:
-    from busq.store.store import Renewal
+    from busq.store.forms import Renewal
 
     async with Bench(url) as bench:
         held = await put_in(bench, S.RUNNING)

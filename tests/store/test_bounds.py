@@ -9,7 +9,7 @@ import pytest
 from busq.protocol.cancel import Cause, Ended, Verdict
 from busq.protocol.keys import KEY_TABLE
 from busq.protocol.states import State, Verb, is_terminal
-from busq.store.store import Note
+from busq.store.forms import Note
 from busq.store.streams import Streams, read_entry
 from tests.store.bench import DEADLINE_S, LEASE_S, QUEUE, Bench, put_in
 

@@ -8,7 +8,7 @@ import pytest
 
 from busq.protocol.cancel import Cause, Ended, Verdict
 from busq.protocol.states import State, Verb
-from busq.store.store import Note, Refusal
+from busq.store.forms import Note, Refusal
 from tests.store.bench import DEADLINE_S, DELAY_S, GRACE_S, KIND, LEASE_S, QUEUE, SLACK_S, Bench, Held, put_in
 
 S = State

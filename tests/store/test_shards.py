@@ -13,7 +13,7 @@ from busq.protocol.cancel import CancelRequest, Verdict
 from busq.protocol.jids import child_jid, shard_of
 from busq.protocol.states import State, Verb
 from busq.store import scripts, store
-from busq.store.store import NewJob
+from busq.store.forms import NewJob
 from tests.store.bench import DEADLINE_S, DELAY_S, LEASE_S, QUEUE, Bench, Held, put_in
 
 S = State

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from busq.protocol.states import TRANSITIONS, State, Verb, allowed, is_terminal
-from busq.store.store import Note, Refusal
+from busq.store.forms import Note, Refusal
 from tests.store.bench import DEADLINE_S, DELAY_S, LEASE_S, NO_ENTRY, QUEUE, Bench, Held, but_history, put_in
 
 Call = Callable[[Bench, Held], Awaitable[str]]

@@ -1,0 +1,174 @@
+"""
+What the store's verbs are told, and what they answer.
+
+Plain facts, no behaviour. Milliseconds and bytes where something goes to a script or comes from one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from busq.protocol.cancel import CancelAnswer, Verdict
+from busq.protocol.job import moment
+from busq.protocol.states import State
+
+Value = bytes | str | int | float
+
+
+class NewJob(msgspec.Struct, frozen=True):
+    """A job to be admitted. `fields` are further fields of its record, names and values in turn."""
+
+    jid: str
+    kind: str
+    queue: str
+    payload: bytes
+    delay_ms: int = 0
+    fields: tuple[Value, ...] = ()
+
+
+class KindTerms(msgspec.Struct, frozen=True):
+    """What a worker's handler says where the producer left it open. Milliseconds; `slack_ms` is beat + force."""
+
+    kind: str
+    retries: int
+    max_losses: int
+    grace_ms: int
+    slack_ms: int
+    timeout_ms: int | None = None
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """An entry that this worker holds, and the token of the attempt that it would begin."""
+
+    entry: bytes
+    jid: str
+    kind: str
+    token: str
+
+
+class StartAnswer(msgspec.Struct, frozen=True):
+    """`word` is started, stale, other_kind, newer or missing; the rest is set for started, or explains."""
+
+    word: str
+    detail: str = ""
+    attempt: int = 0
+    payload: bytes = b""
+    failures: int = 0
+    retries: int = 0
+    grace_s: float = 0.0
+    timeout_s: float | None = None
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
+    saved: bytes = b""
+
+
+class Note(msgspec.Struct, frozen=True):
+    """A line of history that only a worker can write; `ago_ms` before the call."""
+
+    name: str
+    ago_ms: int = 0
+    facts: str = ""
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended. `token` is the fence; `observed`: the handler had learned of its cancel."""
+
+    jid: str
+    entry: bytes
+    token: str
+    attempt: int
+    outcome: str
+    observed: bool = False
+    result: bytes = b""
+    error: bytes = b""
+    cause: str = ""
+    delay_ms: int = 0
+    notes: tuple[Note, ...] = ()
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A queued job that a worker gives back. `limit` 0: it does not count.
+
+    A counted delay doubles from `delay_ms` up to `most_ms`; after `limit` refusals the job fails with `error`.
+    """
+
+    jid: str
+    entry: bytes
+    why: str
+    delay_ms: int = 0
+    most_ms: int = 0
+    limit: int = 0
+    error: bytes = b""
+
+
+class Renewal(msgspec.Struct, frozen=True):
+    """One attempt in a beat; `progress` is '' when there is nothing new."""
+
+    jid: str
+    token: str
+    progress: str = ""
+    progress_note: str = ""
+
+
+class RenewAnswer(msgspec.Struct, frozen=True):
+    """`word` is running, cancelling, stale or missing; `left_ms` runs to the deadline."""
+
+    word: str
+    state: str = ""
+    cause: str = ""
+    reason: str = ""
+    source: str = ""
+    grace_ms: float = 0.0
+    left_ms: float = 0.0
+
+
+# How answers are read --------------------------------------------------------------------------------------
+
+
+def cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:
+    verdict = Verdict(answer[0].decode())
+    state: State | None = None
+    deadline: datetime | None = None
+    if verdict is Verdict.TOMBSTONED:
+        deadline = moment(answer[1])
+    elif len(answer) > 1:
+        state = State(answer[1].decode())
+        deadline = moment(answer[2]) if len(answer) > 2 else None
+    return CancelAnswer(jid=jid, verdict=verdict, state=state, deadline=deadline)
+
+
+def start_answer(answer: Sequence[Any]) -> StartAnswer:
+    word = answer[0].decode()
+    if word != "started":
+        return StartAnswer(word, answer[1].decode() if len(answer) > 1 else "")
+    _, attempt, payload, failures, retries, grace, timeout, backoff, backoff_max, saved = answer
+    return StartAnswer(
+        word,
+        "",
+        attempt,
+        payload,
+        int(failures),
+        int(retries),
+        int(grace) / 1000,
+        int(timeout) / 1000 if timeout else None,
+        int(backoff) / 1000 if backoff else None,
+        int(backoff_max) / 1000 if backoff_max else None,
+        saved,
+    )
+
+
+def renew_answer(answer: Sequence[Any]) -> RenewAnswer:
+    word = answer[0].decode()
+    if word != "cancelling":
+        return RenewAnswer(word, answer[1].decode() if len(answer) > 1 else word)
+    cause, reason, source, grace, left = (part.decode("utf-8", "replace") for part in answer[1:6])
+    return RenewAnswer(word, word, cause, reason, source, float(grace), float(left))
+
+
+def words(heard: Sequence[Sequence[Any]]) -> list[tuple[str, str]]:
+    return [(answer[0].decode(), answer[1].decode() if len(answer) > 1 else "") for answer in heard]
