@@ -12,17 +12,16 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
-from enum import StrEnum
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Union
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from busq.callables import Pool, innermost, kind_of, pool_of, refuse_unfit, signature_of
 from busq.errors import BadArguments, ConfigError
 from busq.protocol.codec import (
     EMPTY_PAYLOAD,
@@ -42,14 +41,6 @@ _QUEUE = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 _EMPTY = inspect.Parameter.empty
 
 _CALL_WITHOUT_ARGUMENTS: Final[tuple[list[Any], dict[str, Any]]] = ([], {})  # shared: nobody may change it
-
-
-class Pool(StrEnum):
-    """Where a handler runs."""
-
-    COROUTINE = "coroutine"
-    THREAD = "thread"
-    PROCESS = "process"
 
 
 # Settings of a handler -----------------------------------------------------------------------------------
@@ -125,11 +116,11 @@ class Handler:
         if isinstance(function, staticmethod):
             function = function.__func__
         self.function = function
-        _refuse_unfit(function)
-        self.kind = check_kind(_kind_of(function) if kind is None else kind)
+        refuse_unfit(function)
+        self.kind = check_kind(kind_of(function) if kind is None else kind)
         self.options = (options or HandlerOptions()).checked(self.kind)
-        self.pool = _pool_of(self.kind, function, self.options.pool)
-        self.signature = _signature_of(self.kind, function)
+        self.pool = pool_of(self.kind, function, self.options.pool)
+        self.signature = signature_of(self.kind, function)
         parameters = self.signature.parameters.values()
         self._by_position = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
         self._required = {p.name for p in parameters if p.default is _EMPTY and p.kind not in _VARIABLE}
@@ -142,7 +133,7 @@ class Handler:
     @property
     def where(self) -> str:
         """The function's module, name and line, for messages."""
-        inner = _innermost(self.function)
+        inner = innermost(self.function)
         code = getattr(inner, "__code__", None)
         line = f" (line {code.co_firstlineno})" if code else ""
         name = getattr(inner, "__qualname__", type(inner).__qualname__)
@@ -249,7 +240,7 @@ class Handler:
         if annotation is _EMPTY:
             return Any
         holder = types.SimpleNamespace(__annotations__={name: annotation})
-        scope = getattr(_innermost(self.function), "__globals__", {})
+        scope = getattr(innermost(self.function), "__globals__", {})
         try:
             return typing.get_type_hints(holder, scope, include_extras=True)[name]
         except Exception:  # a name that only type checkers import, say
@@ -292,88 +283,6 @@ _SURPLUS = inspect.Parameter.VAR_POSITIONAL
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-# What a function is --------------------------------------------------------------------------------------
-
-
-def _kind_of(function: Any) -> str:
-    name = getattr(_without_partials(function), "__name__", None)
-    if not isinstance(name, str) or name == "<lambda>":
-        raise ConfigError(f"{function!r} has no name to take the kind from; give it one with kind=")
-    return name
-
-
-def _without_partials(function: Any) -> Any:
-    while isinstance(function, partial):
-        function = function.func
-    return function
-
-
-def _called(function: Any) -> Any:
-    """The function that runs when this is called: of an object, its class's `__call__`."""
-    function = _without_partials(function)
-    plain = inspect.isfunction(function) or inspect.ismethod(function) or inspect.isbuiltin(function)
-    return function if plain else type(function).__call__
-
-
-def _innermost(function: Any) -> Any:
-    """The function as it was written: behind partials, objects, and decorators that say what they wrap."""
-    called = _called(inspect.unwrap(_without_partials(function)))
-    return getattr(called, "__func__", called)
-
-
-def _is_async(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_called(function))
-
-
-def _refuse_unfit(function: Any) -> None:
-    if not callable(function):
-        raise ConfigError(f"a handler is a function, and {function!r} cannot be called")
-    if isinstance(function, type):
-        raise ConfigError(f"a handler is a function, and {function!r} is a class; give a function or a method")
-    called = _called(function)
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        raise ConfigError(
-            f"handler {called.__qualname__} is a generator (it has a `yield`), and a job returns once; return a "
-            "list, or enqueue a job for each item"
-        )
-
-
-def _pool_of(kind: str, function: Any, asked: Pool | None) -> Pool:
-    if _is_async(function):
-        if asked not in (None, Pool.COROUTINE):
-            raise ConfigError(
-                f"handler {kind!r}: pool: {asked.value!r} runs `def` functions, and this is an `async def`; leave "
-                "pool= out or write it as a `def`"
-            )
-        return Pool.COROUTINE
-    # A plain wrapper around an `async def` may hand the coroutine out or run it itself; only its author knows.
-    hidden = inspect.iscoroutinefunction(_innermost(function))
-    if hidden and asked is None:
-        raise ConfigError(
-            f"handler {kind!r}: a decorator that is a plain `def` hides an `async def`. Make the decorator's wrapper "
-            "an `async def`, or say what calling it does: pool='coroutine' when it returns an awaitable, "
-            "pool='thread' when it blocks until the work is done"
-        )
-    if asked is Pool.COROUTINE and not hidden:
-        raise ConfigError(
-            f"handler {kind!r}: pool: 'coroutine' runs `async def` functions, and this is a `def`, which would block "
-            "every other job of the worker; leave pool= out or write it as an `async def`"
-        )
-    return asked or Pool.THREAD
-
-
-def _signature_of(kind: str, function: Any) -> inspect.Signature:
-    try:
-        if sys.version_info >= (3, 14):
-            import annotationlib
-
-            return inspect.signature(function, annotation_format=annotationlib.Format.FORWARDREF)
-        else:
-            return inspect.signature(function)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"handler {kind!r}: {function!r} does not tell its parameters: {error}") from None
 
 
 class _Bare(str):

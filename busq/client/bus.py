@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
+from busq.callables import Pool
 from busq.client.blocking import BlockingBus
 from busq.client.handle import JobHandle
 from busq.client.jobs import AsyncJob, KindOptions, SyncJob
@@ -21,7 +22,7 @@ from busq.client.link import Link
 from busq.client.spec import JobOptions, JobSpec
 from busq.config import Settings
 from busq.errors import ConfigError, JidInUse, UsageError
-from busq.handlers import Handler, HandlerOptions, Handlers, Pool
+from busq.handlers import Handler, HandlerOptions, Handlers
 from busq.protocol.cancel import CancelAnswer, CancelRequest, clean_words
 from busq.protocol.jids import check_child, check_jid
 from busq.protocol.job import Event, Job

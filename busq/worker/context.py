@@ -15,8 +15,8 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
+from busq.callables import Pool
 from busq.errors import NoCurrentJob, UsageError
-from busq.handlers import Pool
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.codec import decode_result, encode_result
 

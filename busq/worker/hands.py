@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from busq import events
-from busq.handlers import Pool
+from busq.callables import Pool
 from busq.protocol.cancel import TripFacts
 from busq.worker.attempt import Attempt
 from busq.worker.ladder import Ladder

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from busq import events
+from busq.callables import Pool
 from busq.errors import BusUnavailable
-from busq.handlers import Pool
 from busq.store.streams import Entry, Streams
 from busq.worker.reception import Reception
 from busq.worker.slots import Slots

@@ -17,9 +17,10 @@ from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
 from busq import events
+from busq.callables import Pool
 from busq.config import Settings
 from busq.errors import BadArguments, BadPayload
-from busq.handlers import Handler, Pool
+from busq.handlers import Handler
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store import suspects

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 
-from busq.handlers import Pool
+from busq.callables import Pool
 
 
 class Slots:

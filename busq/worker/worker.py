@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from busq import events
+from busq.callables import Pool
 from busq.config import Settings
 from busq.errors import BusUnavailable
-from busq.handlers import Handlers, Pool
+from busq.handlers import Handlers
 from busq.protocol.cancel import Cause, TripFacts
 from busq.store import suspects
 from busq.store.roster import process_card

@@ -21,7 +21,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from busq.store.listener import CHUNK, Listener, _Book
+from busq.store.listener import Listener
+from busq.store.subscriptions import CHUNK, Subscriptions
 from tests.servers import RedisServer
 
 PATIENCE_S = 20.0
@@ -176,7 +177,7 @@ async def test_a_channel_is_heard_until_the_last_who_wanted_it_is_gone(redis_url
 
 
 async def test_a_late_confirmation_of_a_dropped_subscription_is_not_taken_for_the_present_one() -> None:
-    book = _Book()
+    book = Subscriptions()
     book.start()
     sent = []
     for step in (book.want, book.forget, book.want):
@@ -191,7 +192,7 @@ async def test_a_late_confirmation_of_a_dropped_subscription_is_not_taken_for_th
 
 
 async def test_a_channel_wanted_again_before_its_turn_to_leave_keeps_its_subscription() -> None:
-    book, channels = _Book(), {b"%d" % number for number in range(CHUNK + 3)}
+    book, channels = Subscriptions(), {b"%d" % number for number in range(CHUNK + 3)}
     book.start()
     for step in (book.want, book.forget):
         for channel in channels:
@@ -213,10 +214,10 @@ async def test_a_channel_wanted_again_while_commands_are_being_sent_is_not_left_
     for seed in range(300):
         dice = random.Random(seed)
         channels = [b"%d" % number for number in range(CHUNK + 3)]
-        book, at_server = _Book(), set()
+        book, at_server = Subscriptions(), set()
         book.start()
 
-        def shake(dice: random.Random = dice, book: _Book = book, channels: list[bytes] = channels) -> None:
+        def shake(dice: random.Random = dice, book: Subscriptions = book, channels: list[bytes] = channels) -> None:
             for channel in dice.sample(channels, 20) + channels[-3:]:
                 dice.choice([book.want, book.forget])(channel)
 

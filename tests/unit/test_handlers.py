@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from busq.callables import Pool
 from busq.errors import BadArguments, BadPayload, ConfigError
-from busq.handlers import Handler, HandlerOptions, Handlers, Pool
+from busq.handlers import Handler, HandlerOptions, Handlers
 from busq.protocol.codec import EMPTY_PAYLOAD, encode_payload
 
 if typing.TYPE_CHECKING:

@@ -28,8 +28,15 @@ for i = jobs, #KEYS do
   if not state then
     if tonumber(tombstone_ms) > 0 then
       local expiry = string.format('%.0f', now + tonumber(tombstone_ms))
+      local before, wish = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)
+      if before and wish and tonumber(before) > now then
+        -- The first cause stands; a later request can only make the tombstone last longer.
+        local same = string.sub(wish, -#request) == request
+        if same or tonumber(before) >= tonumber(expiry) then expiry = before end
+      else
+        redis.call('HSET', tombstones, jid, table.concat({ cause, reason, source, stamp, request }, '\t'))
+      end
       redis.call('ZADD', cancelled, expiry, jid)
-      redis.call('HSET', tombstones, jid, cause .. '\t' .. reason .. '\t' .. source .. '\t' .. stamp)
       answer('tombstoned', expiry)
     else
       answer('not_found')
@@ -76,6 +83,8 @@ for i = jobs, #KEYS do
     else
       answer('already_cancelled', state)
     end
+  elseif again then
+    answer('signalled', state, was[6]) -- it was, and returned in time as its handler may
   else
     answer('already_finished', state)
   end

@@ -31,13 +31,13 @@ for i = jobs, #KEYS do
     for k = at + 4, at + 3 + extra * 2 do fields[#fields + 1] = ARGV[k] end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
     if tombstone then
-      local cause, reason, source, requested = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)$')
+      local cause, reason, source, requested = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t[^\t]*$')
       put(fields, 'cause', cause)
       put(fields, 'reason', reason)
       put(fields, 'source', source)
       put(fields, 'requested', requested)
       redis.call('HDEL', tombstones, jid)
-      n = remember(fields, job, n, 'requested', 0, cause, requested, source)
+      n = remember(fields, job, n, 'requested', 0, cause, requested, source ~= '' and source or nil)
       close_cancelled(job, fields, n, 0, 'before_start')
       answers[#answers + 1] = { 'tombstoned', 'cancelled' }
     else
