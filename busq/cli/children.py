@@ -12,13 +12,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
-from typing import IO
+from collections.abc import Collection, Coroutine, Mapping
+from typing import IO, Any, TypeVar
 
 from busq.cli.embedded import end_process, tied_process
 
 RUN_BUSQ = "from busq.cli import main; main()"
 LOOK_EVERY_S = 0.05
+
+T = TypeVar("T")
 
 
 def start_busq(
@@ -34,11 +36,33 @@ def start_busq(
     return tied_process(command, stdout=stdout, stderr=stderr, env={**environ, "PYTHONPATH": found})
 
 
+def run(program: Coroutine[Any, Any, T]) -> T:
+    """
+    Run a coroutine that clean-up hangs on: Ctrl-C and SIGTERM cancel it, and it is waited for.
+
+    Raise `KeyboardInterrupt` when either of them came.
+    """
+
+    async def interruptible() -> T:
+        loop, running = asyncio.get_running_loop(), asyncio.current_task()
+        assert running is not None  # noqa: S101 - a fact for the type checker
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, running.cancel)
+        return await program
+
+    try:
+        return asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
 async def wait_ended(process: subprocess.Popen[bytes]) -> int:
     """The exit status of a child, once it has ended."""
-    while (status := process.poll()) is None:
+    while True:
+        status = process.poll()
+        if status is not None:
+            return status
         await asyncio.sleep(LOOK_EVERY_S)
-    return status
 
 
 async def end_all(processes: Collection[subprocess.Popen[bytes]], *, within_s: float) -> None:

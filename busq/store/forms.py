@@ -75,7 +75,11 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended. `token` is the fence; `observed`: the handler had learned of its cancel."""
+    """
+    How an attempt ended. `token` is the fence; `observed`: the handler had learned of its cancel.
+
+    `stopped` False: its worker has given it up while its code runs on, and it becomes a suspect.
+    """
 
     jid: str
     entry: bytes
@@ -83,6 +87,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     outcome: str
     observed: bool = False
+    stopped: bool = True
     result: bytes = b""
     error: bytes = b""
     cause: str = ""

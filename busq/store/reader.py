@@ -264,14 +264,18 @@ class Reader:
         found: list[LoggedEvent] = []
         for shard in range(self._store.shards):
             with reaching(self._store.connections.place):
-                lines = await self._store.redis.xrevrange(self._store.keys(shard).events, count=limit)
-            for entry_id, fields in lines:
-                event = event_from_line(fields.get(b"event", b""))
-                found.append(
-                    LoggedEvent(id=f"{shard}/{entry_id.decode()}", jid=text(fields.get(b"jid")) or "", event=event)
-                )
+                entries = await self._store.redis.xrevrange(self._store.keys(shard).events, count=limit)
+            for entry_id, fields in entries:
+                found += [_logged(shard, entry_id, place, line) for place, line in fields.items()]
         found.sort(key=lambda each: [int(part) for part in each.id.partition("/")[2].split("-")])
         return found[-limit:]
+
+
+def _logged(shard: int, entry_id: bytes, place: bytes, line: bytes) -> LoggedEvent:
+    """One of the lines that share an entry; `place` is its number in there."""
+    jid, _, rest = line.partition(b"\t")
+    number = place.decode() if place.isdigit() else "0"
+    return LoggedEvent(id=f"{shard}/{entry_id.decode()}-{number}", jid=text(jid) or "", event=event_from_line(rest))
 
 
 def _together(one: QueueStats | None, other: QueueStats) -> QueueStats:

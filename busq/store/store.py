@@ -195,8 +195,8 @@ class Store:
         """
         args: list[Value] = []
         for end in ends:
-            args += (end.entry, end.token, end.attempt, end.outcome, int(end.observed), end.result, end.error)
-            args += (end.cause, end.delay_ms, len(end.notes))
+            args += (end.entry, end.token, end.attempt, end.outcome, int(end.observed) if end.stopped else "runs")
+            args += (end.result, end.error, end.cause, end.delay_ms, len(end.notes))
             for note in end.notes:
                 args += (note.name, note.ago_ms, note.facts)
         return forms.words(await self._run(verb, shard, [end.jid for end in ends], args, queue=queue))

@@ -61,7 +61,7 @@ async def held_by(store: Store, shard: int, queue: str, worker: str) -> list[Ent
     with reaching(store.connections.place):
         if not await store.redis.exists(stream):
             return []
-        pending = await store.redis.execute_command("XPENDING", stream, GROUP, "-", "+", STEP, worker)
+        pending = await store.redis.xpending_range(stream, GROUP, "-", "+", STEP, worker)
         ids = [_entry_id(each) for each in pending]
         if not ids:
             return []

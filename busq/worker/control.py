@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from busq import events
 from busq.clock import SystemClock
 from busq.config import Settings
-from busq.errors import BusqError, BusUnavailable
+from busq.errors import BusUnavailable
 from busq.protocol.cancel import Cause, TripFacts
 from busq.store.forms import Renewal, RenewAnswer
 from busq.store.listener import Listener
@@ -125,7 +125,7 @@ class Control:
         try:
             await self._store.open()
             await self._beat()
-        except BusqError as error:
+        except Exception as error:
             self._handlers_loop.call_soon_threadsafe(self._ready.set_exception, error)
             await self._store.close()
             return
@@ -145,7 +145,7 @@ class Control:
             await asyncio.sleep(max(0.0, due - self._clock.monotonic()))
             try:
                 await self._beat()
-            except BusqError as error:
+            except Exception as error:  # whatever it was: a beat that gives up looks like a dead worker
                 self._missed(error)
 
     async def _beat(self) -> None:
@@ -185,7 +185,7 @@ class Control:
             for shard, attempts in by_shard.items():
                 for start in range(0, len(attempts), BATCH):
                     await self._ask(shard, attempts[start : start + BATCH], heard_by)
-        except BusqError as error:
+        except Exception as error:
             self._missed(error)  # the next beat, or the next confirmation, asks again
 
     async def _ask(self, shard: int, attempts: list[Attempt], heard_by: str, *, info: bytes = b"") -> None:
@@ -223,7 +223,7 @@ class Control:
             events.tell(log, events.BUS_BACK, after_s=round(self._last_answer - self._lost_at, 1))
             self._lost_at = None
 
-    def _missed(self, error: BusqError) -> None:
+    def _missed(self, error: Exception) -> None:
         if self._lost_at is None:
             self._lost_at = self._last_answer
             level = None if isinstance(error, BusUnavailable) else 40

@@ -64,7 +64,7 @@ class Intake:
                     lost_something = False
                 entries = await self._read()
                 if entries:
-                    self._learn({entry.queue for entry in entries}, await self._reception.take(entries))
+                    self._learn({entry.queue for entry in entries}, await self._take(entries))
                 pause, self.reachable = PAUSE_S[0], True
             except BusUnavailable as error:
                 if self.reachable:
@@ -73,11 +73,22 @@ class Intake:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(PAUSE_S[1], pause * 2)
 
+    async def _take(self, entries: list[Entry], *, adopt: bool = False) -> set[str]:
+        """Deal with these to the end, also when cancelled: a start that is on its way may have taken effect."""
+        taking = asyncio.create_task(self._reception.take(entries, adopt=adopt))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            await asyncio.wait({taking})
+            if taking.exception() is not None:
+                events.tell(log, events.BUS_LOST, error=str(taking.exception()))
+            raise
+
     async def reconcile(self) -> None:
         """A reply may have been lost: start what is pending under our name and not known to us."""
         pending = [entry for entry in await self._streams.pending() if not self._knows(entry.jid)]
         if pending:
-            await self._reception.take(pending, adopt=True)
+            await self._take(pending, adopt=True)
 
     async def leave(self) -> None:
         """Give back what was read and not started. Call it after `run` has been cancelled and all jobs have ended."""

@@ -81,6 +81,12 @@ class Outbox:
         """How many endings and returned jobs have not been told yet."""
         return len(self._endings) + len(self._returns)
 
+    def holds(self, jid: str) -> bool:
+        """Whether an ending of this job, or its return, waits to be told."""
+        return any(end.attempt.jid == jid for end in self._endings) or any(
+            each.refusal.jid == jid for each in self._returns
+        )
+
     async def empty(self) -> None:
         """Wait until everything has been told."""
         await self._idle.wait()

@@ -70,6 +70,10 @@ class Runner:
         self._nothing_left = asyncio.Event()
         self._nothing_left.set()
 
+    def knows(self, jid: str) -> bool:
+        """Whether an attempt of this job is running here, or has ended and the store has not been told yet."""
+        return jid in self.running or self.outbox.holds(jid)
+
     def use(self, executors: Mapping[Pool, Executor]) -> None:
         """The executors, one for each pool; they report to `reported`."""
         self._executors = dict(executors)
@@ -140,6 +144,7 @@ class Runner:
                 attempt=attempt.number,
                 outcome=outcome.word,
                 observed=attempt.token.observed,
+                stopped=not attempt.abandoned,
                 result=outcome.result,
                 error=outcome.error_bytes,
                 cause=outcome.cause,
@@ -182,6 +187,8 @@ class Runner:
             answer=word,
             state=state,
         )
+        if not attempt.abandoned:  # whoever ended the job may have listed this attempt, and its code has stopped
+            self._errand(self._clear_suspect(attempt))
 
     def hand_back_all(self) -> int:
         """Give up every attempt that still runs and hand its job back; its code ends with this process."""
@@ -205,7 +212,10 @@ class Runner:
         """The store says that this attempt no longer owns its job."""
         if attempt.over:
             return
-        if state in _STATES and is_terminal(State(state)):
+        told = attempt.token.facts
+        if told is not None and told.cause is Cause.LEASE_LOST:
+            return  # it is on its way out already
+        if told is not None and state in _STATES and is_terminal(State(state)):
             self._abandon(attempt, f"the job was finalized as {state} elsewhere")
             return
         events.tell(log, events.LEASE_LOST, **attempt.facts, state=state)
@@ -235,6 +245,8 @@ class Runner:
     async def _finalize_ourselves(self, attempt: Attempt) -> None:
         """No watchdog came. The script is the watchdog's, so nothing is ended before its deadline."""
         await self.outbox.until_told(lambda: self._store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)]))
+        if attempt not in self.suspects:  # its code stopped before it was listed
+            await self._clear_suspect(attempt)
 
     def _abandon(self, attempt: Attempt, why: str) -> None:
         attempt.abandoned = True

@@ -130,7 +130,7 @@ class Worker:
             self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin
         )
         pools = {queue: self._handlers.pools_of(queue) or {Pool.COROUTINE} for queue in self._queues}
-        self._intake = Intake(self._streams, self._slots, reception, pools, lambda jid: jid in self._runner.running)
+        self._intake = Intake(self._streams, self._slots, reception, pools, self._runner.knows)
         self._card = process_card("worker")
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, loop_factory=self._loop_factory

@@ -258,8 +258,9 @@ async def test_the_event_log_tells_every_transition_of_a_job(url: str) -> None:
     async with Bench(url) as bench:
         held = await put_in(bench, S.CANCELLED)
         logged = await bench.redis.xrange(bench.a.keys(0).events)
-        assert all(fields[b"jid"] == held.jid.encode() for _, fields in logged)
-        names = [fields[b"event"].split(b"\t")[0].decode() for _, fields in logged]
+        lines = [line.split(b"\t") for _, fields in logged for line in fields.values()]
+        assert all(line[0] == held.jid.encode() for line in lines)
+        names = [line[1].decode() for line in lines]
         assert names == await bench.events(held.jid) == ["enqueued", "started", "requested", "finalized"]
 
 

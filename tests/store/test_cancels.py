@@ -349,6 +349,10 @@ async def test_the_notice_rings_after_the_request_is_written(url: str) -> None:
         held = await put_in(bench, S.RUNNING)
         async with bench.a.connections.listening().pubsub() as ear:
             await ear.subscribe(f"cancel:{held.jid}", f"busq:done:{held.jid}")
+            for _ in range(2):
+                confirmation = await ear.get_message(timeout=10)
+                assert confirmation is not None
+                assert confirmation["type"] == "subscribe"
             await bench.cancel(held.jid)
             await bench.cancel(held.jid, grace_s=0.1)
             bench.clock.advance(DEADLINE_S)

@@ -67,7 +67,7 @@ def read_tree(directory: Path | None) -> Tree:
 
 
 def _files(root: Path) -> Iterator[tuple[str, int | None]]:
-    """Every regular file with its size, None for one that cannot be read; a folder that cannot be read counts as one."""
+    """Every regular file with its size; None for one that cannot be read, and for a folder that cannot."""
     closed: list[OSError] = []
     for folder, folders, names in os.walk(root, onerror=closed.append, followlinks=False):
         folders.sort()

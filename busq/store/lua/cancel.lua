@@ -89,4 +89,4 @@ for i = jobs, #KEYS do
     answer('already_finished', state)
   end
 end
-return answers
+return conclude(answers)

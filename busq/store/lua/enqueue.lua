@@ -29,6 +29,7 @@ for i = jobs, #KEYS do
       'born', tombstone and 'tombstoned' or 'enqueued',
     }
     for k = at + 4, at + 3 + extra * 2 do fields[#fields + 1] = ARGV[k] end
+    if extra > 0 then put(fields, 'own', 1) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
     if tombstone then
       local cause, reason, source, requested = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t[^\t]*$')
@@ -64,4 +65,4 @@ if fresh > 0 then
   redis.call('SADD', queues, queue)
   redis.call('HINCRBY', counters, 'enqueued', fresh)
 end
-return answers
+return conclude(answers)

@@ -49,4 +49,4 @@ if #acked > 0 then
   redis.call('XACK', stream, group, unpack(acked))
   redis.call('XDEL', stream, unpack(acked))
 end
-return answers
+return conclude(answers)

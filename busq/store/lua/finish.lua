@@ -2,7 +2,7 @@
   finish: record how attempts ended, each once.
 
   Flags    allow-oom
-  KEYS     events, cancelled, deadlines, counters, succeeded, failed, cancelled_jobs, dead, stream, jobs...
+  KEYS     events, cancelled, deadlines, counters, succeeded, failed, cancelled_jobs, dead, suspects, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
            per job: as lib/settle.lua says; outcome is 'succeeded' or 'failed'
   Uses     clock, record, ending, settle
@@ -17,7 +17,7 @@ return settle_all(jobs, per_job, function(job, fields, n, ended)
   if ended.outcome == 'failed' then
     put(fields, 'error', ended.failure)
     put(fields, 'cause', ended.cause)
-    put(fields, 'failures', ended.failures + 1)
+    put(fields, 'failures', tonumber(redis.call('HGET', job, 'failures') or 0) + 1)
     if ended.cause == 'bad_payload' then
       local was = redis.call('HMGET', job, 'kind', 'queue', 'payload')
       redis.call('XADD', dead, '*', 'reason', ended.cause, 'jid', jid_of(job), 'kind', was[1], 'queue', was[2],

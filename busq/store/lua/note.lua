@@ -32,4 +32,4 @@ for i = jobs, #KEYS do
   end
   at = at + 6
 end
-return answers
+return conclude(answers)

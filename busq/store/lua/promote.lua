@@ -33,4 +33,4 @@ for i = jobs, #KEYS do
     answers[#answers + 1] = { 'promoted', 'queued' }
   end
 end
-return answers
+return conclude(answers)

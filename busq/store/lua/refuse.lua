@@ -63,4 +63,4 @@ if #acked > 0 then
   redis.call('XACK', stream, group, unpack(acked))
   redis.call('XDEL', stream, unpack(acked))
 end
-return answers
+return conclude(answers)

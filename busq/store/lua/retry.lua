@@ -2,7 +2,7 @@
   retry: an attempt failed; the job waits for another one, or has none left.
 
   Flags    allow-oom
-  KEYS     events, cancelled, deadlines, counters, succeeded, failed, cancelled_jobs, scheduled, stream, jobs...
+  KEYS     events, cancelled, deadlines, counters, succeeded, failed, cancelled_jobs, scheduled, suspects, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
            per job: as lib/settle.lua says; delay_ms is the backoff
   Uses     clock, record, ending, settle
@@ -12,9 +12,11 @@
   Holds    a job with an accepted cancel is never retried.
 ]]
 return settle_all(jobs, per_job, function(job, fields, n, ended)
+  local so_far = redis.call('HMGET', job, 'failures', 'retries')
+  local failures = tonumber(so_far[1] or 0) + 1
   put(fields, 'error', ended.failure)
-  put(fields, 'failures', ended.failures + 1)
-  if ended.failures >= ended.retries then
+  put(fields, 'failures', failures)
+  if failures > tonumber(so_far[2] or 0) then
     put(fields, 'cause', ended.cause)
     close(job, fields, n, ended.attempt, 'failed')
     return 'failed'

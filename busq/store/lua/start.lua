@@ -22,8 +22,7 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local entry, token = ARGV[at], ARGV[at + 2]
   local kind_at = per_kind + tonumber(ARGV[at + 1]) * 6
-  local was = redis.call('HMGET', job, 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n',
-    'failures', 'retries', 'max_losses', 'grace', 'timeout', 'backoff', 'backoff_max', 'saved')
+  local was = redis.call('HMGET', job, 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n', 'own')
   local state = was[1]
   local resent = state == 'running' and was[5] == token
   local adopted = state == 'running' and adopt == '1' and was[6] == by and was[2] == entry
@@ -44,13 +43,16 @@ for i = jobs, #KEYS do
       answers[#answers + 1] = { 'other_kind', was[4] }
     else
       local attempt = tonumber(was[7] or 0)
-      local retries, grace = was[11] or ARGV[kind_at + 1], was[13] or ARGV[kind_at + 3]
-      local timeout = was[14] or ARGV[kind_at + 5]
+      -- Most jobs start once and leave everything to their handler: then there is nothing more to read.
+      local own = (was[7] or was[10]) and redis.call('HMGET', job, 'failures', 'retries', 'max_losses', 'grace',
+        'timeout', 'backoff', 'backoff_max', 'saved') or {}
+      local retries, grace = own[2] or ARGV[kind_at + 1], own[4] or ARGV[kind_at + 3]
+      local timeout = own[5] or ARGV[kind_at + 5]
       if not resent then
         attempt = attempt + 1
         local fields = {
           'state', 'running', 'attempt', attempt, 'token', token, 'owner', by, 'started', stamp,
-          'retries', retries, 'max_losses', was[12] or ARGV[kind_at + 2], 'grace', grace, 'slack', ARGV[kind_at + 4],
+          'retries', retries, 'max_losses', own[3] or ARGV[kind_at + 2], 'grace', grace, 'slack', ARGV[kind_at + 4],
         }
         if timeout ~= '' then put(fields, 'timeout', timeout) end
         put(fields, 'n', remember(fields, job, tonumber(was[9]), 'started', attempt))
@@ -58,7 +60,7 @@ for i = jobs, #KEYS do
         begun = begun + 1
       end
       answers[#answers + 1] = {
-        'started', attempt, was[8], was[10] or '0', retries, grace, timeout, was[15] or '', was[16] or '', was[17] or '',
+        'started', attempt, was[8], own[1] or '0', retries, grace, timeout, own[6] or '', own[7] or '', own[8] or '',
       }
     end
   elseif (state == 'running' or state == 'cancelling' or state == 'waiting') and was[2] == entry then
@@ -76,4 +78,4 @@ if #leftovers > 0 then
   redis.call('XDEL', stream, unpack(leftovers))
 end
 if begun > 0 then redis.call('HINCRBY', counters, 'started', begun) end
-return answers
+return conclude(answers)

@@ -1,5 +1,14 @@
 -- The one place where a job becomes terminal. Only now does its record get an expiry.
 local ended_index = { succeeded = succeeded, failed = failed, cancelled = cancelled_jobs }
+local ended_now = { succeeded = {}, failed = {}, cancelled = {} } -- expiry and jid in turn
+at_end[2] = function()
+  for state, members in pairs(ended_now) do
+    if #members > 0 then
+      redis.call('ZADD', ended_index[state], unpack(members))
+      redis.call('HINCRBY', counters, state, #members / 2)
+    end
+  end
+end
 
 local function close(job, fields, n, attempt, state, facts)
   local jid = jid_of(job)
@@ -10,8 +19,7 @@ local function close(job, fields, n, attempt, state, facts)
   put(fields, 'finished', stamp)
   redis.call('HSET', job, unpack(fields))
   redis.call('PEXPIRE', job, keep)
-  redis.call('ZADD', ended_index[state], now + keep, jid)
-  redis.call('HINCRBY', counters, state, 1)
+  put(ended_now[state], now + keep, jid)
   redis.call('PUBLISH', done_prefix .. jid, state)
 end
 

@@ -10,6 +10,24 @@ local function put(fields, name, value)
   fields[#fields + 1] = value
 end
 
+-- What a script writes once for all its jobs, when the last one is done; every script ends with conclude(answers).
+local at_end = {}
+local function conclude(answers)
+  for _, write in ipairs(at_end) do write() end
+  return answers
+end
+
+-- The bus-wide log: an entry holds up to this many lines of one call, each with its jid in front.
+local LINES_IN_ENTRY = 8
+local lines = {}
+at_end[1] = function()
+  for first = 1, #lines, LINES_IN_ENTRY do
+    local entry = {}
+    for k = first, math.min(first + LINES_IN_ENTRY - 1, #lines) do put(entry, k - first + 1, lines[k]) end
+    redis.call('XADD', events, 'MAXLEN', '~', log_limit, '*', unpack(entry))
+  end
+end
+
 -- One line of history: into the job's record, bounded, and into the bus-wide log. Returns the new count, which
 -- the caller writes as `n` together with `fields`.
 local function remember(fields, job, n, name, attempt, facts, at, who)
@@ -19,6 +37,6 @@ local function remember(fields, job, n, name, attempt, facts, at, who)
   fields[#fields + 1] = line
   local over = n - tonumber(history_limit)
   if over > 0 then redis.call('HDEL', job, 'e' .. over) end
-  redis.call('XADD', events, 'MAXLEN', '~', log_limit, '*', 'jid', jid_of(job), 'event', line)
+  lines[#lines + 1] = jid_of(job) .. '\t' .. line
   return n
 end

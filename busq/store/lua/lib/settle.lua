@@ -2,8 +2,12 @@
 -- and changes nothing but one line of history. The token is the fence; `fin` remembers the attempt that settled,
 -- so that the same call sent twice is answered alike.
 --
+-- `observed` is '1', '0', or 'runs': the worker has given the attempt up while its code runs on. Nothing claims then that
+-- it stopped: it is listed as a suspect, and a cancel ends as abandoned.
+--
 -- Per job: entry, token, attempt, outcome, observed, result, error, cause, delay_ms, notes, then for each note: name, ago_ms, facts
 local FIXED = 10
+local ENDED = { ['1'] = 'confirmed', ['0'] = 'completed', runs = 'abandoned' }
 
 local function settle_all(first_job, first_arg, act)
   local answers, acked, at = {}, {}, first_arg
@@ -12,7 +16,7 @@ local function settle_all(first_job, first_arg, act)
     local entry, token, attempt, outcome, observed = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
     local result, failure, cause, delay = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], tonumber(ARGV[at + 8])
     local notes = tonumber(ARGV[at + 9])
-    local now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin', 'late', 'failures', 'retries')
+    local now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin')
     local state, n = now_at[1], tonumber(now_at[3])
     if not state then
       answers[#answers + 1] = { 'missing' }
@@ -31,11 +35,14 @@ local function settle_all(first_job, first_arg, act)
         local moment = string.format('%.0f', now - tonumber(ARGV[note + 1]))
         n = remember(fields, job, n, ARGV[note], attempt, ARGV[note + 2], moment)
       end
-      if state == 'cancelling' and not (outcome == 'succeeded' and now_at[5] == 'keep') then
+      if observed == 'runs' then
+        redis.call('ZADD', suspects, now, jid_of(job) .. '\t' .. attempt .. '\t' .. by .. '\t' .. redis.call('HGET', job, 'kind'))
+      end
+      if state == 'cancelling' and not (outcome == 'succeeded' and redis.call('HGET', job, 'late') == 'keep') then
         put(fields, 'evidence', outcome)
         if result ~= '' then put(fields, 'evidence_result', result) end
         if failure ~= '' then put(fields, 'evidence_error', failure) end
-        close_cancelled(job, fields, n, attempt, observed == '1' and 'confirmed' or 'completed')
+        close_cancelled(job, fields, n, attempt, ENDED[observed])
         state = 'cancelled'
       else
         if state == 'cancelling' then
@@ -44,7 +51,6 @@ local function settle_all(first_job, first_arg, act)
         end
         state = act(job, fields, n, {
           attempt = attempt, outcome = outcome, result = result, failure = failure, cause = cause, delay = delay,
-          failures = tonumber(now_at[6] or 0), retries = tonumber(now_at[7] or 0),
         })
       end
       acked[#acked + 1] = entry
@@ -56,5 +62,5 @@ local function settle_all(first_job, first_arg, act)
     redis.call('XACK', stream, group, unpack(acked))
     redis.call('XDEL', stream, unpack(acked))
   end
-  return answers
+  return conclude(answers)
 end

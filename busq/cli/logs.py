@@ -1,0 +1,135 @@
+"""
+Log lines of the processes that we start: JSON where a program reads them, colours where a person does.
+
+Everything takes one way out, whether it was said through structlog or through `logging`, by busq or by a handler or by
+a library that a handler uses: so every line of a job carries its jid, kind and attempt, and no line carries a secret.
+Facts and results go to stdout; log lines go to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from busq import events
+from busq.cli.redaction import HIDDEN, hide, is_secret
+from busq.cli.safe import safe
+from busq.errors import ConfigError
+from busq.worker.context import current_job_or_none
+
+Level = Literal["debug", "info", "warning", "error"]
+
+LEVELS: dict[str, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def configure(level: Level | None = None, stream: TextIO | None = None) -> None:
+    """
+    Set up structlog and `logging` for this process.
+
+    `level` left out is BUSQ_LOG_LEVEL, else info. Raise `ConfigError` for a level that is none.
+    """
+    lowest = _level(level)
+    stream = stream or sys.stderr
+    pretty = stream.isatty()
+    before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _add_job,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(lowest),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*before, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _hide_secrets,
+                *(_pretty() if pretty else _json()),
+                _hide_in_line,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(lowest)
+    logging.getLogger("asyncio").setLevel(max(lowest, logging.INFO))
+    logging.captureWarnings(capture=True)
+    events.be_quiet_below(lowest)
+
+
+def flush() -> None:
+    """Hand on every line that is still in a buffer; for a process that is about to end at once."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+
+def _level(given: str | None) -> int:
+    name = (given or os.environ.get("BUSQ_LOG_LEVEL") or "info").lower()
+    if name not in LEVELS:
+        raise ConfigError(f"BUSQ_LOG_LEVEL: {name!r} will not do; it takes one of {', '.join(LEVELS)}")
+    return LEVELS[name]
+
+
+# Processors ----------------------------------------------------------------------------------------------
+
+
+def _add_job(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
+    """What is said inside a handler says whose it is. What busq says of a job names the jid itself."""
+    job = current_job_or_none()
+    if job is not None:
+        line.setdefault("jid", job.jid)
+        line.setdefault("kind", job.kind)
+        line.setdefault("attempt", job.attempt)
+    return line
+
+
+def _hide_secrets(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
+    for name in line:
+        if is_secret(name):
+            line[name] = HIDDEN
+    return line
+
+
+def _hide_in_line(logger: WrappedLogger, method: str, line: str) -> str:
+    return hide(line)
+
+
+def _make_safe(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
+    """Nothing that a handler logs may steer the terminal. Only a traceback keeps its line breaks."""
+    for name, value in line.items():
+        if isinstance(value, str):
+            line[name] = safe(value, newlines=name in ("exception", "stack"))
+    return line
+
+
+def _json() -> list[Processor]:
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+
+
+def _pretty() -> list[Processor]:
+    colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    # Tracebacks are plain: those with the values of variables in them show what should stay secret.
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=colours, timestamp_key="at", exception_formatter=structlog.dev.plain_traceback
+    )
+    return [structlog.processors.format_exc_info, _make_safe, renderer]

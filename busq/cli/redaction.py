@@ -1,0 +1,47 @@
+"""
+Secrets kept out of what we print: in log lines, in messages, in tracebacks.
+
+What looks like a login in a URL is hidden wherever it stands, and the passwords that this process was given (`guard`)
+are hidden in any form.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote, urlsplit
+
+HIDDEN = "***"
+SHORTEST = 4  # a shorter password would blank out half of every line
+
+_LOGIN = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@\"'<>]*):[^\s\"'<>]*@", re.IGNORECASE)
+_IN_QUERY = re.compile(r"([?&](?:password|passwd|token|secret)=)[^\s&\"'<>]+", re.IGNORECASE)
+_NAMES = re.compile(r"passw|secret|token\b|api_?key|authorization|credential", re.IGNORECASE)
+
+_guarded: set[str] = set()
+
+
+def guard(url: str | None) -> None:
+    """From now on, never show the password of this URL, written as it is or as it was meant."""
+    if not url:
+        return
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return
+    if password:
+        _guarded.update(each for each in (password, unquote(password)) if len(each) >= SHORTEST)
+
+
+def hide(text: str) -> str:
+    """The same text without secrets."""
+    if "://" in text:
+        text = _LOGIN.sub(rf"\1:{HIDDEN}@", text)
+        text = _IN_QUERY.sub(rf"\1{HIDDEN}", text)
+    for secret in _guarded:
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def is_secret(name: str) -> bool:
+    """Whether a value of this name had better not be shown."""
+    return _NAMES.search(name) is not None

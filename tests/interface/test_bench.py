@@ -1,0 +1,54 @@
+"""The benchmark runs and reports every figure that the project promises to report. What the figures are is not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
+TINY = ("--quick", "--pairs", "1", "--jobs", "200", "--samples", "10", "--idle-s", "0.5")
+
+
+def _run(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(BENCH), *arguments], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "compared"),
+    [
+        ("drain", "busq / floor"),
+        ("enqueue", "busq / floor"),
+        ("cancel", "p99: ratio"),
+        ("start", "p99: ratio"),
+        ("idle", "commands an idle worker sends"),
+    ],
+)
+def test_a_benchmark_reports_its_figure_with_the_requirement_beside_it(
+    redis_url: str, benchmark: str, compared: str
+) -> None:
+    told: dict[str, Any] = json.loads(_run(*TINY, "--url", redis_url, "--only", benchmark, "-o", "json"))
+    figures = {figure["what"]: figure for figure in told["figures"]}
+    assert figures[compared]["requirement"]
+    assert figures[compared]["ok"] in (True, False)
+    assert all(figure["spread"]["min"] > 0 for figure in told["figures"])
+
+
+def test_the_benchmark_starts_its_own_server_and_prints_a_table() -> None:
+    assert "at least 0.4" in _run(*TINY, "--only", "enqueue")
+
+
+def test_the_benchmark_leaves_nothing_behind_on_a_server_that_it_was_given(redis_url: str) -> None:
+    _run(*TINY, "--url", redis_url, "--only", "start")
+    from redis import Redis
+
+    with Redis.from_url(redis_url) as redis:
+        assert redis.keys("*") == []
