@@ -21,7 +21,12 @@ LOOK_AT_IT = Group("Look", sort_key=4)
 
 COMMANDS: tuple[tuple[str, str, Group, str], ...] = (
     ("dev", "busq.cli.dev:dev", TRY_IT, "Server, worker and watchdog in one terminal, for a first try."),
-    ("demo", "busq.cli.demo:demo", TRY_IT, "Half a minute on real input: start, cancel, ignore a cancel, be finalized."),
+    (
+        "demo",
+        "busq.cli.demo:demo",
+        TRY_IT,
+        "Half a minute on real input: start, cancel, ignore a cancel, be finalized.",
+    ),
     ("worker", "busq.cli.worker:worker", RUN_IT, "Run the jobs of an application."),
     ("watchdog", "busq.cli.watchdog:watchdog", RUN_IT, "Finalize overdue cancels, look after jobs of dead workers."),
     ("doctor", "busq.cli.doctor:doctor", RUN_IT, "Check the server and the bus on it."),
@@ -79,15 +84,14 @@ def prepared(tokens: Sequence[str]) -> list[str]:
     `--wait` with no number behind it means without end, and `-` alone means stdin.
     """
     prepared: list[str] = []
-    for place, token in enumerate(tokens):
-        if token == "--":
+    for place, word in enumerate(tokens):
+        if word == "--":
             return [*prepared, *tokens[place:]]
         after = tokens[place + 1] if place + 1 < len(tokens) else ""
         is_value = bool(prepared) and prepared[-1].startswith("--") and "=" not in prepared[-1]
-        if token == "--wait" and not _NUMBER.match(after):
-            token = f"--wait={FOR_EVER}"
-        elif token == "-" and not is_value:
-            token = STDIN
-        prepared.append(token)
+        if word == "--wait" and not _NUMBER.match(after):
+            word = f"--wait={FOR_EVER}"
+        elif word == "-" and not is_value:
+            word = STDIN
+        prepared.append(word)
     return prepared
-

@@ -20,7 +20,7 @@ from busq.cli.redaction import guard
 from busq.client.bus import Bus
 from busq.config import Settings
 from busq.errors import ConfigError
-from busq.handlers import Pool
+from busq.callables import Pool
 
 WANTED = "it takes module:bus, such as shop.jobs:bus"
 
@@ -101,7 +101,9 @@ def _where(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f" ({error.filename}, line {error.lineno})"
     ours = ("importlib", os.path.dirname(__file__))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not any(o in frame.filename for o in ours)]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not any(o in frame.filename for o in ours)
+    ]
     frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
     if not frames:
         return ""

@@ -24,7 +24,11 @@ T = TypeVar("T")
 
 
 def start_busq(
-    *arguments: str, environ: Mapping[str, str], stdout: int | IO[bytes], stderr: int | IO[bytes]
+    *arguments: str,
+    environ: Mapping[str, str],
+    stdout: int | IO[bytes],
+    stderr: int | IO[bytes],
+    program: str = RUN_BUSQ,
 ) -> subprocess.Popen[bytes]:
     """
     Start `busq ARGUMENTS...` with this Python, in this environment. Call it in the main thread: the kernel ends the
@@ -32,7 +36,7 @@ def start_busq(
     """
     # The child finds what we find, also where busq runs from a checkout. An empty entry means the folder we are in.
     found = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    command = [sys.executable, "-P", "-c", RUN_BUSQ, *arguments]
+    command = [sys.executable, "-P", "-c", program, *arguments]
     return tied_process(command, stdout=stdout, stderr=stderr, env={**environ, "PYTHONPATH": found})
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -110,7 +110,8 @@ def _hide_secrets(logger: WrappedLogger, method: str, line: EventDict) -> EventD
     return line
 
 
-def _hide_in_line(logger: WrappedLogger, method: str, line: str) -> str:
+def _hide_in_line(logger: WrappedLogger, method: str, line: Any) -> str:
+    """The line as it will be written, and the last word on it."""
     return hide(line)
 
 

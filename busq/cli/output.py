@@ -96,7 +96,7 @@ def console() -> Console:
 
     class Quiet(Console):
         def on_broken_pipe(self) -> None:
-            raise  # noqa: PLE0704 - called while the error is handled; `exits` knows what it means
+            raise  # called while the error is handled; `exits` knows what it means
 
     on_terminal = sys.stdout.isatty()
     return Quiet(
@@ -178,7 +178,11 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.3f} s"
     if abs(seconds) < 60:
         return f"{seconds:.1f} s"
-    for step, one, other, unit in ((3600, 60, 1, "m s"), (86_400, 3600, 60, "h m"), (float("inf"), 86_400, 3600, "d h")):
+    for step, one, other, unit in (
+        (3600, 60, 1, "m s"),
+        (86_400, 3600, 60, "h m"),
+        (float("inf"), 86_400, 3600, "d h"),
+    ):
         if abs(seconds) < step:
             major, minor = unit.split()
             return f"{int(seconds // one)}{major} {int(seconds % one // other)}{minor}"

@@ -39,7 +39,9 @@ async def require_fit(settings: Settings) -> None:
         log.warning("server.unfit", error=str(error), allowed_by=f"{ALLOW_UNFIT}=1")
 
 
-async def until_stopped(run: Coroutine[Any, Any, None], *, stop: Callable[[], None], started: Callable[[], bool]) -> None:
+async def until_stopped(
+    run: Coroutine[Any, Any, None], *, stop: Callable[[], None], started: Callable[[], bool]
+) -> None:
     """
     Run until it ends; signals call `stop`. One that comes before there is anything to stop ends it at once.
 

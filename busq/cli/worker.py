@@ -51,9 +51,7 @@ def worker(
         raise ConfigError(f"--concurrency: {concurrency} will not do; it takes 1 or more")
     logs.configure(log_level)
     bus = application.load(app)
-    settings = application.settle(
-        bus, url=place.url, namespace=place.namespace, shutdown_timeout_s=shutdown_timeout
-    )
+    settings = application.settle(bus, url=place.url, namespace=place.namespace, shutdown_timeout_s=shutdown_timeout)
     application.check_runnable(app, bus)
     if not settings.url:
         raise ConfigError(NO_URL)

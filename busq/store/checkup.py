@@ -76,10 +76,10 @@ async def _tried(check: str, look: Check) -> list[Finding]:
 async def _reached(connections: Connections) -> list[Finding]:
     times = []
     with reaching(connections.place):
-        await connections.commands.ping()  # type: ignore[misc]
+        await connections.commands.ping()
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            await connections.commands.ping()  # type: ignore[misc]
+            await connections.commands.ping()
             times.append((time.perf_counter() - began) * 1000)
     took = statistics.median(times)
     found = f"{connections.place} answers in {took:.2f} ms"
@@ -234,7 +234,7 @@ async def _may(connections: Connections, command: Sequence[Any]) -> bool:
 
 async def _clock(connections: Connections) -> list[Finding]:
     before = time.time()
-    seconds, micros = await connections.commands.time()  # type: ignore[misc]
+    seconds, micros = await connections.commands.time()
     after = time.time()
     ahead = int(seconds) + int(micros) / 1e6 - (before + after) / 2
     found = f"the server's clock is {abs(ahead):.3f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
@@ -274,7 +274,7 @@ async def _round_trip(connections: Connections, settings: Settings) -> list[Find
                 check="pubsub",
                 grade=Grade.FAIL,
                 found=f"a message published on {channel.decode()} was not heard within {ECHO_LIMIT_S:g} s{why}",
-                advice="Cancels still work, within a beat; grant this user the channels, or look at what stands between.",
+                advice="Cancels still work, within a beat. Grant this user the channels, or look what stands between.",
             )
         ]
     finally:
@@ -289,7 +289,7 @@ async def _round_trip(connections: Connections, settings: Settings) -> list[Find
 
 
 async def _bus(connections: Connections, settings: Settings) -> list[Finding]:
-    version, shards = await connections.commands.hmget(bus_keys.meta(settings.namespace), "v", "shards")  # type: ignore[misc]
+    version, shards = await connections.commands.hmget(bus_keys.meta(settings.namespace), "v", "shards")
     if version is None:
         found = f"there is no bus {settings.namespace!r} yet; the first to use it makes one"
         return [Finding(check="bus", grade=Grade.OK, found=f"{found} with {settings.shards or 1} shard(s)")]
@@ -307,7 +307,7 @@ async def _overdue(store: Store) -> list[Finding]:
     late = 0
     latest = await watch.server_now_ms(store) - store.settings.watchdog_interval_s * 1000
     for shard in range(store.shards):
-        late += await store.redis.zcount(store.keys(shard).deadlines, "-inf", latest)  # type: ignore[misc]
+        late += await store.redis.zcount(store.keys(shard).deadlines, "-inf", latest)
     if late:
         return [
             Finding(

@@ -112,7 +112,8 @@ def server_of(info: Info) -> Server:
 def known_holes(server: Server) -> Finding:
     """Whether a hole is known through which a script breaks out. INFO cannot show repairs of a distribution."""
     repaired = _REPAIRED_VALKEY if server.name == "Valkey" else _REPAIRED_REDIS
-    branch, patch = server.version[:2], (*server.version, 0, 0, 0)[2]
+    major, minor, patch = (*server.version, 0, 0, 0)[:3]
+    branch = (major, minor)
     if branch > max(repaired) or patch >= repaired.get(branch, patch + 1):
         return Finding(check="security", grade=Grade.OK, found=f"{server} has the repair of CVE-2025-49844")
     return Finding(

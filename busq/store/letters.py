@@ -25,7 +25,7 @@ async def find(store: Store, letter_id: str) -> DeadLetter | None:
         return None
     shard = int(parts[1])
     with reaching(store.connections.place):
-        letters = await store.redis.xrange(store.keys(shard).dead, parts[2], parts[2], count=1)  # type: ignore[misc]
+        letters = await store.redis.xrange(store.keys(shard).dead, parts[2], parts[2], count=1)
     return _letter(shard, letters[0][0], letters[0][1]) if letters else None
 
 
@@ -35,7 +35,7 @@ async def steps(store: Store) -> AsyncIterator[list[str]]:
         after = "-"
         while True:
             with reaching(store.connections.place):
-                letters = await store.redis.xrange(store.keys(shard).dead, after, "+", count=STEP)  # type: ignore[misc]
+                letters = await store.redis.xrange(store.keys(shard).dead, after, "+", count=STEP)
             if not letters:
                 break
             ids = [entry_id.decode() for entry_id, _ in letters]

@@ -19,12 +19,14 @@ from contextlib import suppress
 from busq import events
 from busq.callables import Pool
 from busq.errors import BusUnavailable
+from busq.store.connection import BLOCK_MS
 from busq.store.streams import Entry, Streams
 from busq.worker.reception import Reception
 from busq.worker.slots import Slots
 
 MOST = 128  # entries in one read
 GATHER_S = 0.001
+SOME_FULL_BLOCK_MS = 20
 WARY_S = (0.1, 2.0)  # after a read that brought more than its pool could take: the first and the longest
 PAUSE_S = (0.05, 2.0)  # between tries while Redis is away: the first and the longest
 
@@ -102,10 +104,14 @@ class Intake:
             await asyncio.sleep(GATHER_S)
             room = self._room() or room
         most = min(room.values())
+        # A read that waits cannot be called back without losing what it is just being given, and a slot that is freed
+        # meanwhile would stay empty for as long: so it waits for long only when it waits for every queue.
+        block_ms = BLOCK_MS if len(room) == len(self._pools) else SOME_FULL_BLOCK_MS
         if len(room) > 1 and most < len(room):
             # Less room than queues: one entry of one queue after another, the first one changing.
-            return await self._read_in_turn(room, most) or await self._streams.read(dict.fromkeys(room, 1))
-        return await self._streams.read(dict.fromkeys(room, max(1, min(MOST, (most + 1) // 2))))
+            found = await self._read_in_turn(room, most)
+            return found or await self._streams.read(dict.fromkeys(room, 1), block_ms=block_ms)
+        return await self._streams.read(dict.fromkeys(room, max(1, min(MOST, (most + 1) // 2))), block_ms=block_ms)
 
     async def _read_in_turn(self, room: Mapping[str, int], most: int) -> list[Entry]:
         queues = list(room)

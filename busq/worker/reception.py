@@ -51,9 +51,11 @@ class Reception:
         """
         overfull: set[str] = set()
         startable: dict[tuple[int, str], list[tuple[Entry, Handler]]] = {}
+        flawed: list[Entry] = []
+        left_over: list[tuple[Entry, StartAnswer]] = []
         for entry in entries:
             if entry.flaw:
-                await self._bury(entry, entry.flaw)
+                flawed.append(entry)
                 continue
             handler = self._handlers.get(entry.kind)
             if handler is None:
@@ -63,32 +65,41 @@ class Reception:
                 self._refuse(entry, "no_slot", delay_s=0)  # somebody else may have room right now
             else:
                 startable.setdefault((entry.shard, entry.queue), []).append((entry, handler))
-        for (shard, queue), chosen in startable.items():
-            await self._start(shard, queue, chosen, adopt=adopt)
+        # Always true: a slot that was taken above belongs to an attempt that has begun, or to a group still in here.
+        try:
+            while startable:
+                place = next(iter(startable))
+                left_over += await self._start(*place, startable[place], adopt=adopt)
+                del startable[place]
+        finally:
+            for chosen in startable.values():
+                for _, handler in chosen:
+                    self._slots.give_back(handler.pool)
+        for entry, answer in left_over:
+            await self._not_started(entry, answer)
+        for entry in flawed:
+            await self._bury(entry, entry.flaw)
         return overfull
 
-    async def _start(self, shard: int, queue: str, chosen: list[tuple[Entry, Handler]], *, adopt: bool) -> None:
+    async def _start(
+        self, shard: int, queue: str, chosen: list[tuple[Entry, Handler]], *, adopt: bool
+    ) -> list[tuple[Entry, StartAnswer]]:
+        """Begin what the script starts. Return the rest, its slots given back."""
         kinds = {handler.kind for _, handler in chosen}
         deliveries = [
             Delivery(entry.id, entry.jid, entry.kind, f"{self._store.by}/{next(self._numbers)}") for entry, _ in chosen
         ]
-        try:
-            answers = await self._store.start(
-                shard, queue, deliveries, [self._terms[kind] for kind in kinds], adopt=adopt
-            )
-        except BaseException:
-            for _, handler in chosen:
-                self._slots.give_back(handler.pool)
-            raise
-        begun = []
+        answers = await self._store.start(shard, queue, deliveries, [self._terms[kind] for kind in kinds], adopt=adopt)
+        begun, left_over = [], []
         for (entry, handler), delivery, answer in zip(chosen, deliveries, answers, strict=True):
             if answer.word == "started":
                 begun.append((entry, handler, delivery, answer))
             else:
                 self._slots.give_back(handler.pool)
-                await self._not_started(entry, answer)
+                left_over.append((entry, answer))
         if begun:
             self._begin(begun)
+        return left_over
 
     async def _not_started(self, entry: Entry, answer: StartAnswer) -> None:
         if answer.word == "missing":

@@ -22,23 +22,25 @@ from busq.protocol.keys import ShardKeys
 
 REQUIRED = Requirement("at least", 0.4, aim=0.8)
 LOOK_EVERY_S = 0.003
+FLOORS = ("floor", "floor without tasks", "floor, everyday redis-py")
 
 
 def measure(url: str, pairs: int, jobs: int) -> list[Figure]:
-    rates: dict[str, list[float]] = {"busq": [], "floor": [], "floor without tasks": []}
+    rates: dict[str, list[float]] = {name: [] for name in ("busq", *FLOORS)}
     for turn in range(pairs):
-        sides = [("busq", _busq), ("floor", _floor), ("floor without tasks", _floor_without_tasks)]
-        for name, side in sides if turn % 2 else sides[::-1]:
+        for name in list(rates) if turn % 2 else reversed(rates):
             with fresh_place(url) as place:
-                rates[name].append(jobs / side(place, jobs))
+                seconds = _busq(place, jobs) if name == "busq" else _floor(place, jobs, name)
+                rates[name].append(jobs / seconds)
     figures = [Figure.of("drain", name, "jobs/s", values) for name, values in rates.items()]
-    for name, required in (("floor", REQUIRED), ("floor without tasks", None)):
+    for name in FLOORS:
+        required = REQUIRED if name == "floor" else None
         ratios = [mine / its for mine, its in zip(rates["busq"], rates[name], strict=True)]
         figures.append(Figure.of("drain", f"busq / {name}", "x", ratios, required))
     return figures
 
 
-# The three sides -----------------------------------------------------------------------------------------
+# The sides -----------------------------------------------------------------------------------------------
 
 
 def _busq(place: Place, jobs: int) -> float:
@@ -48,15 +50,9 @@ def _busq(place: Place, jobs: int) -> float:
         return _wait_for_end(place, stream, worker)
 
 
-def _floor(place: Place, jobs: int) -> float:
+def _floor(place: Place, jobs: int, name: str) -> float:
     asyncio.run(_fill_floor(place, jobs))
-    with Helper(_be_consumer, place) as consumer:
-        return _wait_for_end(place, place.stream, consumer)
-
-
-def _floor_without_tasks(place: Place, jobs: int) -> float:
-    asyncio.run(_fill_floor(place, jobs))
-    with Helper(_be_plain_consumer, place) as consumer:
+    with Helper(_be_consumer, place, name) as consumer:
         return _wait_for_end(place, place.stream, consumer)
 
 
@@ -111,21 +107,14 @@ async def _be_worker(pipe: Connection, place: Place) -> None:
     await work(pipe, bus)
 
 
-async def _be_consumer(pipe: Connection, place: Place) -> None:
+async def _be_consumer(pipe: Connection, place: Place, name: str) -> None:
     first = _First(pipe)
 
     async def noop(payload: bytes) -> None:
         if not first.told:
             first.tell()
 
-    await until_closed(pipe, floor.Consumer(place, noop).drain())
-
-
-async def _be_plain_consumer(pipe: Connection, place: Place) -> None:
-    first = _First(pipe)
-
-    async def noop(payload: bytes) -> None:
-        if not first.told:
-            first.tell()
-
-    await until_closed(pipe, floor.drain_without_tasks(place, noop))
+    if name == "floor without tasks":
+        await until_closed(pipe, floor.drain_without_tasks(place, noop))
+    else:
+        await until_closed(pipe, floor.Consumer(place, noop, tuned=name == "floor").drain())

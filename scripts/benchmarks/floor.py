@@ -19,6 +19,7 @@ from benchmarks.processes import Place
 
 GROUP = "floor"
 COUNT = 100
+BLOCK_MS = 2000
 PIPELINE = 1000
 
 Handle = Callable[[bytes], Coroutine[Any, Any, None]]
@@ -66,17 +67,18 @@ async def make_group(redis: Redis, place: Place) -> None:
     await redis.execute_command("XGROUP", "CREATE", place.stream, GROUP, "0", "MKSTREAM")
 
 
-def _read(place: Place) -> tuple[Any, ...]:
-    return ("XREADGROUP", "GROUP", GROUP, "me", "COUNT", COUNT, "BLOCK", 2000, "STREAMS", place.stream, ">")
-
-
 class Consumer:
-    """Runs `handle(payload)` for each entry, in a task each; `drain` never returns."""
+    """
+    Runs `handle(payload)` for each entry, in a task each; `drain` never returns.
 
-    def __init__(self, place: Place, handle: Handle) -> None:
+    `tuned` False: the same through redis-py's everyday calls, as most people would write it.
+    """
+
+    def __init__(self, place: Place, handle: Handle, *, tuned: bool = True) -> None:
         self._place = place
         self._handle = handle
-        self._reading, self._telling = connect(place), connect(place)
+        self._read, self._settle = (_read, _settle) if tuned else (_read_plainly, _settle_plainly)
+        self._clients = [connect(place) if tuned else Redis.from_url(place.url) for _ in ("reading", "telling")]
         self._running: set[asyncio.Task[None]] = set()
         self._ended: list[bytes] = []
         self._work = asyncio.Event()
@@ -84,13 +86,12 @@ class Consumer:
     async def drain(self) -> None:
         loop = asyncio.get_running_loop()
         telling = loop.create_task(self._tell())
-        read, handle, running = _read(self._place), self._handle, self._running
+        handle, running = self._handle, self._running
         while not telling.done():
-            for _, entries in await self._reading.execute_command(*read) or ():
-                for entry, fields in entries:
-                    task = loop.create_task(handle(fields[3]))
-                    running.add(task)
-                    task.add_done_callback(lambda done, entry=entry: self._end(done, entry))
+            for entry, payload in await self._read(self._clients[0], self._place):
+                task = loop.create_task(handle(payload))
+                running.add(task)
+                task.add_done_callback(lambda done, entry=entry: self._end(done, entry))
         telling.result()
 
     def _end(self, task: asyncio.Task[None], entry: bytes) -> None:
@@ -104,26 +105,39 @@ class Consumer:
             await self._work.wait()
             self._work.clear()
             ended, self._ended = self._ended, []
-            await _settle(self._telling, self._place, ended)
+            await self._settle(self._clients[1], self._place, ended)
 
 
 async def drain_without_tasks(place: Place, handle: Handle) -> None:
-    """The same in one task: handlers are awaited one after the other; what ended is told with the next read."""
+    """One task and one connection: handlers are awaited one by one; what ended is told with the next read."""
     redis = connect(place)
-    read = _read(place)
     ended: list[bytes] = []
     while True:
         pipeline = redis.pipeline(transaction=False)
         if ended:
             pipeline.execute_command("XACK", place.stream, GROUP, *ended)
             pipeline.execute_command("XDEL", place.stream, *ended)
-        pipeline.execute_command(*read)
+        pipeline.execute_command(*_read_command(place))
         heard = (await pipeline.execute())[-1]
         ended = []
-        for _, entries in heard or ():
-            for entry, fields in entries:
-                await handle(fields[3])
-                ended.append(entry)
+        for entry, payload in _entries(heard):
+            await handle(payload)
+            ended.append(entry)
+
+
+# Commands ------------------------------------------------------------------------------------------------
+
+
+def _read_command(place: Place) -> tuple[Any, ...]:
+    return ("XREADGROUP", "GROUP", GROUP, "me", "COUNT", COUNT, "BLOCK", BLOCK_MS, "STREAMS", place.stream, ">")
+
+
+def _entries(heard: Any) -> list[tuple[bytes, bytes]]:
+    return [(entry, fields[3]) for _, entries in heard or () for entry, fields in entries]
+
+
+async def _read(redis: Redis, place: Place) -> list[tuple[bytes, bytes]]:
+    return _entries(await redis.execute_command(*_read_command(place)))
 
 
 async def _settle(redis: Redis, place: Place, ended: Sequence[bytes]) -> None:
@@ -132,3 +146,19 @@ async def _settle(redis: Redis, place: Place, ended: Sequence[bytes]) -> None:
     pipeline.execute_command("XDEL", place.stream, *ended)
     await pipeline.execute()
 
+
+async def _read_plainly(redis: Redis, place: Place) -> list[tuple[bytes, bytes]]:
+    heard: Any = await redis.xreadgroup(GROUP, "me", {place.stream: ">"}, count=COUNT, block=BLOCK_MS)
+    listed = heard.items() if isinstance(heard, dict) else heard  # RESP3 and RESP2
+    return [(entry, fields[b"payload"]) for _, entries in listed for entry, fields in _flat(entries)]
+
+
+def _flat(entries: Any) -> Any:
+    return entries[0] if entries and isinstance(entries[0], list) else entries
+
+
+async def _settle_plainly(redis: Redis, place: Place, ended: Sequence[bytes]) -> None:
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.xack(place.stream, GROUP, *ended)
+    pipeline.xdel(place.stream, *ended)
+    await pipeline.execute()

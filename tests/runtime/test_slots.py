@@ -95,15 +95,12 @@ async def test_many_endings_of_every_sort_leave_no_slot_behind(redis_url: str, s
         handles = await b.bus.enqueue_many(specs)
         await b.bus.cancel_many(handle.jid for handle in handles[::7])
         ends = [await handle.wait(timeout=30) for handle in handles]
-        assert all(job.state == ("failed" if job.kind != "other" and job.args == [] and _fifth(job) else job.state)
-                   for job in ends)  # fmt: skip
+        for n, job in enumerate(ends):
+            fails = n // 3 % 5 == 0 and job.kind != "other"
+            assert job.state in ("cancelled" if n % 7 == 0 else "", "failed" if fails else "succeeded")
         assert {job.state for job in ends} == {"succeeded", "failed", "cancelled"}
         assert all(peak.most <= 4 for peak in peaks.values())
         await until(lambda: used(worker) == 0 and not worker.running)
-
-
-def _fifth(job: busq.Job) -> bool:
-    return bool(job.kwargs and job.kwargs["n"] % 5 == 0 and job.state != "cancelled")
 
 
 async def test_a_full_thread_pool_does_not_starve_the_coroutines_of_its_queue(redis_url: str) -> None:
@@ -147,12 +144,6 @@ async def test_a_thread_that_ignores_its_cancel_keeps_its_slot_until_it_is_count
         await b.reaches(first.jid, "running")
         second = await deaf.enqueue(1)
         await first.cancel()
-
-        async def abandoned() -> bool:
-            if worker.leftovers and not worker.running:
-                return True
-            assert starts == [0], "the slot was given away while its code was running and not counted"
-            return False
 
         job = await first.wait(timeout=10)
         assert job.ended == "abandoned"
@@ -228,7 +219,10 @@ async def test_a_read_that_finds_a_full_pool_gives_back_without_spending_anythin
 
 
 async def _held_back(b: Bench, jids: list[str]) -> bool:
-    return any("handed_back" in await b.names(jid) for jid in jids)
+    for jid in jids:
+        if "handed_back" in await b.names(jid):
+            return True
+    return False
 
 
 @pytest.mark.parametrize("fails", ["start", "bury"])

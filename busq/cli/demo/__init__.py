@@ -16,7 +16,7 @@ from pathlib import Path
 LIMIT_S = 60.0
 
 
-def demo(directory: Path | None = None) -> None:
+def demo(directory: Path | None = None, /) -> int:
     """
     Watch jobs start, be cancelled, ignore a cancel, be finalized, and survive the death of their worker.
 
@@ -28,8 +28,7 @@ def demo(directory: Path | None = None) -> None:
     directory
         The tree to work on, at most 1,200 files or 24 MiB of it; Python's own library when left out.
     """
-    if not play(directory):
-        raise SystemExit(1)
+    return 0 if play(directory) else 1
 
 
 def play(directory: Path | None, *, watchdog: bool = True, limit_s: float = LIMIT_S) -> bool:

@@ -7,7 +7,6 @@
 --
 -- Per job: entry, token, attempt, outcome, observed, result, error, cause, delay_ms, notes, then for each note: name, ago_ms, facts
 local FIXED = 10
-local ENDED = { ['1'] = 'confirmed', ['0'] = 'completed', runs = 'abandoned' }
 
 local function settle_all(first_job, first_arg, act)
   local answers, acked, at = {}, {}, first_arg
@@ -42,7 +41,8 @@ local function settle_all(first_job, first_arg, act)
         put(fields, 'evidence', outcome)
         if result ~= '' then put(fields, 'evidence_result', result) end
         if failure ~= '' then put(fields, 'evidence_error', failure) end
-        close_cancelled(job, fields, n, attempt, ENDED[observed])
+        local ended = observed == '1' and 'confirmed' or 'completed'
+        close_cancelled(job, fields, n, attempt, observed == 'runs' and 'abandoned' or ended)
         state = 'cancelled'
       else
         if state == 'cancelling' then

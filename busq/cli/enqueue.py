@@ -1,0 +1,166 @@
+"""
+`busq enqueue`: put a job on its queue, and wait for its ending if asked to.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+
+from busq.cli import exits
+from busq.cli.place import HERE, Output, Place
+
+if TYPE_CHECKING:
+    from busq.client.handle import JobHandle
+
+
+class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
+    """What `-o json` says of a job that nobody waits for."""
+
+    jid: str
+    kind: str
+    queue: str
+    state: str
+
+
+def enqueue(
+    kind: Annotated[str, Parameter(name="KIND")],
+    args: Annotated[str | None, Parameter(name="ARGS")] = None,
+    /,
+    *,
+    queue: str | None = None,
+    jid: str | None = None,
+    delay: float | None = None,
+    group: str | None = None,
+    tag: Annotated[list[str] | None, Parameter(negative="")] = None,
+    retries: int | None = None,
+    timeout: float | None = None,
+    grace: float | None = None,
+    wait: float | None = None,
+    output: Output = "table",
+    place: Place = HERE,
+) -> int:
+    """
+    Put a job on its queue, and print its jid.
+
+    What is left out here is for the handler's own settings to say.
+
+    Parameters
+    ----------
+    kind
+        The kind of job: the handler's name.
+    args
+        One JSON document: an array holds positional arguments, an object keywords. - reads it from stdin.
+    queue
+        Left out: default.
+    jid
+        An id of your own, 1 to 128 characters of A-Z a-z 0-9 - _ . :
+    delay
+        Seconds before which it does not start.
+    group
+        A group that it belongs to, to be found and cancelled by.
+    tag
+        name=value; may be repeated.
+    retries
+        How often to try again after a failure.
+    timeout
+        Seconds that one attempt may take.
+    grace
+        Seconds that the handler gets after a cancel, before force.
+    wait
+        Wait for the ending, that many seconds at most; without a number, without end. Prints the record then, and
+        exits 1 unless the job succeeded.
+    """
+    from busq.cli import loop
+
+    positional, named = arguments(args)
+    options = {
+        "queue": queue,
+        "jid": jid,
+        "delay": delay,
+        "group": group,
+        "tags": tags(tag or []) or None,
+        "retries": retries,
+        "timeout": timeout,
+        "grace": grace,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return loop.run(_enqueue(place, kind, positional, named, given, wait, output))
+
+
+async def _enqueue(
+    place: Place,
+    kind: str,
+    positional: list[Any],
+    named: dict[str, Any],
+    options: dict[str, Any],
+    wait: float | None,
+    output: str,
+) -> int:
+    from busq.cli.output import print_json
+    from busq.cli.place import opened_bus
+
+    async with opened_bus(place) as bus:
+        spec = bus.options(**options).spec(kind, *positional, **named)
+        [handle] = await bus.enqueue_many([spec])
+        if wait is not None:
+            return await _wait(handle, wait, output)
+        if output == "json":
+            print_json(Enqueued(jid=handle.jid, kind=kind, queue=spec.job.queue, state=handle.state))
+        else:
+            print(handle.jid)
+        return exits.DONE
+
+
+async def _wait(handle: JobHandle[Any], seconds: float, output: str) -> int:
+    from busq.cli.look import print_job
+    from busq.protocol.states import State
+
+    exits.tell(f"enqueued {handle.jid}, waiting for its ending")
+    late: TimeoutError | None = None
+    try:
+        job = await handle.wait(timeout=None if math.isinf(seconds) else seconds)
+    except TimeoutError as error:
+        job, late = await handle.get(), error
+    print_job(job, output)
+    if late is not None:
+        exits.tell(str(late))
+    return exits.DONE if job.state is State.SUCCEEDED else exits.NO
+
+
+def arguments(document: str | None) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments of a JSON document. Raise `UsageError` that says what will not do."""
+    from busq.cli.app import STDIN
+    from busq.errors import UsageError
+
+    if document is None:
+        return [], {}
+    try:
+        value = msgspec.json.decode(sys.stdin.buffer.read() if document == STDIN else document.encode())
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise UsageError(
+            f'ARGS is no JSON document: {error}. It takes one, as \'["a.mp4"]\' or \'{{"path": "a.mp4"}}\'; mind the '
+            "shell's quotes"
+        ) from None
+    if isinstance(value, list):
+        return value, {}
+    if isinstance(value, dict):
+        return [], value
+    raise UsageError(f"ARGS takes an array (positional arguments) or an object (keywords), not {document:.60}")
+
+
+def tags(given: list[str]) -> dict[str, str]:
+    """Tags as `name=value`. Raise `UsageError` for anything else."""
+    from busq.errors import UsageError
+
+    read: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--tag: {each!r} will not do; it takes name=value")
+        read[name] = value
+    return read
