@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+# Runnable by itself: found are the modules beside it, and the busq that it stands beside.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-import msgspec
-from benchmarks import cancel, drain, enqueue, idle, start
-from benchmarks.figures import Figure
+import msgspec  # noqa: E402
+from benchmarks import cancel, drain, enqueue, idle, start  # noqa: E402
+from benchmarks.figures import Figure  # noqa: E402
 
-from busq.cli.embedded import embedded_server
+from busq.cli.embedded import embedded_server  # noqa: E402
 
 Measure = Callable[[str], list[Figure]]
 

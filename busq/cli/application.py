@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 
+from busq.callables import Pool
 from busq.cli.redaction import guard
 from busq.client.bus import Bus
 from busq.config import Settings
 from busq.errors import ConfigError
-from busq.callables import Pool
 
 WANTED = "it takes module:bus, such as shop.jobs:bus"
 

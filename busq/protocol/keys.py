@@ -127,7 +127,12 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("{s}:ended:<state>", "sorted sets, by expiry", "every ending", "members leave when their record expires"),
     ("{s}:workers", "sorted set, by lease", "renew", "members leave when a worker leaves or is lost"),
     ("{s}:worker_info", "hash", "renew", "fields leave with the worker"),
-    ("{s}:suspects", "sorted set, by time", "finalize, reclaim, every ending", "until the process is known to be gone, or a day"),
+    (
+        "{s}:suspects",
+        "sorted set, by time",
+        "finalize, reclaim, every ending",
+        "until the process is known to be gone, or a day",
+    ),
     ("{s}:dead", "stream", "refuse, bury, finish", "until `busq dead purge` or `retry`"),
     ("{s}:events", "stream", "every script", "about the newest 100,000 entries"),
     ("{s}:counters", "hash", "every script", "none: a dozen fields"),

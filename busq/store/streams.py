@@ -20,6 +20,11 @@ from busq.protocol.keys import GROUP
 from busq.store.connection import BLOCK_MS, reaching
 from busq.store.store import Store
 
+Place = tuple[int, str]
+"""A stream by its shard and its queue."""
+
+PENDING_STEP = 500  # pending entries in one read
+
 
 class Entry(msgspec.Struct, frozen=True):
     """
@@ -44,7 +49,7 @@ class Streams:
     def __init__(self, store: Store, queues: Sequence[str]) -> None:
         self._store = store
         self._client = store.connections.blocking()
-        self._places: dict[bytes, tuple[int, str]] = {}
+        self._places: dict[bytes, Place] = {}
         self._queues = list(queues)
 
     async def open(self) -> None:
@@ -56,27 +61,18 @@ class Streams:
                 await make_group(self._store, stream)
 
     @property
-    def count(self) -> int:
-        return len(self._places)
+    def places(self) -> list[Place]:
+        """Every stream that is read, as (shard, queue): a queue has one in each shard."""
+        return list(self._places.values())
 
-    async def read(self, counts: dict[str, int], *, block_ms: int = BLOCK_MS) -> list[Entry]:
+    async def read(self, places: Sequence[Place], *, each: int, block_ms: int = BLOCK_MS) -> list[Entry]:
         """
-        New entries of these queues, at most `counts[queue]` of each; waits up to `block_ms` (0: not at all).
+        New entries of these places, at most `each` of every one; waits up to `block_ms` (0: not at all).
 
         Raise `BusUnavailable`; entries of a read that failed may be pending under our name (`pending`).
         """
-        wanted = [stream for stream, (_, queue) in self._places.items() if counts.get(queue, 0) > 0]
-        if not wanted:
-            return []
-        least = min(counts[self._places[stream][1]] for stream in wanted)
-        command: list[bytes | str | int] = [
-            "XREADGROUP",
-            "GROUP",
-            GROUP,
-            self._store.by,
-            "COUNT",
-            max(1, least // len(wanted)),
-        ]
+        wanted = [self._store.keys(shard).stream(queue) for shard, queue in places]
+        command: list[bytes | str | int] = ["XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", each]
         if block_ms:
             command += ["BLOCK", block_ms]
         command += ["STREAMS", *wanted, *[">"] * len(wanted)]
@@ -91,20 +87,24 @@ class Streams:
         return self._entries(heard)
 
     async def pending(self) -> list[Entry]:
-        """What stands under our own name, first 1,000 of each queue: held already, or lost with a reply."""
+        """What stands under our own name: held already, or lost with a reply."""
         found: list[Entry] = []
         for stream in self._places:
-            with reaching(self._store.connections.place):
-                try:
-                    heard = await self._client.execute_command(
-                        "XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", 1000, "STREAMS", stream, "0"
-                    )
-                except ResponseError as error:
-                    if not str(error).startswith("NOGROUP"):
-                        raise
-                    continue
-            found += self._entries(heard)
+            after = b"0"
+            while some := await self._pending_after(stream, after):
+                found += some
+                after = some[-1].id
         return found
+
+    async def _pending_after(self, stream: bytes, after: bytes) -> list[Entry]:
+        command = ("XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", PENDING_STEP, "STREAMS", stream, after)
+        with reaching(self._store.connections.place):
+            try:
+                return self._entries(await self._client.execute_command(*command))
+            except ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise
+                return []
 
     def _entries(self, heard: Any) -> list[Entry]:
         found: list[Entry] = []

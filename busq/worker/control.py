@@ -226,8 +226,7 @@ class Control:
     def _missed(self, error: Exception) -> None:
         if self._lost_at is None:
             self._lost_at = self._last_answer
-            level = None if isinstance(error, BusUnavailable) else 40
-            events.tell(log, events.BUS_LOST, level=level, error=str(error))
+            events.tell(log, events.BUS_LOST, error=str(error) if isinstance(error, BusUnavailable) else repr(error))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

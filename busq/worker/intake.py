@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from busq import events
 from busq.callables import Pool
 from busq.errors import BusUnavailable
 from busq.store.connection import BLOCK_MS
-from busq.store.streams import Entry, Streams
+from busq.store.streams import Entry, Place, Streams
 from busq.worker.reception import Reception
 from busq.worker.slots import Slots
 
@@ -103,24 +103,24 @@ class Intake:
             # Jobs end one by one: a moment later there is room for several, in one read instead of many.
             await asyncio.sleep(GATHER_S)
             room = self._room() or room
+        places = [place for place in self._streams.places if place[1] in room]
         most = min(room.values())
         # A read that waits cannot be called back without losing what it is just being given, and a slot that is freed
         # meanwhile would stay empty for as long: so it waits for long only when it waits for every queue.
         block_ms = BLOCK_MS if len(room) == len(self._pools) else SOME_FULL_BLOCK_MS
-        if len(room) > 1 and most < len(room):
-            # Less room than queues: one entry of one queue after another, the first one changing.
-            found = await self._read_in_turn(room, most)
-            return found or await self._streams.read(dict.fromkeys(room, 1), block_ms=block_ms)
-        return await self._streams.read(dict.fromkeys(room, max(1, min(MOST, (most + 1) // 2))), block_ms=block_ms)
+        if most < len(places):
+            # Less room than streams: one entry of one after another, the first one changing.
+            return await self._read_in_turn(places, most) or await self._streams.read(places, each=1, block_ms=block_ms)
+        each = min(MOST, (most + 1) // 2) // len(places)
+        return await self._streams.read(places, each=max(1, each), block_ms=block_ms)
 
-    async def _read_in_turn(self, room: Mapping[str, int], most: int) -> list[Entry]:
-        queues = list(room)
+    async def _read_in_turn(self, places: Sequence[Place], most: int) -> list[Entry]:
         self._turn += 1
         found: list[Entry] = []
-        for i in range(len(queues)):
+        for i in range(len(places)):
             if len(found) >= most:
                 break
-            found += await self._streams.read({queues[(self._turn + i) % len(queues)]: 1}, block_ms=0)
+            found += await self._streams.read([places[(self._turn + i) % len(places)]], each=1, block_ms=0)
         return found
 
     async def _some_room(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from busq.store.forms import Note, Refusal, Settlement
 from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
 
+UNKNOWN_JID = "unknown_jid: no record of this jid"
 PAUSE_S = (0.05, 1.0)  # between tries while Redis is away: the first and the longest
 
 log = events.logger("busq.worker")
@@ -47,6 +48,7 @@ class _Return(msgspec.Struct, frozen=True):
     shard: int
     queue: str
     refusal: Refusal
+    raw: bytes
 
 
 class Outbox:
@@ -72,8 +74,9 @@ class Outbox:
         self._lines.append(_Line(attempt, note, saved, kept))
         self._wake()
 
-    def refuse(self, shard: int, queue: str, refusal: Refusal) -> None:
-        self._returns.append(_Return(shard, queue, refusal))
+    def refuse(self, shard: int, queue: str, refusal: Refusal, *, raw: bytes) -> None:
+        """`raw` is the entry as it was read, for the dead letters: its job may turn out to have no record."""
+        self._returns.append(_Return(shard, queue, refusal, raw))
         self._wake()
 
     @property
@@ -139,7 +142,11 @@ class Outbox:
             answers = await self._store.refuse(returned[0].shard, returned[0].queue, refusals)
             self._returns = _without(self._returns, returned)
             for each, (word, state) in zip(returned, answers, strict=True):
-                event = events.JOB_BURIED if word == "buried" else events.JOB_REFUSED
+                if word == "missing":
+                    await self._store.bury(
+                        each.shard, each.queue, each.refusal.entry, reason=UNKNOWN_JID, raw=each.raw
+                    )
+                event = events.JOB_BURIED if word in ("buried", "missing") else events.JOB_REFUSED
                 events.tell(log, event, jid=each.refusal.jid, why=each.refusal.why, state=state)
 
     async def _send_line(self, line: _Line) -> None:

@@ -22,7 +22,7 @@ from busq.protocol.judgement import REFUSAL_FIRST_S, REFUSAL_MOST_S, REFUSALS
 from busq.store.forms import Delivery, KindTerms, Refusal, StartAnswer
 from busq.store.store import Store
 from busq.store.streams import Entry
-from busq.worker.outbox import Outbox
+from busq.worker.outbox import UNKNOWN_JID, Outbox
 from busq.worker.slots import Slots
 
 Begin = Callable[[list[tuple[Entry, Handler, Delivery, StartAnswer]]], None]
@@ -103,7 +103,7 @@ class Reception:
 
     async def _not_started(self, entry: Entry, answer: StartAnswer) -> None:
         if answer.word == "missing":
-            await self._bury(entry, "unknown_jid: no record of this jid")
+            await self._bury(entry, UNKNOWN_JID)
         elif answer.word == "newer":
             said = f"the record is of version {answer.detail}, which this worker's busq does not know"
             self._refuse(entry, "newer_version", counted=said)
@@ -113,8 +113,7 @@ class Reception:
             events.tell(log, events.JOB_STALE, level=logging.DEBUG, jid=entry.jid, kind=entry.kind, state=answer.detail)
 
     async def _bury(self, entry: Entry, flaw: str) -> None:
-        raw = msgspec.msgpack.encode(list(entry.raw) or [b"jid", entry.jid.encode(), b"kind", entry.kind.encode()])
-        word = await self._store.bury(entry.shard, entry.queue, entry.id, reason=flaw, raw=raw)
+        word = await self._store.bury(entry.shard, entry.queue, entry.id, reason=flaw, raw=_raw(entry))
         if word == "buried":
             events.tell(log, events.ENTRY_BURIED, entry=entry.id.decode(), queue=entry.queue, reason=flaw)
 
@@ -136,13 +135,18 @@ class Reception:
             limit=REFUSALS if counted else 0,
             error=encode_error(ErrorInfo("UnknownKind" if why == "unknown_kind" else "NewerVersion", counted)),
         )
-        self._outbox.refuse(entry.shard, entry.queue, refusal)
+        self._outbox.refuse(entry.shard, entry.queue, refusal, raw=_raw(entry))
 
     def give_back_unstarted(self, entries: Iterable[Entry]) -> None:
         """Entries that were read and will not be started here: this worker is stopping."""
         for entry in entries:
             if entry.jid:
                 self._refuse(entry, "shutdown", delay_s=0)
+
+
+def _raw(entry: Entry) -> bytes:
+    """The entry as it was read, for the dead letters."""
+    return msgspec.msgpack.encode(list(entry.raw) or [b"jid", entry.jid.encode(), b"kind", entry.kind.encode()])
 
 
 def terms_of(handler: Handler, settings: Settings) -> KindTerms:

@@ -35,7 +35,7 @@ def measure(url: str, pairs: int, samples: int) -> list[Figure]:
         Helper(_be_publisher, place) as publisher,
     ):
         for helper in (worker, subscriber):
-            assert helper.hear() == "ready"  # noqa: S101 - nothing else is said first
+            assert helper.hear() == "ready"
         for turn in range(pairs + 1):
             bare.append(_publish(publisher, subscriber, each))
             cancels.append(_cancel(client, worker, each))

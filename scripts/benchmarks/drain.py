@@ -58,7 +58,7 @@ def _floor(place: Place, jobs: int, name: str) -> float:
 
 def _wait_for_end(place: Place, stream: str, helper: Helper) -> float:
     """Seconds from the first start, which the helper tells, until the stream is empty."""
-    first = None
+    first: float | None = None
     with Redis.from_url(place.url) as redis:
         while first is None:
             told = helper.hear()

@@ -8,7 +8,7 @@ answers not touched by redis-py, entries acknowledged and deleted in whatever ba
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,7 +29,7 @@ class _WrittenByHiredis:
     def pack_command(self, *args: Any) -> list[bytes]:
         return [hiredis.pack_command(args)]
 
-    def pack_commands(self, commands: Sequence[Any]) -> list[bytes]:
+    def pack_commands(self, commands: Iterable[Any]) -> list[bytes]:
         return [b"".join([hiredis.pack_command(command) for command in commands])]
 
 
@@ -149,12 +149,7 @@ async def _settle(redis: Redis, place: Place, ended: Sequence[bytes]) -> None:
 
 async def _read_plainly(redis: Redis, place: Place) -> list[tuple[bytes, bytes]]:
     heard: Any = await redis.xreadgroup(GROUP, "me", {place.stream: ">"}, count=COUNT, block=BLOCK_MS)
-    listed = heard.items() if isinstance(heard, dict) else heard  # RESP3 and RESP2
-    return [(entry, fields[b"payload"]) for _, entries in listed for entry, fields in _flat(entries)]
-
-
-def _flat(entries: Any) -> Any:
-    return entries[0] if entries and isinstance(entries[0], list) else entries
+    return [(entry, fields[b"payload"]) for _, entries in heard for entry, fields in entries]
 
 
 async def _settle_plainly(redis: Redis, place: Place, ended: Sequence[bytes]) -> None:

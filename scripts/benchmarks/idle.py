@@ -24,7 +24,7 @@ def measure(url: str, seconds: float) -> list[Figure]:
     with fresh_place(url) as place, Redis.from_url(url) as redis:
         others = _addresses(redis)
         with Helper(_be_worker, place) as worker:
-            assert worker.hear() == "ready"  # noqa: S101 - nothing else is said first
+            assert worker.hear() == "ready"
             time.sleep(SETTLE_S)
             rates = [_listen(redis, _addresses(redis) - others, seconds)]
     return [Figure.of("idle", "commands an idle worker sends", "/s", rates, REQUIRED)]

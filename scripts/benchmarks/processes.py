@@ -123,7 +123,12 @@ async def work(pipe: Connection, bus: busq.Bus) -> None:
         await asyncio.sleep(0.005)
     if not running.done():
         pipe.send("ready")
-    loop.add_reader(pipe.fileno(), lambda: (loop.remove_reader(pipe.fileno()), worker.stop()))
+
+    def stop() -> None:
+        loop.remove_reader(pipe.fileno())  # a closed pipe stays readable, and a second `stop` means hurry
+        worker.stop()
+
+    loop.add_reader(pipe.fileno(), stop)
     await running
 
 

@@ -30,7 +30,7 @@ def measure(url: str, pairs: int, samples: int) -> list[Figure]:
         Helper(_be_floor_producer, place) as floor_producer,
     ):
         for helper in (worker, consumer):
-            assert helper.hear() == "ready"  # noqa: S101 - nothing else is said first
+            assert helper.hear() == "ready"
         for turn in range(pairs + 1):
             its.append(_round(floor_producer, consumer, each))
             ours.append(_round(producer, worker, each))

@@ -1,4 +1,4 @@
-"""The benchmark runs and reports every figure that the project promises to report. What the figures are is not tested."""
+"""The benchmark runs and reports every figure that is required of the project. What the figures are is not tested."""
 
 from __future__ import annotations
 

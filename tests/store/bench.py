@@ -157,7 +157,7 @@ class Bench:
         """Take what stands in the queue and nobody has read yet."""
         streams = Streams(by or self.a, [QUEUE])
         await streams.open()
-        return await streams.read({QUEUE: count * streams.count}, block_ms=0)
+        return await streams.read(streams.places, each=count, block_ms=0)
 
     async def take(self, jid: str, by: Store | None = None) -> Held:
         """Read entries until that of this job, which then is held and not started."""

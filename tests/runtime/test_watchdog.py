@@ -1,0 +1,190 @@
+"""
+Watchdogs beside live workers: bounded cancelling, and clocks that jump.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import busq
+from busq.clock import SystemClock
+from busq.protocol.cancel import Ended
+from busq.watchdog.watchdog import Watchdog
+from busq.worker.attempt import Attempt
+from busq.worker.control import Control
+from tests.runtime.bench import CANCELLATIONS, EXECUTORS, Bench, Wait, bench, declare, until
+
+A_MOMENT = timedelta(seconds=0.5)  # for a slow machine, on top of what is promised
+
+
+@pytest.mark.parametrize("watchdogs", [1, 2, 4])
+@pytest.mark.parametrize("executor", EXECUTORS)
+async def test_an_overdue_cancel_is_finalized_by_its_deadline_plus_the_interval(
+    redis_url: str, executor: str, watchdogs: int
+) -> None:
+    """The worker lives and beats: a good lease does not protect a job from its own cancel."""
+    async with bench(redis_url, lease_s=60.0) as b:
+        gate = b.gate()
+
+        def deaf() -> Any:
+            while not gate.is_open:
+                try:
+                    yield Wait(gate)
+                except CANCELLATIONS:
+                    continue
+
+        kind = declare(b.bus, executor, deaf)
+        await b.work(concurrency=5)
+        for _ in range(watchdogs):
+            await b.watch()
+        handles = await b.bus.enqueue_many(kind.spec() for _ in range(5))
+        for handle in handles:
+            await b.reaches(handle.jid, "running")
+        answers = await b.bus.cancel_many(handle.jid for handle in handles)
+        interval = timedelta(seconds=b.settings.watchdog_interval_s)
+        for handle, answer in zip(handles, answers, strict=True):
+            job = await handle.wait(timeout=10)
+            assert (job.state, job.ended) == ("cancelled", Ended.ABANDONED)
+            assert answer.deadline is not None
+            assert job.finished_at is not None
+            assert answer.deadline <= job.finished_at <= answer.deadline + interval + A_MOMENT
+            assert (await b.names(handle.jid)).count("finalized") == 1
+        gate.open()
+
+
+async def test_without_any_watchdog_the_worker_finalizes_in_the_end(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("busq.worker.ladder.WATCHDOG_PATIENCE_S", 0.1)
+    async with bench(redis_url) as b:
+        gate = b.gate()
+
+        @b.bus.job
+        def deaf() -> None:
+            gate.block()
+
+        await b.work()
+        handle = await deaf.enqueue()
+        await b.reaches(handle.jid, "running")
+        await handle.cancel()
+        job = await handle.wait(timeout=10)
+        assert (job.state, job.ended) == ("cancelled", "abandoned")
+        assert job.deadline is not None
+        assert job.finished_at is not None
+        assert job.finished_at >= job.deadline
+        await until(lambda: _suspects(b, 1))
+        gate.open()
+        await until(lambda: _suspects(b, 0))
+
+
+async def _suspects(b: Bench, count: int) -> bool:
+    return (await b.bus.stats()).suspects == count
+
+
+class SteppedClock(SystemClock):
+    """Sees the server an hour ahead: as after a step of its clock, for everything that was written before."""
+
+    def stamp_ms(self) -> int:
+        return round((time.time() + 3600) * 1000)
+
+
+async def test_a_step_of_the_servers_clock_takes_no_job_from_a_live_worker(redis_url: str) -> None:
+    """Every lease looks over at once; that the worker goes on renewing is the second opinion."""
+    async with bench(redis_url) as b:
+        gate = b.gate()
+
+        @b.bus.job
+        async def waits() -> int:
+            await gate.wait()
+            return busq.current_job().attempt
+
+        worker = await b.work()
+        handle = await waits.enqueue()
+        await b.reaches(handle.jid, "running")
+        dog = Watchdog(b.settings, clock=SteppedClock())
+        watching = asyncio.create_task(dog.run())
+        beats = 0
+        seen = worker._control._last_answer
+        while beats < 6:  # well over the silence that would make it lost
+            await until(lambda: worker._control._last_answer > seen)
+            seen = worker._control._last_answer
+            beats += 1
+        dog.stop()
+        await watching
+        job = await handle.get()
+        assert (job.state, job.attempt, job.losses) == ("running", 1, 0)
+        gate.open()
+        assert await handle.result(timeout=10) == 1
+
+
+async def test_a_job_that_is_due_starts_and_a_retry_too(redis_url: str) -> None:
+    async with bench(redis_url) as b:
+
+        @b.bus.job(retries=1)
+        async def second_time_lucky() -> int:
+            if busq.current_job().attempt == 1:
+                raise ValueError
+            return busq.current_job().attempt
+
+        await b.work()
+        await b.watch()
+        handle = await second_time_lucky.options(delay=0.1).enqueue()
+        assert handle.state == "scheduled"
+        assert await handle.result(timeout=10) == 2
+        first = (await b.bus.history(handle.jid))[0].at
+        started = next(event.at for event in await b.bus.history(handle.jid) if event.name == "started")
+        assert first is not None
+        assert started is not None
+        assert started - first >= timedelta(seconds=0.1)
+
+
+async def test_a_finalized_attempt_that_never_heard_of_its_cancel_is_told_to_stop(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a long freeze: the first thing the worker hears is that the job has ended without it."""
+    frozen = True
+    async with bench(redis_url) as b:
+        gate, causes = b.gate(), []
+
+        @b.bus.job
+        async def waits() -> None:
+            try:
+                await gate.wait()
+            finally:
+                causes.append(busq.current_job().cause)
+
+        monkeypatch.setattr("busq.worker.control.Control._ask", _deaf_until(lambda: not frozen))
+        worker = await b.work()
+        handle = await waits.enqueue()
+        await b.reaches(handle.jid, "running")
+        await b.watch()
+        await handle.cancel(grace=0)
+        assert (await handle.wait(timeout=10)).ended == "abandoned"
+        assert causes == []
+        frozen = False
+        await until(lambda: causes)
+        assert causes == [busq.Cause.LEASE_LOST]
+        await until(lambda: worker.leftovers == 0)
+        assert "late_result" in await until(lambda: _with(b, handle.jid, "late_result"))
+        await until(lambda: _suspects(b, 0))
+        assert (await handle.get()).ended == "abandoned"
+
+
+def _deaf_until(ready: Callable[[], bool]) -> Callable[..., Any]:
+    ask = Control._ask
+
+    async def perhaps(self: Control, shard: int, attempts: list[Attempt], heard_by: str, *, info: bytes = b"") -> None:
+        await ask(self, shard, attempts if ready() else [], heard_by, info=info)
+
+    return perhaps
+
+
+async def _with(b: Bench, jid: str, name: str) -> list[str]:
+    names = await b.names(jid)
+    return names if name in names else []
