@@ -28,10 +28,11 @@ WANTED = "it takes module:bus, such as shop.jobs:bus"
 def load(app: str) -> Bus:
     """The bus that APP names, with its handlers. Raise `ConfigError` that says what is wrong."""
     module_name, colon, name = app.partition(":")
-    if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
+    path = module_name.endswith(".py") or "/" in module_name
+    if path or not colon or not name.isidentifier() or not all(map(str.isidentifier, module_name.split("."))):
         hint = ""
-        if module_name.endswith(".py"):
-            hint = f"; for that file, {module_name[:-3].strip('./').replace('/', '.')}:{name or 'bus'}"
+        if path:
+            hint = f"; for that file, {module_name.removesuffix('.py').strip('./').replace('/', '.')}:{name or 'bus'}"
         raise ConfigError(f"APP: {app!r} will not do; {WANTED}{hint}")
     module = _imported(app, module_name)
     if not hasattr(module, name):

@@ -38,7 +38,10 @@ def require_url(settings: Settings) -> str:
             "no Redis URL: set BUSQ_URL=redis://host:6379/0 or pass one, busq.Bus('redis://…'). "
             "For a first try without a server, `busq dev APP` or `busq demo` start one of their own."
         )
-    parts = urlsplit(settings.url)
+    try:
+        parts = urlsplit(settings.url)
+    except ValueError as error:
+        raise ConfigError(f"url: {redact(settings.url)} will not do: {error}") from None
     if parts.scheme not in SCHEMES:
         raise ConfigError(
             f"url: {redact(settings.url)!r} has scheme {parts.scheme!r}; it takes redis://, rediss:// (TLS) or unix://"
@@ -154,6 +157,8 @@ def reaching(place: str) -> Iterator[None]:
         what = str(error) or type(error).__name__
         raise BusUnavailable(f"Redis at {place} is not reachable: {what}") from error
     except redis_errors.ResponseError as error:
-        if str(error).startswith(_NOT_NOW) or isinstance(error, redis_errors.ReadOnlyError):
+        if str(error).startswith(_NOT_NOW) or isinstance(
+            error, redis_errors.ReadOnlyError | redis_errors.NoScriptError
+        ):
             raise BusUnavailable(f"Redis at {place} cannot serve now: {error}") from error
         raise

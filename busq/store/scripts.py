@@ -26,6 +26,8 @@ Arg = bytes | str | int | float
 _HEADER = re.compile(r"\A--\[\[\n(?P<header>.*?)\n\]\]\n", re.DOTALL)
 _FIELDS = ("Flags", "KEYS", "ARGV", "Uses")
 
+LOADS = 5  # times a script is loaded for one call: somebody else may flush the cache in between
+
 
 class BadScript(Exception):
     """A script's header and body do not fit; a mistake in busq itself."""
@@ -46,11 +48,12 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
 
         Sent alone on purpose: inside a MULTI a missing script would leave the other half of the transaction done.
         """
-        try:
-            return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
-        except NoScriptError:
-            await redis.execute_command("SCRIPT LOAD", self.source)
-            return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+        for _ in range(LOADS):
+            try:
+                return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+            except NoScriptError:
+                await redis.execute_command("SCRIPT LOAD", self.source)
+        return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
 
 
 @cache

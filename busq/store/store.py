@@ -88,8 +88,9 @@ class Store:
             meta = bus_keys.meta(settings.namespace)
             version, shards = await self.redis.hmget(meta, "v", "shards")
             if version is None:
-                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
+                # Shards first: who finds a version finds them too.
                 await self.redis.hsetnx(meta, "shards", settings.shards or 1)
+                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
                 version, shards = await self.redis.hmget(meta, "v", "shards")
         if int(version) > WIRE_VERSION:
             raise ConfigError(

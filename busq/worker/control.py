@@ -30,6 +30,7 @@ from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
 
 UNREACHABLE_AFTER_S = 3.0  # without a good answer: then the worker says that it cannot reach Redis
+CARD_EVERY = 10  # beats after which the card is sent again, unchanged: a server that lost its data has lost it too
 
 log = events.logger("busq.worker")
 
@@ -66,6 +67,7 @@ class Control:
         self._last_answer = self._clock.monotonic()
         self._lost_at: float | None = None
         self._sent_info = b""
+        self._beats = 0
 
     # From the handlers' loop -----------------------------------------------------------------------------
 
@@ -150,7 +152,8 @@ class Control:
 
     async def _beat(self) -> None:
         info = self._info()
-        fresh = b"" if info == self._sent_info else info
+        self._beats += 1
+        fresh = info if info != self._sent_info or self._beats % CARD_EVERY == 0 else b""
         attempts = list(self._owner.running.values())
         for shard in range(self._store.shards):
             own = [attempt for attempt in attempts if attempt.shard == shard]

@@ -143,9 +143,7 @@ class Outbox:
             self._returns = _without(self._returns, returned)
             for each, (word, state) in zip(returned, answers, strict=True):
                 if word == "missing":
-                    await self._store.bury(
-                        each.shard, each.queue, each.refusal.entry, reason=UNKNOWN_JID, raw=each.raw
-                    )
+                    await self._store.bury(each.shard, each.queue, each.refusal.entry, reason=UNKNOWN_JID, raw=each.raw)
                 event = events.JOB_BURIED if word in ("buried", "missing") else events.JOB_REFUSED
                 events.tell(log, event, jid=each.refusal.jid, why=each.refusal.why, state=state)
 

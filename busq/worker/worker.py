@@ -181,12 +181,13 @@ class Worker:
             wait.cancel()
 
     async def _leave(self, telling: asyncio.Task[None]) -> None:
-        """Tell everything, give back what was read and not started, go off the roster, and only then fall silent."""
+        """Tell everything, give back what was read and not started, fall silent, and go off the roster."""
         try:
             async with asyncio.timeout(TELL_LIMIT_S):
                 await self._runner.outbox.empty()
                 await self._intake.leave()
                 await self._runner.outbox.empty()
+                self._control.stop()  # before the good-bye: a beat after it would put us on the roster again
                 for shard in range(self._store.shards):
                     await self._store.forget(shard, self.name, self._queues, own_wish=True)
                     # What still runs here ends with this process, and that is about to end.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,7 +65,7 @@ async def enqueue(redis: Redis, place: Place, kind: str, payloads: Sequence[byte
 
 
 async def make_group(redis: Redis, place: Place) -> None:
-    await redis.execute_command("XGROUP", "CREATE", place.stream, GROUP, "0", "MKSTREAM")
+    await redis.execute_command("XGROUP", "CREATE", place.stream, GROUP, "0", "MKSTREAM")  # type: ignore[no-untyped-call]
 
 
 class Consumer:
@@ -91,10 +92,10 @@ class Consumer:
             for entry, payload in await self._read(self._clients[0], self._place):
                 task = loop.create_task(handle(payload))
                 running.add(task)
-                task.add_done_callback(lambda done, entry=entry: self._end(done, entry))
+                task.add_done_callback(partial(self._end, entry))
         telling.result()
 
-    def _end(self, task: asyncio.Task[None], entry: bytes) -> None:
+    def _end(self, entry: bytes, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         task.result()
         self._ended.append(entry)
@@ -137,7 +138,7 @@ def _entries(heard: Any) -> list[tuple[bytes, bytes]]:
 
 
 async def _read(redis: Redis, place: Place) -> list[tuple[bytes, bytes]]:
-    return _entries(await redis.execute_command(*_read_command(place)))
+    return _entries(await redis.execute_command(*_read_command(place)))  # type: ignore[no-untyped-call]
 
 
 async def _settle(redis: Redis, place: Place, ended: Sequence[bytes]) -> None:

@@ -36,7 +36,7 @@ def _addresses(redis: Redis) -> set[str]:
 
 def _listen(redis: Redis, counted: set[str], seconds: float) -> float:
     count = 0
-    with redis.monitor() as monitor:
+    with redis.monitor() as monitor:  # type: ignore[no-untyped-call]
         over = threading.Timer(seconds, lambda: redis.echo("busq-bench: over"))
         over.start()
         for command in monitor.listen():

@@ -80,6 +80,5 @@ async def _be_floor_producer(pipe: Connection, place: Place) -> None:
     async with floor.connect(place) as redis:
         while True:
             for _ in range(pipe.recv()):
-                payload = repr(time.monotonic())
-                await redis.execute_command("XADD", place.stream, "*", "kind", "tell", "payload", payload)
+                await redis.xadd(place.stream, {"kind": "tell", "payload": repr(time.monotonic())})
                 await asyncio.sleep(APART_S)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-LIMIT_S = 60.0
+LIMIT_S = 90.0
 
 
 def demo(directory: Path | None = None, /) -> int:
@@ -26,7 +26,7 @@ def demo(directory: Path | None = None, /) -> int:
     Parameters
     ----------
     directory
-        The tree to work on, at most 1,200 files or 24 MiB of it; Python's own library when left out.
+        The tree to work on, at most 1,200 files or 16 MiB of it; Python's own library when left out.
     """
     return 0 if play(directory) else 1
 
@@ -52,11 +52,8 @@ def play(directory: Path | None, *, watchdog: bool = True, limit_s: float = LIMI
     console = Console(highlight=False)
     tree = read_tree(directory)
     with embedded_server() as server:
-        cut = ", the first of more" if tree.cut else ""
-        passed_over = f", {tree.skipped} passed over" if tree.skipped else ""
-        console.print(f"[b]server[/]  {server.what}, on {server.url}, for this demo only")
-        console.print(f"[b]input[/]   {tree.root}: {len(tree.names)} files{cut}{passed_over}", soft_wrap=True)
         scene = Scene(tree, server.what)
+        console.print(view.opening(scene, server.url))
         cast = Cast(server.url, watchdog=watchdog)
         try:
             with view.shown(scene, console):
@@ -64,7 +61,7 @@ def play(directory: Path | None, *, watchdog: bool = True, limit_s: float = LIMI
         finally:
             cast.close()
     judgements = judge(record, scene.batches)
-    console.print(view.what_happened(record))
-    console.print(view.totals(record, scene))
-    console.print(view.verdicts(judgements))
+    for part in (view.what_happened(record), view.totals(record, scene), view.verdicts(judgements)):
+        console.print(part)
+        console.print()
     return all(each.kept for each in judgements)

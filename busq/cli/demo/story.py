@@ -14,8 +14,9 @@ histories, and `verdict.py` says which promise that leaves open.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
+
+from rich.markup import escape
 
 from busq.cli.demo.app import Packed, pack, recount, squeeze
 from busq.cli.demo.cast import SETTINGS, Actor, Cast
@@ -83,7 +84,7 @@ class Story:
             watching.cancel()
             await asyncio.gather(acting, watching, return_exceptions=True)
         if self.record.trouble:
-            self._scene.say(self.record.trouble, "bold red")
+            self._scene.say(escape(self.record.trouble), "bold red")
 
     async def _acts(self) -> None:
         packing = asyncio.create_task(self._gather_batches())
@@ -180,30 +181,42 @@ class Story:
         self.record.killed, self.record.held = self._name_of(victim), held
         victim.kill()
         self._scene.say(f"{victim.name} killed (SIGKILL) while it ran [b]{', '.join(held)}[/]", "bold red")
-        lease = SETTINGS["lease_s"]
-        self._scene.say(f"its jobs wait until its lease of {lease:g} s is over")
+        self._scene.say(f"its jobs wait until its lease of {SETTINGS['lease_s']:g} s is over")
+        for jid in held:
+            await self._reclaimed(jid)
+        self._scene.say(f"[b]{', '.join(held)}[/] reclaimed by the watchdog, and queued again", "yellow")
+        if self.record.was_suspect and DEAF not in [each.jid for each in await self._reader.suspects()]:
+            self._scene.say(f"[b]{DEAF}[/] is off the list of suspects: its process is gone, and its code with it")
         ended = [await self._bus.wait(jid) for jid in held]
         self._scene.say(
             f"[b]{', '.join(held)}[/] ran again: {', '.join(sorted({str(e.state) for e in ended}))}", "green"
         )
+
+    async def _reclaimed(self, jid: str) -> None:
+        while "reclaimed" not in [event.name for event in await self._bus.history(jid)]:
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def _freeze_one_at_work(self, order: list[Actor]) -> tuple[Actor, list[str]]:
         """Freeze a worker that holds running jobs, so that what it holds cannot change before it is killed."""
         while True:
             for actor in order:
                 actor.freeze()
-                held = await self._settled(lambda actor=actor: self._held_by(actor))  # type: ignore[misc]
+                held = []
+                try:
+                    held = await self._held_for_good(actor)
+                finally:
+                    if not held:
+                        actor.thaw()
                 if held:
                     return actor, held
-                actor.thaw()
                 await asyncio.sleep(LOOK_EVERY_S)
 
-    async def _settled(self, look: Callable[[], Awaitable[list[str]]]) -> list[str]:
+    async def _held_for_good(self, frozen: Actor) -> list[str]:
         """What is seen twice in a row: calls that were on their way when the worker was frozen have landed then."""
-        before = await look()
+        before = await self._held_by(frozen)
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            now = await look()
+            now = await self._held_by(frozen)
             if now == before:
                 return now
             before = now

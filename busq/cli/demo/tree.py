@@ -17,7 +17,7 @@ import msgspec
 from busq.errors import UsageError
 
 MOST_FILES = 1_200
-MOST_BYTES = 24 * 1024 * 1024
+MOST_BYTES = 16 * 1024 * 1024
 LARGEST_BYTES = 8 * 1024 * 1024
 BATCHES = 300
 
@@ -42,7 +42,7 @@ class Tree(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_tree(directory: Path | None) -> Tree:
     """
-    Look at a directory tree; None is Python's own library. At most 1,200 files or 24 MiB are taken.
+    Look at a directory tree; None is Python's own library. At most 1,200 files or 16 MiB are taken.
 
     Raise `UsageError` when it is none, or when there is nothing to be read in it.
     """

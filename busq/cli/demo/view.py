@@ -19,12 +19,14 @@ from busq.cli.demo.app import Packed, tree_digest
 from busq.cli.demo.record import AT_WORK, DEAF, SPARE, Record
 from busq.cli.demo.scene import Line, Player, Scene
 from busq.cli.demo.verdict import Judgement
+from busq.cli.safe import safe
 from busq.client.handle import value_of
 from busq.protocol.job import Event
 from busq.protocol.states import State
 
 FRAMES_PER_S = 8
-FIXED_LINES = 12  # of the picture: everything but the lines of the story
+FIXED_LINES = 14  # above and around the lines of the story
+MOST_LINES = 16
 
 
 @contextmanager
@@ -48,7 +50,7 @@ class Picture:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         scene = self._scene
-        room = max(3, console.height - FIXED_LINES)
+        room = min(MOST_LINES, max(3, console.height - FIXED_LINES))
         lines = [_line(line, cut=True) for line in scene.lines[-room:]]
         yield Panel(
             Group(_progress(scene), Text(), _players(scene.players)),
@@ -65,12 +67,14 @@ def _progress(scene: Scene) -> RenderableType:
     bar = Table.grid(expand=True, padding=(0, 1))
     bar.add_column(ratio=1)
     bar.add_column(justify="right", no_wrap=True)
-    numbers = f"{scene.done} of {scene.batches} batches"
-    bar.add_row(ProgressBar(total=scene.batches, completed=scene.done), numbers)
-    rate = "" if scene.rate is None else f" · {_megabytes(scene.rate)}/s"
-    sizes = f"{scene.files} files · {_megabytes(scene.bytes_in)} to {_megabytes(scene.bytes_out)}{rate}"
-    bar.add_row(Text(scene.tree.root, style="dim", overflow="ellipsis", no_wrap=True), sizes)
-    return bar
+    bar.add_row(ProgressBar(total=scene.batches, completed=scene.done), f"{scene.done} of {scene.batches} batches")
+    rate = "" if scene.rate is None else f" at {_megabytes(scene.rate)}/s"
+    sizes = f"{scene.files} files, {_megabytes(scene.bytes_in)} to {_megabytes(scene.bytes_out)}{rate}"
+    work = Table.grid(expand=True, padding=(0, 1))
+    work.add_column(ratio=1, no_wrap=True)
+    work.add_column(justify="right", no_wrap=True)
+    work.add_row(Text(safe(scene.tree.root), style="dim", overflow="ellipsis"), sizes)
+    return Group(bar, work)
 
 
 def _players(players: list[Player]) -> RenderableType:
@@ -79,7 +83,7 @@ def _players(players: list[Player]) -> RenderableType:
         table.add_column(no_wrap=True)
     table.add_column(ratio=1, no_wrap=True)
     for player in players:
-        doing = "" if player.running is None else f"{player.running} running"
+        doing = "looks after all of them" if player.running is None else f"{player.running} running"
         suspects = f", {player.suspects} will not stop" if player.suspects else ""
         state = (
             Text(player.note, style="bold red") if player.note == "killed" else Text(player.note or doing + suspects)
@@ -99,6 +103,17 @@ def _line(line: Line, *, cut: bool = False) -> Text:
 
 
 # At the end -------------------------------------------------------------------------------------------------
+
+
+def opening(scene: Scene, url: str) -> RenderableType:
+    """What is played, and on what."""
+    tree = scene.tree
+    cut = f", the first {_megabytes(tree.size)} of more" if tree.cut else f", {_megabytes(tree.size)}"
+    passed_over = f", {tree.skipped} passed over" if tree.skipped else ""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[b]server[/]", f"{scene.server}, on {url}, for this demo only")
+    table.add_row("[b]input[/]", Text(f"{safe(tree.root)}: {len(tree.names)} files{cut}{passed_over}"))
+    return table
 
 
 def what_happened(record: Record) -> RenderableType:
@@ -133,11 +148,11 @@ def _since(first: Event, event: Event) -> str:
     return f"{(event.at - first.at).total_seconds():.3f} s"
 
 
-def _facts(event: Event, record: Record) -> str:
-    words = event.facts
+def _facts(event: Event, record: Record) -> Text:
+    words = safe(event.facts.replace("\t", " "))
     for name, called in record.names.items():
         words = words.replace(name, called)
-    return " ".join(words.split())
+    return Text(words, overflow="ellipsis")
 
 
 def totals(record: Record, scene: Scene) -> RenderableType:
@@ -157,12 +172,17 @@ def totals(record: Record, scene: Scene) -> RenderableType:
 
 
 def verdicts(judgements: list[Judgement]) -> RenderableType:
-    """A line for each promise: whether it was kept, and what was found."""
+    """A line for each promise: whether it was kept, and what was found; then all of them in one line."""
     table = Table.grid(padding=(0, 1))
     for each in judgements:
         mark = Text("kept  ", style="bold green") if each.kept else Text("BROKEN", style="bold red")
-        table.add_row(mark, Group(Text(each.promise, style="" if each.kept else "bold"), Text(each.found, style="dim")))
-    return table
+        table.add_row(mark, Group(Text(each.promise, style="bold"), Text(safe(each.found), style="dim")))
+    broken = [each.promise for each in judgements if not each.kept]
+    if broken:
+        last = Text(f"{len(broken)} of {len(judgements)} promises did not come true: {'; '.join(broken)}.", style="red")
+    else:
+        last = Text(f"All {len(judgements)} promises were kept. Nothing is left running, nothing is left on disk.")
+    return Group(table, Text(), last)
 
 
 def _megabytes(count: float) -> str:

@@ -1,0 +1,39 @@
+"""What type checkers shall refuse: each line with `# error: <codes>` and no other. See test_typing.py."""
+
+from __future__ import annotations
+
+import busq
+
+bus = busq.Bus()
+
+
+@bus.job
+async def measured(path: str, precise: bool = False) -> int:
+    return len(path)
+
+
+@bus.job(retries=1)
+def resized(width: int) -> list[int]:
+    return [width]
+
+
+async def uses() -> None:
+    await measured.enqueue()  # error: call-arg
+    await measured.enqueue(5)  # error: arg-type
+    await measured.enqueue("a", presize=True)  # error: call-arg
+    await measured.options(priority=3).enqueue("a")  # error: call-arg
+    measured.spec(b"a")  # error: arg-type
+    text: str = await (await measured.enqueue("a")).result()  # error: assignment
+    await (await resized.enqueue("3")).result()  # error: arg-type
+    resized.blocking.enqueue(width="3")  # error: arg-type
+    (await bus.get("x")).state = busq.State.FAILED  # error: misc
+    await bus.cancel("x", grace="5")  # error: arg-type
+    print(text)
+
+
+@bus.job(retries="two")  # error: call-overload, untyped-decorator
+async def wrong(path: str) -> None: ...
+
+
+@bus.job(late_success="always")  # error: call-overload, untyped-decorator
+async def also_wrong(path: str) -> None: ...

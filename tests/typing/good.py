@@ -1,0 +1,81 @@
+"""What type checkers shall make of busq; read by mypy, never run. See test_typing.py."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, assert_type
+
+import busq
+
+bus = busq.Bus()
+
+
+@bus.job
+async def measured(path: str, precise: bool = False) -> int:
+    return len(path)
+
+
+@bus.job(queue="media", retries=2, timeout=600, grace=5.0, late_success="keep")
+async def transcode(path: str, *, preset: str = "slow") -> str:
+    return path
+
+
+@bus.job
+def resized(width: int) -> list[int]:
+    return [width]
+
+
+@bus.job(pool="process", kind="heavy")
+def crunched(numbers: list[float]) -> dict[str, float]:
+    return {}
+
+
+async def uses() -> None:
+    one = await measured.enqueue("a.mp4", precise=True)
+    assert_type(one, busq.JobHandle[int])
+    assert_type(await one.result(timeout=3), int)
+    assert_type(await one.wait(), busq.Job)
+    assert_type(await one.cancel(reason="no"), busq.CancelAnswer)
+
+    two = await transcode.options(jid="x", group="g", tags={"a": "b"}, delay=3).enqueue("a.mp4", preset="fast")
+    assert_type(two, busq.JobHandle[str])
+    assert_type(await (await resized.enqueue(3)).result(), list[int])
+    assert_type(await (await crunched.enqueue([1.0])).result(), dict[str, float])
+    assert_type(await bus.enqueue("transcode", "a.mp4"), busq.JobHandle[Any])
+    assert_type(await bus.options(queue="media").enqueue("transcode", "a.mp4"), busq.JobHandle[Any])
+    assert_type(measured.spec("a"), busq.JobSpec[int])
+    assert_type(await bus.enqueue_many(measured.spec(p) for p in ("a", "b")), list[busq.JobHandle[int]])
+
+    here = measured("a")
+    _ = assert_type(here, Coroutine[Any, Any, int])
+    await here
+    assert_type(await measured("a"), int)
+    assert_type(resized(3), list[int])
+    assert_type(await bus.get("x"), busq.Job)
+    assert_type(await bus.history("x"), list[busq.Event])
+    assert_type((await bus.get("x")).state, busq.State)
+    assert_type((await bus.get("x")).ended, busq.Ended | None)
+    answer = await bus.cancel("x", grace=2.0)
+    assert_type(answer.verdict, busq.Verdict)
+    assert_type(await bus.cancel_many(["x"]), list[busq.CancelAnswer])
+
+
+async def inside() -> None:
+    job = busq.current_job()
+    assert_type(job.cancelled, bool)
+    assert_type(job.cause, busq.Cause | None)
+    assert_type(await job.wait_cancelled(timeout=1), bool)
+    assert_type(await job.save({"a": 1}), None)
+    async with job.shield(limit=2.0):
+        job.check_cancelled()
+    with job.shield():
+        job.progress(0.5, "half")
+
+
+def blocking() -> None:
+    handle = measured.blocking.enqueue("a")
+    assert_type(handle, busq.BlockingHandle[int])
+    assert_type(handle.result(), int)
+    assert_type(busq.cancel("x"), busq.CancelAnswer)
+    assert_type(busq.enqueue("k", 1), busq.BlockingHandle[Any])
+    assert_type(bus.blocking.get("x"), busq.Job)
