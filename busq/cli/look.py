@@ -26,7 +26,8 @@ Jid = Annotated[str, Parameter(name="JID")]
 
 def get(jid: Jid, /, *, output: Output = "table", place: Place = HERE) -> None:
     """One job: its record as it is now."""
-    print_job(_read(place, lambda reader: reader.job(_checked(jid))), output)
+    wanted = _checked(jid)
+    print_job(_read(place, lambda reader: reader.job(wanted)), output)
 
 
 def jobs(
@@ -72,7 +73,8 @@ def jobs(
 
 def history(jid: Jid, /, *, output: Output = "table", place: Place = HERE) -> None:
     """What happened to one job, oldest first."""
-    events = _read(place, lambda reader: reader.history(_checked(jid)))
+    wanted = _checked(jid)
+    events = _read(place, lambda reader: reader.history(wanted))
     _print(events, output, lambda: _print_history(events))
 
 

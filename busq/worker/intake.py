@@ -6,7 +6,7 @@ of everybody else's reach. Where all handlers of a queue share a pool, room is w
 not, a read trusts that most entries need the emptier pool; what then finds its own pool full is given back at once,
 and that queue is read by the fullest pool for a while. Handlers that block for long deserve a queue of their own.
 
-Reads are at most half of the room, so that Redis fetches one half while the handlers of the other run.
+Reads are at most half of all slots, so that Redis fetches one half while the handlers of the other run.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Intake:
         self._reception = reception
         self._pools = dict(pools)
         self._knows = knows
+        self._half = max(1, max(slots.limits[pool] for pools in self._pools.values() for pool in pools) // 2)
         self._plenty = {queue: max(slots.limits[pool] for pool in pools) // 4 for queue, pools in self._pools.items()}
         self._trust = {queue: _Trust() for queue in self._pools}
         self._turn = 0
@@ -111,7 +112,7 @@ class Intake:
         if most < len(places):
             # Less room than streams: one entry of one after another, the first one changing.
             return await self._read_in_turn(places, most) or await self._streams.read(places, each=1, block_ms=block_ms)
-        each = min(MOST, (most + 1) // 2) // len(places)
+        each = min(MOST, most, self._half) // len(places)
         return await self._streams.read(places, each=max(1, each), block_ms=block_ms)
 
     async def _read_in_turn(self, places: Sequence[Place], most: int) -> list[Entry]:

@@ -125,7 +125,7 @@ async def test_specs_of_other_kinds_travel_together(redis_url: str) -> None:
 
 async def test_a_jid_twice_in_one_call_sends_nothing(redis_url: str) -> None:
     async with busq.Bus(redis_url) as bus:
-        with pytest.raises(busq.UsageError, match="'a'.*nothing was enqueued"):
+        with pytest.raises(busq.UsageError, match=r"'a'.*nothing was enqueued"):
             await bus.enqueue_many([bus.options(jid=jid).spec("k") for jid in ("b", "a", "a")])
         assert await bus.list() == []
 
@@ -134,7 +134,7 @@ async def test_a_jid_whose_record_exists_is_in_use_whatever_became_of_it(redis_u
     async with bench(redis_url) as b:
         double = kinds(b.bus)
         first = await double.options(jid="one").enqueue(1)
-        with pytest.raises(busq.JidInUse, match="'one'.*queued") as caught:
+        with pytest.raises(busq.JidInUse, match=r"'one'.*queued") as caught:
             await double.options(jid="one").enqueue(2)
         assert caught.value.state == "queued"
         await b.work()

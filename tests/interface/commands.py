@@ -142,9 +142,6 @@ class Terminal:
             self.shown += chunk.decode(errors="replace")
         return self.shown
 
-    def type(self, keys: bytes) -> None:
-        os.write(self._ours, keys)
-
     def close(self) -> None:
         self.process.kill()
         self.process.wait()

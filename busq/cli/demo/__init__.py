@@ -62,6 +62,6 @@ def play(directory: Path | None, *, watchdog: bool = True, limit_s: float = LIMI
             cast.close()
     judgements = judge(record, scene.batches)
     for part in (view.what_happened(record), view.totals(record, scene), view.verdicts(judgements)):
-        console.print(part)
         console.print()
+        console.print(part)
     return all(each.kept for each in judgements)

@@ -123,8 +123,7 @@ class Story:
             if await self._learn_names():
                 break
             await asyncio.sleep(LOOK_EVERY_S)
-        who = ", ".join(f"{actor.name} (pid {actor.pid})" for actor in self._cast.actors)
-        self._scene.say(f"on the roster: {who}")
+        self._scene.say(f"on the roster: {', '.join(actor.name for actor in self._cast.actors)}")
 
     async def _learn_names(self) -> bool:
         cards = {member.card.pid: member.name for member in await self._bus.workers() if member.card is not None}
@@ -142,7 +141,7 @@ class Story:
         took = ""
         if "requested" in times and "observed" in times:
             took_ms = (times["observed"] - times["requested"]).total_seconds() * 1000
-            took = f", {took_ms:.0f} ms from the request to the handler"
+            took = f"; its handler knew after {took_ms:.0f} ms"
         self._scene.say(f"[b]{AT_WORK}[/] is {job.state!s}, {job.ended!s}{took}", "green")
 
     async def _cancel_the_deaf_one(self) -> None:
@@ -184,16 +183,18 @@ class Story:
         self._scene.say(f"its jobs wait until its lease of {SETTINGS['lease_s']:g} s is over")
         for jid in held:
             await self._reclaimed(jid)
-        self._scene.say(f"[b]{', '.join(held)}[/] reclaimed by the watchdog, and queued again", "yellow")
+        self._scene.say(f"reclaimed by the watchdog: [b]{', '.join(held)}[/]", "yellow")
         if self.record.was_suspect and DEAF not in [each.jid for each in await self._reader.suspects()]:
-            self._scene.say(f"[b]{DEAF}[/] is off the list of suspects: its process is gone, and its code with it")
+            self._scene.say(f"[b]{DEAF}[/] is no suspect any more: its process is gone", "green")
         ended = [await self._bus.wait(jid) for jid in held]
         self._scene.say(
             f"[b]{', '.join(held)}[/] ran again: {', '.join(sorted({str(e.state) for e in ended}))}", "green"
         )
 
     async def _reclaimed(self, jid: str) -> None:
-        while "reclaimed" not in [event.name for event in await self._bus.history(jid)]:
+        while True:
+            if any(event.name == "reclaimed" for event in await self._bus.history(jid)):
+                return
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _freeze_one_at_work(self, order: list[Actor]) -> tuple[Actor, list[str]]:

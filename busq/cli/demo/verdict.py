@@ -18,7 +18,7 @@ from busq.protocol.cancel import Ended
 from busq.protocol.job import Event
 from busq.protocol.states import State
 
-LATE_S = 1.0  # a machine under load may be this late in looking at its clock
+LATE_S = 2.0  # a machine under load may be this late in looking at its clock
 
 
 class Judgement(msgspec.Struct, frozen=True):

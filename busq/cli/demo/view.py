@@ -111,8 +111,9 @@ def opening(scene: Scene, url: str) -> RenderableType:
     cut = f", the first {_megabytes(tree.size)} of more" if tree.cut else f", {_megabytes(tree.size)}"
     passed_over = f", {tree.skipped} passed over" if tree.skipped else ""
     table = Table.grid(padding=(0, 2))
-    table.add_row("[b]server[/]", f"{scene.server}, on {url}, for this demo only")
+    table.add_row("[b]server[/]", f"{scene.server}, for this demo only")
     table.add_row("[b]input[/]", Text(f"{safe(tree.root)}: {len(tree.names)} files{cut}{passed_over}"))
+    table.add_row("[b]look[/]", f"in a second terminal: export BUSQ_URL={url}")
     return table
 
 
