@@ -75,6 +75,11 @@ def be_quiet_below(level: int) -> None:
     _quiet_below = level
 
 
+def heard(event: str) -> bool:
+    """Whether telling this event would reach a log; asked where gathering its facts costs something."""
+    return _LEVELS.get(event, logging.INFO) >= _quiet_below
+
+
 def tell(log: Log, event: str, *, level: int | None = None, **facts: Any) -> None:
     """Say that `event` happened. `level` overrules the table where the same event is normal in one case only."""
     loud = _LEVELS.get(event, logging.INFO) if level is None else level

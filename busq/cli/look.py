@@ -213,11 +213,11 @@ def job_columns() -> list[Any]:
     return [
         Column("JID", kept=True),
         Column("STATE", kept=True, coloured=True),
-        Column("KIND"),
-        Column("QUEUE"),
+        Column("KIND", cut=True),
+        Column("QUEUE", cut=True, wide=True),
         Column("TRY", kept=True, right=True),
         Column("AGE", kept=True, right=True),
-        Column("NOTE"),
+        Column("NOTE", cut=True),
     ]
 
 

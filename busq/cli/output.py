@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 IN_A_PIPE = 100_000  # columns: no cutting, no wrapping
 WIDEST_KEPT = 48
+NARROW = 100  # columns: below, a table leaves out what can be looked up elsewhere
 
 COLOURS = {
     "running": "cyan",
@@ -40,12 +41,17 @@ COLOURS = {
 
 
 class Column(NamedTuple):
-    """`kept`: never cut, for what people copy; the other columns give way on a narrow terminal."""
+    """
+    `kept`: never cut, for what people copy. The other columns give way on a narrow terminal: `cut` ones end in an
+    ellipsis, `wide` ones are left out, the others go on in the next line.
+    """
 
     title: str
     kept: bool = False
     right: bool = False
     coloured: bool = False
+    cut: bool = False
+    wide: bool = False
 
 
 # JSON ----------------------------------------------------------------------------------------------------
@@ -115,12 +121,16 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, 
     if not rows:
         print(empty, file=sys.stderr)
         return
-    _print(console(), table(columns, rows))
+    show(console(), table(columns, rows))
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Any:
     from rich.table import Table
 
+    if console().width < NARROW:
+        shown = [place for place, column in enumerate(columns) if not column.wide]
+        rows = [[row[place] for place in shown] for row in rows]
+        columns = [columns[place] for place in shown]
     cells = [[_cell(value, column) for value, column in zip(row, columns, strict=True)] for row in rows]
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for place, column in enumerate(columns):
@@ -128,9 +138,9 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Any:
         made.add_column(
             column.title,
             justify="right" if column.right else "left",
-            no_wrap=column.kept,
-            overflow="fold",
-            min_width=min(widest, WIDEST_KEPT) if column.kept else None,
+            no_wrap=column.kept or column.cut,
+            overflow="ellipsis" if column.cut else "fold",
+            min_width=min(widest, WIDEST_KEPT if column.kept else 12) if column.kept or column.cut else None,
         )
     for row in cells:
         made.add_row(*row)
@@ -147,10 +157,11 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     for name, value in facts:
         if value not in (None, "", [], {}):
             made.add_row(name, _cell(value, Column(name, coloured=name in ("state", "ended"))))
-    _print(console(), made)
+    show(console(), made)
 
 
-def _print(out: Console, renderable: Any) -> None:
+def show(out: Console, renderable: Any) -> None:
+    """Print anything that rich can draw."""
     if out.is_terminal:
         out.print(renderable)
         return
@@ -195,5 +206,8 @@ def moment(at: datetime | None) -> str:
 
 
 def since(at: datetime | None, now: datetime) -> str:
-    """How long ago; "" for never."""
-    return "" if at is None else duration(max(0.0, (now - at).total_seconds()))
+    """How long ago, to the greatest unit: 3.2 s, 4m, 2h, 3d; "" for never."""
+    if at is None:
+        return ""
+    words = duration(max(0.0, (now - at).total_seconds()))
+    return words if words.endswith(" s") else words.partition(" ")[0]

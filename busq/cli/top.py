@@ -52,7 +52,7 @@ def top(
         Print one snapshot.
     """
     from busq.cli import loop
-    from busq.cli.output import console, print_json
+    from busq.cli.output import console, print_json, show
     from busq.errors import UsageError
 
     if not interval > 0:
@@ -63,7 +63,7 @@ def top(
             print_json(snapshot)
         else:
             for part in _parts(snapshot):
-                console().print(part)
+                show(console(), part)
         return
     loop.run(_live(place, interval))
 

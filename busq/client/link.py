@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from busq import tasks
 from busq.config import Settings
 from busq.store.listener import Listener
 from busq.store.reader import Reader
@@ -37,8 +38,7 @@ class Link:
 
     async def close(self) -> None:
         if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
+            await tasks.end(self._listening)
             self._listening = None
         await self.store.close()
 

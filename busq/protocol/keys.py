@@ -19,10 +19,11 @@ class ShardKeys:
     def __init__(self, namespace: str, shard: int) -> None:
         self.shard = shard
         self.prefix = f"{namespace}:{{{shard}}}:".encode()
+        self._jobs = self.prefix + b"job:"
         self._streams: dict[str, bytes] = {}
 
     def job(self, jid: str) -> bytes:
-        return self.prefix + b"job:" + jid.encode()
+        return self._jobs + jid.encode()
 
     def stream(self, queue: str) -> bytes:
         key = self._streams.get(queue)

@@ -31,7 +31,11 @@ class NewJob(msgspec.Struct, frozen=True):
 
 
 class KindTerms(msgspec.Struct, frozen=True):
-    """What a worker's handler says where the producer left it open. Milliseconds; `slack_ms` is beat + force."""
+    """
+    What a worker's handler says where the producer left it open. `slack_ms` is beat + force.
+
+    The backoff (seconds) stays with the worker, which alone reckons with it.
+    """
 
     kind: str
     retries: int
@@ -39,6 +43,8 @@ class KindTerms(msgspec.Struct, frozen=True):
     grace_ms: int
     slack_ms: int
     timeout_ms: int | None = None
+    backoff_s: float = 1.0
+    backoff_max_s: float = 300.0
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -94,6 +100,24 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     delay_ms: int = 0
     notes: tuple[Note, ...] = ()
 
+    @property
+    def facts(self) -> list[Value]:
+        """What is to be told beyond the outcome: names and values in turn. Most endings have nothing."""
+        facts: list[Value] = []
+        if self.observed or not self.stopped:
+            facts += ("observed", "1" if self.stopped else "runs")
+        if self.result:
+            facts += ("result", self.result)
+        if self.error:
+            facts += ("error", self.error)
+        if self.cause:
+            facts += ("cause", self.cause)
+        if self.delay_ms:
+            facts += ("delay_ms", self.delay_ms)
+        for note in self.notes:
+            facts += ("note", f"{note.name}\t{note.ago_ms}\t{note.facts}")
+        return facts
+
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """
@@ -147,10 +171,13 @@ def cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:
     return CancelAnswer(jid=jid, verdict=verdict, state=state, deadline=deadline)
 
 
-def start_answer(answer: Sequence[Any]) -> StartAnswer:
+def start_answer(answer: Sequence[Any], terms: KindTerms) -> StartAnswer:
     word = answer[0].decode()
     if word != "started":
         return StartAnswer(word, answer[1].decode() if len(answer) > 1 else "")
+    if len(answer) == 3:  # a first attempt, everything left to the handler
+        timeout_s = None if terms.timeout_ms is None else terms.timeout_ms / 1000
+        return StartAnswer(word, "", answer[1], answer[2], 0, terms.retries, terms.grace_ms / 1000, timeout_s)
     _, attempt, payload, failures, retries, grace, timeout, backoff, backoff_max, saved = answer
     return StartAnswer(
         word,

@@ -186,7 +186,11 @@ class Store:
             args += (delivery.entry, at[delivery.kind], delivery.token)
         named: dict[str, Value] = {"adopt": int(adopt), "kinds": len(terms)}
         heard = await self._run(Verb.START, shard, [d.jid for d in deliveries], args, queue=queue, named=named)
-        return [forms.start_answer(answer) for answer in heard]
+        by_kind = {term.kind: term for term in terms}
+        return [
+            forms.start_answer(answer, by_kind[delivery.kind])
+            for answer, delivery in zip(heard, deliveries, strict=True)
+        ]
 
     async def settle(self, verb: Verb, shard: int, queue: str, ends: Sequence[Settlement]) -> list[tuple[str, str]]:
         """
@@ -196,10 +200,9 @@ class Store:
         """
         args: list[Value] = []
         for end in ends:
-            args += (end.entry, end.token, end.attempt, end.outcome, int(end.observed) if end.stopped else "runs")
-            args += (end.result, end.error, end.cause, end.delay_ms, len(end.notes))
-            for note in end.notes:
-                args += (note.name, note.ago_ms, note.facts)
+            facts = end.facts
+            args += (end.entry, end.token, end.attempt, end.outcome, len(facts) // 2)
+            args += facts
         return forms.words(await self._run(verb, shard, [end.jid for end in ends], args, queue=queue))
 
     async def refuse(self, shard: int, queue: str, refusals: Sequence[Refusal]) -> list[tuple[str, str]]:

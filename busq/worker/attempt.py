@@ -11,7 +11,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from busq.handlers import Handler
-from busq.store.forms import Note
+from busq.store.forms import KindTerms, Note, StartAnswer
+from busq.store.streams import Entry
 from busq.worker.token import CancelToken
 
 if TYPE_CHECKING:
@@ -28,14 +29,10 @@ class Attempt:
 
     __slots__ = (
         "abandoned",
-        "backoff_max_s",
-        "backoff_s",
-        "callbacks_done",
+        "answer",
         "entry",
-        "failures",
         "force_timer",
         "forced",
-        "grace_s",
         "handler",
         "jid",
         "job",
@@ -44,14 +41,13 @@ class Attempt:
         "over",
         "progress",
         "queue",
-        "retries",
         "saved",
         "shard",
         "shields",
         "shut_out",
         "started_at",
         "task",
-        "timeout_s",
+        "terms",
         "timers",
         "token",
         "token_id",
@@ -60,25 +56,19 @@ class Attempt:
     )
 
     def __init__(
-        self, *, jid: str, handler: Handler, shard: int, queue: str, entry: bytes, token_id: str, number: int,
-        failures: int, retries: int, grace_s: float, timeout_s: float | None, backoff_s: float, backoff_max_s: float,
-        saved: bytes, started_at: float,
-    ) -> None:  # fmt: skip
-        self.jid = jid
+        self, handler: Handler, entry: Entry, token_id: str, answer: StartAnswer, terms: KindTerms, now: float
+    ) -> None:
+        self.jid = entry.jid
         self.handler = handler
-        self.shard = shard
-        self.queue = queue
-        self.entry = entry
+        self.shard = entry.shard
+        self.queue = entry.queue
+        self.entry = entry.id
         self.token_id = token_id
-        self.number = number
-        self.failures = failures
-        self.retries = retries
-        self.grace_s = grace_s
-        self.timeout_s = timeout_s
-        self.backoff_s = backoff_s
-        self.backoff_max_s = backoff_max_s
-        self.saved = saved
-        self.started_at = started_at
+        self.answer = answer
+        self.terms = terms
+        self.number = answer.attempt
+        self.saved = answer.saved
+        self.started_at = now
         self.token = CancelToken()
         self.job: CurrentJob | None = None
         self.task: asyncio.Task[Any] | None = None
@@ -93,7 +83,27 @@ class Attempt:
         self.over = False
         self.abandoned = False
         self.watched = False
-        self.callbacks_done = False
+
+    @property
+    def failures(self) -> int:
+        """Handler failures before this attempt."""
+        return self.answer.failures
+
+    @property
+    def grace_s(self) -> float:
+        return self.answer.grace_s
+
+    @property
+    def timeout_s(self) -> float | None:
+        return self.answer.timeout_s
+
+    @property
+    def backoff_s(self) -> float:
+        return self.answer.backoff_s or self.terms.backoff_s
+
+    @property
+    def backoff_max_s(self) -> float:
+        return self.answer.backoff_max_s or self.terms.backoff_max_s
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
-from busq import events
+from busq import events, tasks
 from busq.clock import SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
@@ -134,9 +134,7 @@ class Control:
         self._handlers_loop.call_soon_threadsafe(self._ready.set_result, None)
         services = [self._spawn(self._listener.run()), self._spawn(self._keep_beating())]
         await self._stop.wait()
-        for service in services:
-            service.cancel()
-        await asyncio.gather(*services, return_exceptions=True)
+        await tasks.end(*services)
         await self._store.close()
 
     async def _keep_beating(self) -> None:

@@ -82,7 +82,9 @@ class Intake:
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
-            await asyncio.wait({taking})
+            while not taking.done():
+                with suppress(asyncio.CancelledError):  # whoever ends us may ask more than once
+                    await asyncio.wait({taking})
             if taking.exception() is not None:
                 events.tell(log, events.BUS_LOST, error=str(taking.exception()))
             raise

@@ -9,6 +9,7 @@ away the box keeps what it has and tries again. Every script is safe to send twi
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
@@ -31,10 +32,8 @@ Settled = Callable[[Attempt, str, str], None]
 """Called with the attempt, the answer (settled, stale, missing) and the state."""
 
 
-class _Ending(msgspec.Struct, frozen=True):
-    attempt: Attempt
-    verb: Verb
-    settlement: Settlement
+_Where = tuple[Verb, int, str]  # verb, shard and queue: what one script call can tell together
+_Ending = tuple[Attempt, Settlement]
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -56,7 +55,7 @@ class Outbox:
         self._store = store
         self._settled = settled
         self._lines: list[_Line] = []
-        self._endings: list[_Ending] = []
+        self._endings: dict[_Where, list[_Ending]] = {}
         self._returns: list[_Return] = []
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -65,7 +64,7 @@ class Outbox:
     # What is put in (all in the handlers' loop) ----------------------------------------------------------
 
     def settle(self, attempt: Attempt, verb: Verb, settlement: Settlement) -> None:
-        self._endings.append(_Ending(attempt, verb, settlement))
+        self._endings.setdefault((verb, attempt.shard, attempt.queue), []).append((attempt, settlement))
         self._wake()
 
     def line(
@@ -82,11 +81,12 @@ class Outbox:
     @property
     def waiting(self) -> int:
         """How many endings and returned jobs have not been told yet."""
-        return len(self._endings) + len(self._returns)
+        return sum(map(len, self._endings.values())) + len(self._returns)
 
     def holds(self, jid: str) -> bool:
         """Whether an ending of this job, or its return, waits to be told."""
-        return any(end.attempt.jid == jid for end in self._endings) or any(
+        endings = itertools.chain.from_iterable(self._endings.values())
+        return any(attempt.jid == jid for attempt, _ in endings) or any(
             each.refusal.jid == jid for each in self._returns
         )
 
@@ -119,7 +119,7 @@ class Outbox:
                 return
             except BusUnavailable as error:
                 if pause == PAUSE_S[0]:
-                    events.tell(log, events.BUS_LOST, error=str(error), waiting=len(self._endings))
+                    events.tell(log, events.BUS_LOST, error=str(error), waiting=self.waiting)
                 await asyncio.sleep(pause)
                 pause = min(PAUSE_S[1], pause * 2)
 
@@ -129,13 +129,15 @@ class Outbox:
             await self._send_line(self._lines[0])
             del self._lines[0]
         while self._endings:
-            chosen = _alike(self._endings, lambda end: (end.verb, end.attempt.shard, end.attempt.queue))
-            first = chosen[0].attempt
-            ends = [end.settlement for end in chosen]
-            answers = await self._store.settle(chosen[0].verb, first.shard, first.queue, ends)
-            self._endings = _without(self._endings, chosen)
-            for end, (word, state) in zip(chosen, answers, strict=True):
-                self._settled(end.attempt, word, state)
+            where = next(iter(self._endings))
+            waiting = self._endings[where]  # more may be put in while the first are on their way
+            chosen = waiting[:BATCH]
+            answers = await self._store.settle(*where, [settlement for _, settlement in chosen])
+            del waiting[: len(chosen)]
+            if not waiting:
+                del self._endings[where]
+            for (attempt, _), (word, state) in zip(chosen, answers, strict=True):
+                self._settled(attempt, word, state)
         while self._returns:
             returned = _alike(self._returns, lambda each: (each.shard, each.queue))
             refusals = [each.refusal for each in returned]

@@ -25,7 +25,9 @@ from busq.store.streams import Entry
 from busq.worker.outbox import UNKNOWN_JID, Outbox
 from busq.worker.slots import Slots
 
-Begin = Callable[[list[tuple[Entry, Handler, Delivery, StartAnswer]]], None]
+Started = tuple[Entry, Handler, Delivery, StartAnswer, KindTerms]
+
+Begin = Callable[[list[Started]], None]
 """Called with the jobs that one script call has started; each holds a slot already."""
 
 log = events.logger("busq.worker")
@@ -93,7 +95,7 @@ class Reception:
         begun, left_over = [], []
         for (entry, handler), delivery, answer in zip(chosen, deliveries, answers, strict=True):
             if answer.word == "started":
-                begun.append((entry, handler, delivery, answer))
+                begun.append((entry, handler, delivery, answer, self._terms[handler.kind]))
             else:
                 self._slots.give_back(handler.pool)
                 left_over.append((entry, answer))
@@ -163,4 +165,6 @@ def terms_of(handler: Handler, settings: Settings) -> KindTerms:
         ms(options.grace_s, settings.grace_s),
         ms(None, settings.beat_s + settings.force_s),
         None if options.timeout_s is None else ms(options.timeout_s, 0),
+        options.backoff_s or settings.backoff_s,
+        options.backoff_max_s or settings.backoff_max_s,
     )

@@ -20,13 +20,11 @@ from busq import events
 from busq.callables import Pool
 from busq.config import Settings
 from busq.errors import BadArguments, BadPayload
-from busq.handlers import Handler
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store import suspects
-from busq.store.forms import Delivery, Settlement, StartAnswer
+from busq.store.forms import Settlement
 from busq.store.store import Store
-from busq.store.streams import Entry
 from busq.worker import outcome as outcomes
 from busq.worker.attempt import Attempt
 from busq.worker.context import CurrentJob
@@ -35,6 +33,7 @@ from busq.worker.hands import WorkerHands
 from busq.worker.ladder import Ladder
 from busq.worker.outbox import Outbox
 from busq.worker.outcome import Outcome, outcome_of
+from busq.worker.reception import Started
 from busq.worker.slots import Slots
 
 WATCH_AFTER_S = 0.005  # a job that runs longer is subscribed to its own channel
@@ -80,34 +79,32 @@ class Runner:
 
     # From a start to an attempt --------------------------------------------------------------------------
 
-    def begin(self, started: list[tuple[Entry, Handler, Delivery, StartAnswer]]) -> None:
+    def begin(self, started: list[Started]) -> None:
         """Run what one script call has started. The slots are taken already."""
-        attempts = [self._begin(*each) for each in started]
+        self._nothing_left.clear()
+        now = self._loop.time()
+        attempts = [
+            Attempt(handler, entry, delivery.token, answer, terms, now)
+            for entry, handler, delivery, answer, terms in started
+        ]
+        for attempt in attempts:
+            self._begin(attempt)
         self._loop.call_later(WATCH_AFTER_S, self._watch_those_left, attempts)
 
-    def _begin(self, entry: Entry, handler: Handler, delivery: Delivery, answer: StartAnswer) -> Attempt:
-        settings, options = self._settings, handler.options
-        attempt = Attempt(
-            jid=entry.jid, handler=handler, shard=entry.shard, queue=entry.queue, entry=entry.id,
-            token_id=delivery.token, number=answer.attempt, failures=answer.failures, retries=answer.retries,
-            grace_s=answer.grace_s, timeout_s=answer.timeout_s,
-            backoff_s=answer.backoff_s or options.backoff_s or settings.backoff_s,
-            backoff_max_s=answer.backoff_max_s or options.backoff_max_s or settings.backoff_max_s,
-            saved=answer.saved, started_at=self._loop.time(),
-        )  # fmt: skip
+    def _begin(self, attempt: Attempt) -> None:
+        handler = attempt.handler
         attempt.job = CurrentJob(attempt, self._hands)
         self.running[attempt.jid] = attempt
-        self._nothing_left.clear()
-        events.tell(log, events.JOB_STARTED, **attempt.facts)
+        if events.heard(events.JOB_STARTED):
+            events.tell(log, events.JOB_STARTED, **attempt.facts)
         try:
-            args, kwargs = handler.unbind(answer.payload)
+            args, kwargs = handler.unbind(attempt.answer.payload)
         except (BadPayload, BadArguments) as error:
             self._end(attempt, outcomes.unfit(error))
-            return attempt
+            return
         if attempt.timeout_s is not None:
             attempt.timers.append(self._loop.call_later(attempt.timeout_s, self._timed_out, attempt))
         self._executors[handler.pool].begin(attempt, args, kwargs)
-        return attempt
 
     # From reports to outcomes ----------------------------------------------------------------------------
 
@@ -174,7 +171,7 @@ class Runner:
     def _settled(self, attempt: Attempt, word: str, state: str) -> None:
         if word == "settled":
             event = _SETTLED.get(state, events.JOB_SUCCEEDED)
-            if event is not None:
+            if event is not None and events.heard(event):
                 events.tell(log, event, **attempt.facts)
             return
         # Normal when the watchdog finalized a cancel meanwhile; anything else deserves a look.

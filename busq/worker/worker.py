@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from busq import events
+from busq import events, tasks
 from busq.callables import Pool
 from busq.config import Settings
 from busq.errors import BusUnavailable
@@ -93,8 +93,7 @@ class Worker:
         finally:
             self.draining, self.ready = True, False
             stopping.cancel()
-            intake.cancel()
-            await asyncio.gather(intake, return_exceptions=True)
+            await tasks.end(intake)
             left = await self._drain()
             await self._leave(telling)
         for service in (intake, telling):
@@ -195,8 +194,7 @@ class Worker:
         except (TimeoutError, BusUnavailable) as error:
             # The lease runs out by itself, and a watchdog takes over what is still under our name.
             events.tell(log, events.BUS_LOST, error=str(error) or "no answer", untold=self._runner.outbox.waiting)
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        await tasks.end(telling)
         self._control.stop()
         await self._threads.close()
         await self._store.close()

@@ -270,9 +270,9 @@ async def test_an_unknown_jid_is_not_found(redis_url: str) -> None:
         for ask in (bus.get, bus.wait, bus.history, bus.result):
             with pytest.raises(busq.JobNotFound, match="'nobody'"):
                 await ask("nobody")
-        for ask in (bus.get, bus.wait, bus.history, bus.cancel):
+        for take in (bus.get, bus.wait, bus.history, bus.cancel):
             with pytest.raises(busq.BadJid):
-                await ask("no jid")
+                await take("no jid")
 
 
 async def test_a_result_says_how_the_job_ended_when_it_has_none(redis_url: str) -> None:

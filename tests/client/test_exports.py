@@ -7,11 +7,38 @@ import sys
 
 import busq
 
-PUBLIC = """
-    BadArguments BadJid BlockingCallInLoop BlockingHandle Bus BusUnavailable BusqError CancelAnswer Cancelled Cause
-    ConfigError CurrentJob Ended Event JidInUse Job JobCancelled JobFailed JobHandle JobNotFound JobSpec NoCurrentJob
-    State TooLarge UnfitServer UsageError Verdict cancel current_job enqueue
-""".split()
+PUBLIC = [
+    "BadArguments",
+    "BadJid",
+    "BlockingCallInLoop",
+    "BlockingHandle",
+    "Bus",
+    "BusUnavailable",
+    "BusqError",
+    "CancelAnswer",
+    "Cancelled",
+    "Cause",
+    "ConfigError",
+    "CurrentJob",
+    "Ended",
+    "Event",
+    "JidInUse",
+    "Job",
+    "JobCancelled",
+    "JobFailed",
+    "JobHandle",
+    "JobNotFound",
+    "JobSpec",
+    "NoCurrentJob",
+    "State",
+    "TooLarge",
+    "UnfitServer",
+    "UsageError",
+    "Verdict",
+    "cancel",
+    "current_job",
+    "enqueue",
+]
 
 
 def test_the_public_names_are_these() -> None:

@@ -16,7 +16,7 @@ from busq.cli.embedded import HOST
 class Proxy:
     """
     `lose` is asked about every piece that the server sends, together with the last piece that the client had sent;
-    where it says True the piece is thrown away and the connection is cut. `stalled`: nothing passes in either direction.
+    where it says True the piece is thrown away and the connection is cut. After `stall` nothing passes either way.
     """
 
     def __init__(self, port: int) -> None:

@@ -109,7 +109,7 @@ async def test_a_job_whose_workers_die_too_often_is_lost(redis_url: str, tmp_pat
 async def test_a_frozen_worker_is_fenced_off_when_it_wakes(
     redis_url: str, tmp_path: Path, start: Start, kind: str
 ) -> None:
-    """Its job was reclaimed meanwhile: it hears `lease_lost`, and what its handler still does is one line of history."""
+    """Its job was reclaimed meanwhile: it hears `lease_lost`, and its ending is one line of history."""
     async with bench(redis_url) as b:
         handlers = {each.kind: each for each in declare(b.bus, tmp_path)}
         child = start("worker", redis_url)

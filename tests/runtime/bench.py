@@ -13,6 +13,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import busq
@@ -132,7 +133,7 @@ def declare(bus: busq.Bus, executor: str, body: Body, **options: Any) -> Enqueue
 
     async def coroutine(*args: Any) -> Any:
         steps = body(*args)
-        move: Callable[[], Any] = lambda: next(steps)  # noqa: E731
+        move: Callable[[], Wait | Ask] = partial(next, steps)
         while True:
             try:
                 step = move()
@@ -140,13 +141,13 @@ def declare(bus: busq.Bus, executor: str, body: Body, **options: Any) -> Enqueue
                 return end.value
             try:
                 answer = await step.in_coroutine()
-                move = lambda answer=answer: steps.send(answer)  # noqa: E731
+                move = partial(steps.send, answer)
             except BaseException as error:
-                move = lambda error=error: steps.throw(error)  # noqa: E731
+                move = partial(steps.throw, error)
 
     def thread(*args: Any) -> Any:
         steps = body(*args)
-        move: Callable[[], Any] = lambda: next(steps)  # noqa: E731
+        move: Callable[[], Wait | Ask] = partial(next, steps)
         while True:
             try:
                 step = move()
@@ -154,13 +155,12 @@ def declare(bus: busq.Bus, executor: str, body: Body, **options: Any) -> Enqueue
                 return end.value
             try:
                 answer = step.in_thread()
-                move = lambda answer=answer: steps.send(answer)  # noqa: E731
+                move = partial(steps.send, answer)
             except BaseException as error:
-                move = lambda error=error: steps.throw(error)  # noqa: E731
+                move = partial(steps.throw, error)
 
-    if executor == "coroutine":
-        return bus.job(kind=body.__name__, **options)(coroutine)
-    return bus.job(kind=body.__name__, **options)(thread)
+    made: Enqueuer[..., Any] = bus.job(kind=body.__name__, **options)(coroutine if executor == "coroutine" else thread)
+    return made
 
 
 # The bench -----------------------------------------------------------------------------------------------

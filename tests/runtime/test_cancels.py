@@ -240,7 +240,7 @@ async def test_a_cancel_while_a_job_waits_for_its_retry_ends_it(redis_url: str) 
         assert (job.ended, job.attempt, job.failures) == ("before_start", 1, 1)
 
 
-CONSISTENT = {
+CONSISTENT: dict[Verdict, set[tuple[str, str | None]]] = {
     # verdict -> what may have become of the job: state and ended
     Verdict.CANCELLED: {("cancelled", "before_start")},
     Verdict.SIGNALLED: {("cancelled", "confirmed"), ("cancelled", "completed")},

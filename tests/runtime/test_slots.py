@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import busq
-from busq.errors import BusUnavailable
 from busq.callables import Pool
+from busq.errors import BusUnavailable
 from busq.store.store import Store
 from busq.worker.worker import Worker
 from tests.runtime.bench import CANCELLATIONS, EXECUTORS, Bench, Wait, bench, declare, until
@@ -151,6 +151,10 @@ async def test_a_thread_that_ignores_its_cancel_keeps_its_slot_until_it_is_count
         assert (await b.bus.stats()).suspects == 1
         await second.wait(timeout=10)
         assert starts == [0, 1]
+        began = next(event.at for event in await second.history() if event.name == "started")
+        assert began is not None
+        assert job.finished_at is not None
+        assert began >= job.finished_at, "the slot was given away while the code in it ran and was not counted"
         gate.open()
         await until(lambda: worker.leftovers == 0)
         await until(lambda: _suspects(b, 0))

@@ -8,6 +8,7 @@ so by name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import threading
@@ -19,7 +20,7 @@ import pytest
 
 import busq
 from busq.protocol.cancel import Cause, Ended
-from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, Ask, Wait, bench, declare, until
+from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, Ask, Bench, Wait, bench, declare, until
 
 Steps = Generator[Wait | Ask, Any, Any]
 
@@ -193,7 +194,8 @@ async def test_a_handler_that_runs_too_long_fails_and_is_retried_by_policy(redis
 
 async def test_an_observed_cancel_is_confirmed(redis_url: str, executor: str) -> None:
     async with bench(redis_url, **PATIENT) as b:
-        gate, seen = b.gate(), []
+        gate = b.gate()
+        seen: list[Any] = []
 
         def waits() -> Steps:
             try:
@@ -270,7 +272,7 @@ async def test_a_coroutine_that_blocked_its_loop_did_not_observe(redis_url: str)
         assert (job.evidence.outcome, job.evidence.result) == ("succeeded", "my work")
 
 
-async def _tripped(b: Any, jid: str) -> bool:
+async def _tripped(b: Bench, jid: str) -> bool:
     return "tripped" in await b.names(jid)
 
 
@@ -367,7 +369,8 @@ async def test_a_handler_that_swallows_the_cancel_a_few_times_is_still_stopped(
 ) -> None:
     """A thread's next check says so again; a coroutine is cancelled again every 50 ms by force."""
     async with bench(redis_url, force_s=5.0) as b:
-        gate, swallowed = b.gate(), []
+        gate = b.gate()
+        swallowed: list[int] = []
 
         def stubborn() -> Steps:
             while True:
@@ -425,20 +428,19 @@ async def test_a_handler_that_swallows_for_ever_is_abandoned_and_counted_until_i
         assert (await handle.get()).state == "cancelled"
 
 
-async def _no_suspects(b: Any) -> bool:
+async def _no_suspects(b: Bench) -> bool:
     return (await b.bus.stats()).suspects == 0
 
 
 async def test_once_tripped_every_later_check_says_so(redis_url: str, executor: str) -> None:
     async with bench(redis_url, **PATIENT) as b:
-        gate, said = b.gate(), []
+        gate = b.gate()
+        said: list[Any] = []
 
         def swallows() -> Steps:
             job = busq.current_job()
-            try:
+            with contextlib.suppress(*CANCELLATIONS):
                 yield Wait(gate)
-            except CANCELLATIONS:
-                pass
             for _ in range(3):
                 try:
                     job.check_cancelled()
@@ -658,7 +660,8 @@ async def test_what_cannot_be_saved_is_refused_at_once(redis_url: str, executor:
 
 async def test_on_trip_calls_back_once_whatever_it_raises(redis_url: str, executor: str) -> None:
     async with bench(redis_url, **PATIENT) as b:
-        gate, called = b.gate(), []
+        gate = b.gate()
+        called: list[Any] = []
 
         def listens() -> Steps:
             job = busq.current_job()

@@ -25,7 +25,7 @@ from busq.protocol.job import Event
 from busq.protocol.states import State
 
 FRAMES_PER_S = 8
-FIXED_LINES = 14  # above and around the lines of the story
+FIXED_LINES = 15  # above and around the lines of the story
 MOST_LINES = 16
 
 
@@ -61,6 +61,7 @@ class Picture:
             border_style="blue",
         )
         yield Panel(Group(*lines), title="what happens", title_align="left", border_style="blue", height=room + 2)
+        yield Text()  # here a terminal echoes ^C; behind the frame it would push the picture up by a line
 
 
 def _progress(scene: Scene) -> RenderableType:

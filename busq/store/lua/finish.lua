@@ -12,18 +12,18 @@
   Holds    a terminal state is never left; an accepted cancel ends in cancelled, whatever the handler did, unless
            the job was made with late_success="keep" and its handler returned.
 ]]
-return settle_all(jobs, per_job, function(job, fields, n, ended)
-  if ended.result ~= '' then put(fields, 'result', ended.result) end
-  if ended.outcome == 'failed' then
-    put(fields, 'error', ended.failure)
-    put(fields, 'cause', ended.cause)
+return settle_all(jobs, per_job, function(job, fields, n, attempt, outcome, told)
+  if told.result ~= '' then put(fields, 'result', told.result) end
+  if outcome == 'failed' then
+    put(fields, 'error', told.error)
+    put(fields, 'cause', told.cause)
     put(fields, 'failures', tonumber(redis.call('HGET', job, 'failures') or 0) + 1)
-    if ended.cause == 'bad_payload' then
+    if told.cause == 'bad_payload' then
       local was = redis.call('HMGET', job, 'kind', 'queue', 'payload')
-      redis.call('XADD', dead, '*', 'reason', ended.cause, 'jid', jid_of(job), 'kind', was[1], 'queue', was[2],
+      redis.call('XADD', dead, '*', 'reason', told.cause, 'jid', jid_of(job), 'kind', was[1], 'queue', was[2],
         'payload', was[3], 'at', stamp)
     end
   end
-  close(job, fields, n, ended.attempt, ended.outcome)
-  return ended.outcome
+  close(job, fields, n, attempt, outcome)
+  return outcome
 end)

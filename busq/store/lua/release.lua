@@ -11,8 +11,8 @@
            {'missing'}          no such job
   Holds    neither failures nor losses grow; a job with an accepted cancel is never delivered again.
 ]]
-return settle_all(jobs, per_job, function(job, fields, n, ended)
-  put(fields, 'n', remember(fields, job, n, 'handed_back', ended.attempt, ended.cause))
+return settle_all(jobs, per_job, function(job, fields, n, attempt, _, told)
+  put(fields, 'n', remember(fields, job, n, 'handed_back', attempt, told.cause))
   put(fields, 'state', 'queued')
   put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid_of(job), 'kind', redis.call('HGET', job, 'kind')))
   redis.call('HSET', job, unpack(fields))

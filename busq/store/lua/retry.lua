@@ -11,18 +11,18 @@
            {'missing'}          no such job
   Holds    a job with an accepted cancel is never retried.
 ]]
-return settle_all(jobs, per_job, function(job, fields, n, ended)
+return settle_all(jobs, per_job, function(job, fields, n, attempt, _, told)
   local so_far = redis.call('HMGET', job, 'failures', 'retries')
   local failures = tonumber(so_far[1] or 0) + 1
-  put(fields, 'error', ended.failure)
+  put(fields, 'error', told.error)
   put(fields, 'failures', failures)
   if failures > tonumber(so_far[2] or 0) then
-    put(fields, 'cause', ended.cause)
-    close(job, fields, n, ended.attempt, 'failed')
+    put(fields, 'cause', told.cause)
+    close(job, fields, n, attempt, 'failed')
     return 'failed'
   end
-  local due = string.format('%.0f', now + ended.delay)
-  put(fields, 'n', remember(fields, job, n, 'retried', ended.attempt, ended.cause))
+  local due = string.format('%.0f', now + tonumber(told.delay_ms))
+  put(fields, 'n', remember(fields, job, n, 'retried', attempt, told.cause))
   put(fields, 'state', 'scheduled')
   put(fields, 'due', due)
   redis.call('HSET', job, unpack(fields))

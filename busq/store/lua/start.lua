@@ -7,7 +7,8 @@
            per kind: kind, retries, max_losses, grace_ms, slack_ms, timeout_ms or ''
            then per job: entry, which kind (from 0), token
   Uses     clock, record
-  Answers  {'started', attempt, payload, failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved}
+  Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
+           failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
            {'stale', state}    nothing to start behind this entry; it has been removed
            {'other_kind', kind}   the entry lied about its kind; nothing was changed
            {'newer', version}  written by a newer busq; nothing was changed
@@ -59,9 +60,13 @@ for i = jobs, #KEYS do
         redis.call('HSET', job, unpack(fields))
         begun = begun + 1
       end
-      answers[#answers + 1] = {
-        'started', attempt, was[8], own[1] or '0', retries, grace, timeout, own[6] or '', own[7] or '', own[8] or '',
-      }
+      local answer = { 'started', attempt, was[8] }
+      if own[2] or was[10] then
+        for k, value in ipairs({ own[1] or '0', retries, grace, timeout, own[6] or '', own[7] or '', own[8] or '' }) do
+          answer[3 + k] = value
+        end
+      end
+      answers[#answers + 1] = answer
     end
   elseif (state == 'running' or state == 'cancelling' or state == 'waiting') and was[2] == entry then
     -- The entry of an attempt that lives elsewhere: whoever holds it settles it.

@@ -21,15 +21,15 @@ class CoroutineExecutor:
         self._loop = loop
         self._report = report
         self._plain = contextvars.copy_context()
-        self._alive: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks weakly
+        self._alive: dict[asyncio.Task[Any], Attempt] = {}  # the loop itself holds tasks weakly
 
     def begin(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
         own = self._plain.copy()
         own.run(context.enter, attempt.job)
         task = self._loop.create_task(_guarded(attempt.handler.function, args, kwargs), context=own)
         attempt.task = task
-        self._alive.add(task)
-        task.add_done_callback(lambda done: self._ended(attempt, done))
+        self._alive[task] = attempt
+        task.add_done_callback(self._ended)
 
     def ask_to_stop(self, attempt: Attempt) -> None:
         """One `CancelledError` at the handler's next await; later awaits work, so that clean-up can await."""
@@ -43,8 +43,8 @@ class CoroutineExecutor:
     async def close(self) -> None:
         """Nothing to do: tasks end with their loop."""
 
-    def _ended(self, attempt: Attempt, task: asyncio.Task[Any]) -> None:
-        self._alive.discard(task)
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        attempt = self._alive.pop(task)
         attempt.task = None
         if task.cancelled():
             self._report(attempt, None, asyncio.CancelledError())

@@ -5,16 +5,26 @@
 -- `observed` is '1', '0', or 'runs': the worker has given the attempt up while its code runs on. Nothing claims then that
 -- it stopped: it is listed as a suspect, and a cancel ends as abandoned.
 --
--- Per job: entry, token, attempt, outcome, observed, result, error, cause, delay_ms, notes, then for each note: name, ago_ms, facts
-local FIXED = 10
+-- Per job: entry, token, attempt, outcome, count of further facts, then name and value of each: observed, result, error,
+-- cause, delay_ms, and any number of notes (name, ms ago and facts, with tabs between). Most jobs have none of them.
+local FIXED = 5
+local NOTHING_MORE = { result = '', error = '', cause = '', delay_ms = '0', notes = {} }
+
+local function read_facts(first, count)
+  local told = { result = '', error = '', cause = '', delay_ms = '0', notes = {} }
+  for k = first, first + count * 2 - 2, 2 do
+    if ARGV[k] == 'note' then told.notes[#told.notes + 1] = ARGV[k + 1] else told[ARGV[k]] = ARGV[k + 1] end
+  end
+  return told
+end
 
 local function settle_all(first_job, first_arg, act)
   local answers, acked, at = {}, {}, first_arg
   for i = first_job, #KEYS do
     local job = KEYS[i]
-    local entry, token, attempt, outcome, observed = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
-    local result, failure, cause, delay = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], tonumber(ARGV[at + 8])
-    local notes = tonumber(ARGV[at + 9])
+    local entry, token, attempt, outcome, facts = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
+    local told = facts > 0 and read_facts(at + FIXED, facts) or NOTHING_MORE
+    local observed = told.observed
     local now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin')
     local state, n = now_at[1], tonumber(now_at[3])
     if not state then
@@ -29,18 +39,17 @@ local function settle_all(first_job, first_arg, act)
     else
       local fields = {}
       put(fields, 'fin', token)
-      for k = 0, notes - 1 do
-        local note = at + FIXED + k * 3
-        local moment = string.format('%.0f', now - tonumber(ARGV[note + 1]))
-        n = remember(fields, job, n, ARGV[note], attempt, ARGV[note + 2], moment)
+      for _, note in ipairs(told.notes) do
+        local name, ago, words = string.match(note, '^([^\t]*)\t([^\t]*)\t(.*)$')
+        n = remember(fields, job, n, name, attempt, words, string.format('%.0f', now - tonumber(ago)))
       end
       if observed == 'runs' then
         redis.call('ZADD', suspects, now, jid_of(job) .. '\t' .. attempt .. '\t' .. by .. '\t' .. redis.call('HGET', job, 'kind'))
       end
       if state == 'cancelling' and not (outcome == 'succeeded' and redis.call('HGET', job, 'late') == 'keep') then
         put(fields, 'evidence', outcome)
-        if result ~= '' then put(fields, 'evidence_result', result) end
-        if failure ~= '' then put(fields, 'evidence_error', failure) end
+        if told.result ~= '' then put(fields, 'evidence_result', told.result) end
+        if told.error ~= '' then put(fields, 'evidence_error', told.error) end
         local ended = observed == '1' and 'confirmed' or 'completed'
         close_cancelled(job, fields, n, attempt, observed == 'runs' and 'abandoned' or ended)
         state = 'cancelled'
@@ -49,14 +58,12 @@ local function settle_all(first_job, first_arg, act)
           redis.call('ZREM', cancelled, jid_of(job))
           redis.call('ZREM', deadlines, jid_of(job))
         end
-        state = act(job, fields, n, {
-          attempt = attempt, outcome = outcome, result = result, failure = failure, cause = cause, delay = delay,
-        })
+        state = act(job, fields, n, attempt, outcome, told)
       end
       acked[#acked + 1] = entry
       answers[#answers + 1] = { 'settled', state }
     end
-    at = at + FIXED + notes * 3
+    at = at + FIXED + facts * 2
   end
   if #acked > 0 then
     redis.call('XACK', stream, group, unpack(acked))
