@@ -331,6 +331,7 @@ async def test_without_a_channel_there_is_no_connection(own_server: RedisServer)
         for round_ in (1, 2):
             ear.listener.subscribe(b"a")
             await ear.confirmed(b"a")
+            await ear.until(lambda: ear.listener.connected_since is not None)
             ear.listener.unsubscribe(b"a")
             await ear.until(lambda: ear.listener.connected_since is None)
             assert len(ear.connections) == round_
