@@ -26,6 +26,7 @@ from busq.worker.slots import Slots
 
 MOST = 128  # entries in one read
 GATHER_S = 0.001
+AT_ONCE = 2  # starts on their way while the next entries are read
 SOME_FULL_BLOCK_MS = 20
 WARY_S = (0.1, 2.0)  # after a read that brought more than its pool could take: the first and the longest
 PAUSE_S = (0.05, 2.0)  # between tries while Redis is away: the first and the longest
@@ -52,48 +53,62 @@ class Intake:
         self._half = max(1, max(slots.limits[pool] for pools in self._pools.values() for pool in pools) // 2)
         self._plenty = {queue: max(slots.limits[pool] for pool in pools) // 4 for queue, pools in self._pools.items()}
         self._trust = {queue: _Trust() for queue in self._pools}
+        self._taking: set[asyncio.Task[None]] = set()
         self._turn = 0
         self.reachable = True
 
     async def run(self) -> None:
-        """Read and start jobs until cancelled."""
+        """Read and start jobs until cancelled; what was read by then is dealt with to the end."""
         pause = PAUSE_S[0]
         lost_something = True  # at first we may find what an earlier life of this name left
-        while True:
-            try:
-                if lost_something:
-                    await self._streams.open()
-                    await self.reconcile()
-                    lost_something = False
-                entries = await self._read()
-                if entries:
-                    self._learn({entry.queue for entry in entries}, await self._take(entries))
-                pause, self.reachable = PAUSE_S[0], True
-            except BusUnavailable as error:
-                if self.reachable:
-                    events.tell(log, events.BUS_LOST, error=str(error))
-                lost_something, self.reachable = True, False
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(PAUSE_S[1], pause * 2)
-
-    async def _take(self, entries: list[Entry], *, adopt: bool = False) -> set[str]:
-        """Deal with these to the end, also when cancelled: a start that is on its way may have taken effect."""
-        taking = asyncio.create_task(self._reception.take(entries, adopt=adopt))
         try:
-            return await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            while not taking.done():
-                with suppress(asyncio.CancelledError):  # whoever ends us may ask more than once
-                    await asyncio.wait({taking})
-            if taking.exception() is not None:
-                events.tell(log, events.BUS_LOST, error=str(taking.exception()))
-            raise
+            while True:
+                try:
+                    if lost_something:
+                        await self._catch_up()
+                        lost_something = False
+                    await self._read_and_take()
+                    pause, self.reachable = PAUSE_S[0], True
+                except BusUnavailable as error:
+                    if self.reachable:
+                        events.tell(log, events.BUS_LOST, error=str(error))
+                    lost_something, self.reachable = True, False
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(PAUSE_S[1], pause * 2)
+        finally:
+            await self._taken()
 
-    async def reconcile(self) -> None:
+    async def _read_and_take(self) -> None:
+        """One read. What it brings is started while the next read is on its way."""
+        entries = await self._read()
+        if entries:
+            taking = asyncio.create_task(self._take(entries))
+            self._taking.add(taking)
+            await asyncio.sleep(0)  # it occupies its slots in its first step, before anybody counts them again
+        while len(self._taking) >= AT_ONCE or any(taking.done() for taking in self._taking):
+            done, self._taking = await asyncio.wait(self._taking, return_when=asyncio.FIRST_COMPLETED)
+            for taking in done:
+                taking.result()
+
+    async def _take(self, entries: list[Entry]) -> None:
+        self._learn({entry.queue for entry in entries}, await self._reception.take(entries))
+
+    async def _catch_up(self) -> None:
         """A reply may have been lost: start what is pending under our name and not known to us."""
+        await self._taken()  # what is on its way is not known yet, and not lost either
+        await self._streams.open()
         pending = [entry for entry in await self._streams.pending() if not self._knows(entry.jid)]
         if pending:
-            await self._take(pending, adopt=True)
+            await self._reception.take(pending, adopt=True)
+
+    async def _taken(self) -> None:
+        """Wait for starts that are on their way, even while being cancelled: they may have taken effect."""
+        while self._taking:
+            with suppress(asyncio.CancelledError):  # whoever ends us may ask more than once
+                done, self._taking = await asyncio.wait(self._taking)
+                for taking in done:
+                    if taking.exception() is not None:
+                        events.tell(log, events.BUS_LOST, error=str(taking.exception()))
 
     async def leave(self) -> None:
         """Give back what was read and not started. Call it after `run` has been cancelled and all jobs have ended."""

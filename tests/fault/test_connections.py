@@ -167,7 +167,7 @@ async def test_lost_replies_of_scripts_are_asked_for_again_and_change_nothing_tw
             return count % 3 == 0
 
         proxy.lose = every_third
-        handles = [await far.enqueue("short", n) for n in range(20)]
+        handles = [await b.bus.enqueue("short", n) for n in range(20)]
         jobs = await all_end(b, [handle.jid for handle in handles])
         assert [job.result for job in jobs] == list(range(20))
         assert [job.failures for job in jobs] == [int(n % 5 == 0) for n in range(20)]

@@ -52,11 +52,11 @@ for i = jobs, #KEYS do
       if not resent then
         attempt = attempt + 1
         local fields = {
-          'state', 'running', 'attempt', attempt, 'token', token, 'owner', by, 'started', stamp,
+          'state', 'running', 'attempt', digits[attempt], 'token', token, 'owner', by, 'started', stamp,
           'retries', retries, 'max_losses', own[3] or ARGV[kind_at + 2], 'grace', grace, 'slack', ARGV[kind_at + 4],
         }
         if timeout ~= '' then put(fields, 'timeout', timeout) end
-        put(fields, 'n', remember(fields, job, tonumber(was[9]), 'started', attempt))
+        put(fields, 'n', remember(fields, job, was[9], 'started', digits[attempt]))
         redis.call('HSET', job, unpack(fields))
         begun = begun + 1
       end

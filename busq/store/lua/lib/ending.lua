@@ -1,6 +1,9 @@
 -- The one place where a job becomes terminal. Only now does its record get an expiry.
 local ended_index = { succeeded = succeeded, failed = failed, cancelled = cancelled_jobs }
 local ended_now = { succeeded = {}, failed = {}, cancelled = {} } -- expiry and jid in turn
+local keep_ms = { succeeded = keep_succeeded_ms, failed = keep_ended_ms, cancelled = keep_ended_ms }
+local expiry = {}
+for state, ms in pairs(keep_ms) do expiry[state] = digits[now + tonumber(ms)] end
 at_end[2] = function()
   for state, members in pairs(ended_now) do
     if #members > 0 then
@@ -12,14 +15,13 @@ end
 
 local function close(job, fields, n, attempt, state, facts)
   local jid = jid_of(job)
-  local keep = tonumber(state == 'succeeded' and keep_succeeded_ms or keep_ended_ms)
   n = remember(fields, job, n, 'finalized', attempt, facts or state)
   put(fields, 'n', n)
   put(fields, 'state', state)
   put(fields, 'finished', stamp)
   redis.call('HSET', job, unpack(fields))
-  redis.call('PEXPIRE', job, keep)
-  put(ended_now[state], now + keep, jid)
+  redis.call('PEXPIRE', job, keep_ms[state])
+  put(ended_now[state], expiry[state], jid)
   redis.call('PUBLISH', done_prefix .. jid, state)
 end
 

@@ -3,11 +3,24 @@ local WIRE = 1
 
 -- Every key of a shard begins alike, so the jid is what follows in a job's key.
 local jid_at = #events - #'events' + #'job:' + 1
-local function jid_of(job) return string.sub(job, jid_at) end
+local last_job, last_jid
+local function jid_of(job)
+  if job ~= last_job then last_job, last_jid = job, string.sub(job, jid_at) end
+  return last_jid
+end
+
+-- A number given to redis.call is printed with 17 digits each time, which costs more than a small HSET; the small ones
+-- of a batch are nearly all the same.
+local digits = setmetatable({}, { __index = function(known, number)
+  local text = string.format('%.0f', number)
+  known[number] = text
+  return text
+end })
 
 local function put(fields, name, value)
-  fields[#fields + 1] = name
-  fields[#fields + 1] = value
+  local k = #fields
+  fields[k + 1] = name
+  fields[k + 2] = value
 end
 
 -- What a script writes once for all its jobs, when the last one is done; every script ends with conclude(answers).
@@ -23,20 +36,20 @@ local lines = {}
 at_end[1] = function()
   for first = 1, #lines, LINES_IN_ENTRY do
     local entry = {}
-    for k = first, math.min(first + LINES_IN_ENTRY - 1, #lines) do put(entry, k - first + 1, lines[k]) end
+    for k = first, math.min(first + LINES_IN_ENTRY - 1, #lines) do put(entry, digits[k - first + 1], lines[k]) end
     redis.call('XADD', events, 'MAXLEN', '~', log_limit, '*', unpack(entry))
   end
 end
 
 -- One line of history: into the job's record, bounded, and into the bus-wide log. Returns the new count, which
 -- the caller writes as `n` together with `fields`.
+local most = tonumber(history_limit)
 local function remember(fields, job, n, name, attempt, facts, at, who)
   n = n + 1
   local line = name .. '\t' .. (at or stamp) .. '\t' .. attempt .. '\t' .. (who or by) .. '\t' .. (facts or '')
-  fields[#fields + 1] = 'e' .. n
-  fields[#fields + 1] = line
-  local over = n - tonumber(history_limit)
-  if over > 0 then redis.call('HDEL', job, 'e' .. over) end
+  put(fields, 'e' .. digits[n], line)
+  local over = n - most
+  if over > 0 then redis.call('HDEL', job, 'e' .. digits[over]) end
   lines[#lines + 1] = jid_of(job) .. '\t' .. line
-  return n
+  return digits[n]
 end
