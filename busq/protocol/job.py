@@ -108,6 +108,7 @@ class LoggedEvent(msgspec.Struct, frozen=True, kw_only=True):
 def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
     """Decode one record. `record` must at least hold a state; everything else may be missing or malformed."""
     args, kwargs = _arguments(record.get(b"payload"))
+    terms = _terms(record)
     get = record.get
     return Job(
         jid=jid,
@@ -117,7 +118,7 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         attempt=_whole(get(b"attempt")),
         failures=_whole(get(b"failures")),
         losses=_whole(get(b"losses")),
-        retries=_whole(get(b"retries")) if b"retries" in record else None,
+        retries=terms[0],
         cause=text(get(b"cause")),
         reason=text(get(b"reason")) or "",
         source=text(get(b"source")) or "",
@@ -134,8 +135,8 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         group=text(get(b"group")),
         tags=_tags(get(b"tags")),
         parent=text(get(b"parent")),
-        grace_s=_seconds(get(b"grace")),
-        timeout_s=_seconds(get(b"timeout")),
+        grace_s=terms[1],
+        timeout_s=terms[2],
         enqueued_at=moment(get(b"enqueued")),
         due_at=moment(get(b"due")),
         started_at=moment(get(b"started")),
@@ -178,6 +179,15 @@ def _whole(value: bytes | str | None) -> int:
 def _seconds(ms: bytes | None) -> float | None:
     number = _number(ms)
     return None if number is None else number / 1000
+
+
+def _terms(record: Mapping[bytes, bytes]) -> tuple[int | None, float | None, float | None]:
+    """Retries, grace and timeout: of the attempt once one has begun, before that what the producer said."""
+    parts = (record.get(b"terms") or b"").split(b" ")
+    if len(parts) == 5:
+        return _whole(parts[0]), _seconds(parts[2]), _seconds(parts[4])
+    retries = _whole(record[b"retries"]) if b"retries" in record else None
+    return retries, _seconds(record.get(b"grace")), _seconds(record.get(b"timeout"))
 
 
 def _ended(value: bytes | None) -> Ended | None:

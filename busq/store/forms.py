@@ -187,7 +187,7 @@ def start_answer(answer: Sequence[Any], terms: KindTerms) -> StartAnswer:
         int(failures),
         int(retries),
         int(grace) / 1000,
-        int(timeout) / 1000 if timeout else None,
+        None if timeout == b"-" else int(timeout) / 1000,
         int(backoff) / 1000 if backoff else None,
         int(backoff_max) / 1000 if backoff_max else None,
         saved,

@@ -181,7 +181,7 @@ class Store:
         for i, term in enumerate(terms):
             at[term.kind] = i
             args += (term.kind, term.retries, term.max_losses, term.grace_ms, term.slack_ms)
-            args.append("" if term.timeout_ms is None else term.timeout_ms)
+            args.append("-" if term.timeout_ms is None else term.timeout_ms)
         for delivery in deliveries:
             args += (delivery.entry, at[delivery.kind], delivery.token)
         named: dict[str, Value] = {"adopt": int(adopt), "kinds": len(terms)}

@@ -22,7 +22,7 @@ local function answer(...) answers[#answers + 1] = { ... } end
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
-  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'request', 'ended', 'deadline', 'grace', 'slack')
+  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'request', 'ended', 'deadline')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local again = was[4] == request
   if not state then
@@ -50,8 +50,9 @@ for i = jobs, #KEYS do
     if state == 'queued' then redis.call('ZADD', cancelled, '+inf', jid) end
     answer('cancelled', 'cancelled')
   elseif state == 'running' or state == 'waiting' then
-    local grace = tonumber(grace_ms ~= '' and grace_ms or was[7] or default_grace_ms)
-    local deadline = string.format('%.0f', now + grace + tonumber(was[8] or default_slack_ms))
+    local terms = terms_of(job)
+    local grace = tonumber(grace_ms ~= '' and grace_ms or terms.grace or default_grace_ms)
+    local deadline = string.format('%.0f', now + grace + (terms.slack or tonumber(default_slack_ms)))
     local fields = {
       'state', 'cancelling', 'cause', cause, 'reason', reason, 'source', source, 'requested', stamp, 'request', request,
       'deadline', deadline, 'cancel_grace', grace,
@@ -66,7 +67,7 @@ for i = jobs, #KEYS do
   elseif state == 'cancelling' then
     local deadline = was[6]
     if grace_ms ~= '' and not again then
-      local nearer = now + tonumber(grace_ms) + tonumber(was[8] or default_slack_ms)
+      local nearer = now + tonumber(grace_ms) + (terms_of(job).slack or tonumber(default_slack_ms))
       if nearer < tonumber(deadline) then
         deadline = string.format('%.0f', nearer)
         local fields = { 'deadline', deadline, 'cancel_grace', grace_ms }

@@ -19,20 +19,18 @@ for i = jobs, #KEYS do
   local existing = redis.call('HMGET', job, 'state', 'call', 'born')
   if existing[1] then
     local same = existing[2] == call
-    answers[#answers + 1] = { same and existing[3] or 'in_use', existing[1] }
+    answers[#answers + 1] = { same and (existing[3] or 'enqueued') or 'in_use', existing[1] }
   else
     -- The set may also name the jid for an unread entry of a cancelled job whose record has expired: no tombstone.
     local mark, wish = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)
     local tombstone = mark and wish and tonumber(mark) > now
-    local fields = {
-      'v', WIRE, 'kind', kind, 'queue', queue, 'payload', payload, 'call', call, 'enqueued', stamp,
-      'born', tombstone and 'tombstoned' or 'enqueued',
-    }
+    local fields = { 'v', WIRE, 'kind', kind, 'queue', queue, 'payload', payload, 'call', call, 'enqueued', stamp }
     for k = at + 4, at + 3 + extra * 2 do fields[#fields + 1] = ARGV[k] end
     if extra > 0 then put(fields, 'own', 1) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
     if tombstone then
       local cause, reason, source, requested = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t[^\t]*$')
+      put(fields, 'born', 'tombstoned')
       put(fields, 'cause', cause)
       put(fields, 'reason', reason)
       put(fields, 'source', source)

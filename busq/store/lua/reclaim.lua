@@ -39,7 +39,7 @@ end
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid, entry = jid_of(job), ARGV[at]
-  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'entry', 'owner', 'losses', 'max_losses', 'kind')
+  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'entry', 'owner', 'losses', 'kind')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local held = was[5] == owner and was[4] == entry
   if alive then
@@ -56,7 +56,7 @@ for i = jobs, #KEYS do
     claim(entry)
     local losses = tonumber(was[6] or 0) + 1
     local fields = { 'losses', losses }
-    if losses > tonumber(was[7] or default_max_losses) then
+    if losses > (terms_of(job).max_losses or tonumber(default_max_losses)) then
       put(fields, 'cause', 'lost')
       put(fields, 'error', failure)
       close(job, fields, n, attempt, 'failed', 'lost')
@@ -68,7 +68,7 @@ for i = jobs, #KEYS do
     claim(entry)
     local ended = owner_gone == '1' and 'killed' or 'abandoned'
     if ended == 'abandoned' then
-      redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. owner .. '\t' .. was[8])
+      redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. owner .. '\t' .. was[7])
     end
     close_cancelled(job, {}, n, attempt, ended)
     answers[#answers + 1] = { 'ended', 'cancelled' }

@@ -12,11 +12,10 @@
   Holds    a job with an accepted cancel is never retried.
 ]]
 return settle_all(jobs, per_job, function(job, fields, n, attempt, _, told)
-  local so_far = redis.call('HMGET', job, 'failures', 'retries')
-  local failures = tonumber(so_far[1] or 0) + 1
+  local failures = tonumber(redis.call('HGET', job, 'failures') or 0) + 1
   put(fields, 'error', told.error)
   put(fields, 'failures', failures)
-  if failures > tonumber(so_far[2] or 0) then
+  if failures > (terms_of(job).retries or 0) then
     put(fields, 'cause', told.cause)
     close(job, fields, n, attempt, 'failed')
     return 'failed'

@@ -4,7 +4,7 @@
   Flags    none
   KEYS     events, cancelled, counters, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, group, adopt, kinds, per_kind...
-           per kind: kind, retries, max_losses, grace_ms, slack_ms, timeout_ms or ''
+           per kind: kind, retries, max_losses, grace_ms, slack_ms, timeout_ms or '-'
            then per job: entry, which kind (from 0), token
   Uses     clock, record
   Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
@@ -49,13 +49,13 @@ for i = jobs, #KEYS do
         'timeout', 'backoff', 'backoff_max', 'saved') or {}
       local retries, grace = own[2] or ARGV[kind_at + 1], own[4] or ARGV[kind_at + 3]
       local timeout = own[5] or ARGV[kind_at + 5]
+      local terms = table.concat({ retries, own[3] or ARGV[kind_at + 2], grace, ARGV[kind_at + 4], timeout }, ' ')
       if not resent then
         attempt = attempt + 1
         local fields = {
           'state', 'running', 'attempt', digits[attempt], 'token', token, 'owner', by, 'started', stamp,
-          'retries', retries, 'max_losses', own[3] or ARGV[kind_at + 2], 'grace', grace, 'slack', ARGV[kind_at + 4],
+          'terms', terms,
         }
-        if timeout ~= '' then put(fields, 'timeout', timeout) end
         put(fields, 'n', remember(fields, job, was[9], 'started', digits[attempt]))
         redis.call('HSET', job, unpack(fields))
         begun = begun + 1

@@ -23,6 +23,15 @@ local function put(fields, name, value)
   fields[k + 2] = value
 end
 
+-- The terms of an attempt, written by start as one field: retries, max_losses, grace_ms, slack_ms (beat + force) and
+-- timeout_ms ('-' for none). Asked for by those few who need them; nil before the first start.
+local function terms_of(job)
+  local terms = redis.call('HGET', job, 'terms')
+  if not terms then return {} end
+  local retries, max_losses, grace, slack = string.match(terms, '^(%d+) (%d+) (%d+) (%d+) ')
+  return { retries = tonumber(retries), max_losses = tonumber(max_losses), grace = tonumber(grace), slack = tonumber(slack) }
+end
+
 -- What a script writes once for all its jobs, when the last one is done; every script ends with conclude(answers).
 local at_end = {}
 local function conclude(answers)
