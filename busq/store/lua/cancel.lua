@@ -52,7 +52,7 @@ for i = jobs, #KEYS do
   elseif state == 'running' or state == 'waiting' then
     local terms = terms_of(job)
     local grace = tonumber(grace_ms ~= '' and grace_ms or terms.grace or default_grace_ms)
-    local deadline = string.format('%.0f', now + grace + (terms.slack or tonumber(default_slack_ms)))
+    local deadline = string.format('%.0f', now + grace + tonumber(terms.slack or default_slack_ms))
     local fields = {
       'state', 'cancelling', 'cause', cause, 'reason', reason, 'source', source, 'requested', stamp, 'request', request,
       'deadline', deadline, 'cancel_grace', grace,
@@ -67,7 +67,7 @@ for i = jobs, #KEYS do
   elseif state == 'cancelling' then
     local deadline = was[6]
     if grace_ms ~= '' and not again then
-      local nearer = now + tonumber(grace_ms) + (terms_of(job).slack or tonumber(default_slack_ms))
+      local nearer = now + tonumber(grace_ms) + tonumber(terms_of(job).slack or default_slack_ms)
       if nearer < tonumber(deadline) then
         deadline = string.format('%.0f', nearer)
         local fields = { 'deadline', deadline, 'cancel_grace', grace_ms }

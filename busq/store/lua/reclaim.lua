@@ -56,7 +56,7 @@ for i = jobs, #KEYS do
     claim(entry)
     local losses = tonumber(was[6] or 0) + 1
     local fields = { 'losses', losses }
-    if losses > (terms_of(job).max_losses or tonumber(default_max_losses)) then
+    if losses > tonumber(terms_of(job).max_losses or default_max_losses) then
       put(fields, 'cause', 'lost')
       put(fields, 'error', failure)
       close(job, fields, n, attempt, 'failed', 'lost')

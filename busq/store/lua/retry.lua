@@ -15,7 +15,7 @@ return settle_all(jobs, per_job, function(job, fields, n, attempt, _, told)
   local failures = tonumber(redis.call('HGET', job, 'failures') or 0) + 1
   put(fields, 'error', told.error)
   put(fields, 'failures', failures)
-  if failures > (terms_of(job).retries or 0) then
+  if failures > tonumber(terms_of(job).retries or 0) then
     put(fields, 'cause', told.cause)
     close(job, fields, n, attempt, 'failed')
     return 'failed'

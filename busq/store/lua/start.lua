@@ -47,9 +47,12 @@ for i = jobs, #KEYS do
       -- Most jobs start once and leave everything to their handler: then there is nothing more to read.
       local own = (was[7] or was[10]) and redis.call('HMGET', job, 'failures', 'retries', 'max_losses', 'grace',
         'timeout', 'backoff', 'backoff_max', 'saved') or {}
-      local retries, grace = own[2] or ARGV[kind_at + 1], own[4] or ARGV[kind_at + 3]
-      local timeout = own[5] or ARGV[kind_at + 5]
-      local terms = table.concat({ retries, own[3] or ARGV[kind_at + 2], grace, ARGV[kind_at + 4], timeout }, ' ')
+      local before = was[7] and terms_of(job) or {}
+      local retries = own[2] or before.retries or ARGV[kind_at + 1]
+      local losses = own[3] or before.max_losses or ARGV[kind_at + 2]
+      local grace = own[4] or before.grace or ARGV[kind_at + 3]
+      local timeout = own[5] or before.timeout or ARGV[kind_at + 5]
+      local terms = table.concat({ retries, losses, grace, ARGV[kind_at + 4], timeout }, ' ')
       if not resent then
         attempt = attempt + 1
         local fields = {
@@ -61,7 +64,7 @@ for i = jobs, #KEYS do
         begun = begun + 1
       end
       local answer = { 'started', attempt, was[8] }
-      if own[2] or was[10] then
+      if was[7] or was[10] then
         for k, value in ipairs({ own[1] or '0', retries, grace, timeout, own[6] or '', own[7] or '', own[8] or '' }) do
           answer[3 + k] = value
         end

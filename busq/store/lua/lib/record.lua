@@ -28,8 +28,8 @@ end
 local function terms_of(job)
   local terms = redis.call('HGET', job, 'terms')
   if not terms then return {} end
-  local retries, max_losses, grace, slack = string.match(terms, '^(%d+) (%d+) (%d+) (%d+) ')
-  return { retries = tonumber(retries), max_losses = tonumber(max_losses), grace = tonumber(grace), slack = tonumber(slack) }
+  local retries, max_losses, grace, slack, timeout = string.match(terms, '^(%d+) (%d+) (%d+) (%d+) (%S+)$')
+  return { retries = retries, max_losses = max_losses, grace = grace, slack = slack, timeout = timeout }
 end
 
 -- What a script writes once for all its jobs, when the last one is done; every script ends with conclude(answers).
