@@ -5,6 +5,7 @@ The event loop of a command: uvloop where it is installed, unless `BUSQ_LOOP=asy
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -39,3 +40,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
     with runner:
         return runner.run(work)
+
+
+def spare_collector() -> None:
+    """
+    Have Python look for reference cycles less often, for a process that does nothing but run jobs.
+
+    What exists by now (modules, handlers) is never looked at again; a full search of the rest waits for 250 times
+    20,000 new objects. Measured: a sixth of the worker's own time for each no-op job.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 25, 10)

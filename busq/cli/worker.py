@@ -55,6 +55,7 @@ def worker(
     application.check_runnable(app, bus)
     if not settings.url:
         raise ConfigError(NO_URL)
+    loop.spare_collector()
     loop.run(_work(bus, settings, queue or [], concurrency))
 
 

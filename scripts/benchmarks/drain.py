@@ -22,8 +22,9 @@ from busq.protocol.keys import ShardKeys
 
 REQUIRED = Requirement("at least", 0.4, aim=0.8)
 LOOK_EVERY_S = 0.003
+GATHERED = "floor, endings gathered"
 TUNED = "floor, tuned past redis-py"
-FLOORS = ("floor", "floor without tasks", TUNED)
+FLOORS = ("floor", "floor without tasks", GATHERED, TUNED)
 
 
 def measure(url: str, pairs: int, jobs: int) -> list[Figure]:
@@ -118,4 +119,4 @@ async def _be_consumer(pipe: Connection, place: Place, name: str) -> None:
     if name == "floor without tasks":
         await until_closed(pipe, floor.drain_without_tasks(place, noop))
     else:
-        await until_closed(pipe, floor.Consumer(place, noop, tuned=name == TUNED).drain())
+        await until_closed(pipe, floor.Consumer(place, noop, gathered=name == GATHERED, tuned=name == TUNED).drain())

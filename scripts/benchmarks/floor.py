@@ -3,8 +3,8 @@ The floor: a minimal hand-written consumer of a Redis stream, with redis-py, hir
 
 No records, no guards, no cancels. Two of them: `tuned` False is what most people would write, redis-py's own calls,
 with an XACK and an XDEL of each entry in one pipeline for whatever has ended; the requirements are held against that
-one. `tuned` True gathers the entries into one XACK and one XDEL and goes past redis-py (commands written by hiredis,
-answers not touched); it is reported beside it.
+one. Reported beside it: `gathered` puts the entries into one XACK and one XDEL, and `tuned` goes past redis-py as well
+(commands written by hiredis, answers not touched).
 """
 
 from __future__ import annotations
@@ -76,10 +76,12 @@ async def make_group(redis: Redis, place: Place) -> None:
 class Consumer:
     """Runs `handle(payload)` for each entry, in a task each; `drain` never returns."""
 
-    def __init__(self, place: Place, handle: Handle, *, tuned: bool = False) -> None:
+    def __init__(self, place: Place, handle: Handle, *, gathered: bool = False, tuned: bool = False) -> None:
         self._place = place
         self._handle = handle
         self._read, self._settle = (_read, _settle) if tuned else (_read_plainly, _settle_plainly)
+        if gathered:
+            self._settle = _settle_gathered
         self._clients = [connect(place) if tuned else Redis.from_url(place.url) for _ in ("reading", "telling")]
         self._running: set[asyncio.Task[None]] = set()
         self._ended: list[bytes] = []
@@ -147,6 +149,13 @@ async def _settle(redis: Redis, place: Place, ended: Sequence[bytes]) -> None:
 async def _read_plainly(redis: Redis, place: Place) -> list[tuple[bytes, bytes]]:
     heard: Any = await redis.xreadgroup(GROUP, "me", {place.stream: ">"}, count=COUNT, block=BLOCK_MS)
     return [(entry, fields[b"payload"]) for _, entries in heard for entry, fields in entries]
+
+
+async def _settle_gathered(redis: Redis, place: Place, ended: Sequence[bytes]) -> None:
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.xack(place.stream, GROUP, *ended)
+    pipeline.xdel(place.stream, *ended)
+    await pipeline.execute()
 
 
 async def _settle_plainly(redis: Redis, place: Place, ended: Sequence[bytes]) -> None:

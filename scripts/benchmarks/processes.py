@@ -25,6 +25,7 @@ from redis import Redis
 
 import busq
 from busq import events
+from busq.cli.loop import spare_collector
 from busq.worker.worker import Worker
 
 PATIENCE_S = 60.0
@@ -116,6 +117,7 @@ def _run(main: Main, pipe: Connection, args: tuple[Any, ...]) -> None:
 
 async def work(pipe: Connection, bus: busq.Bus) -> None:
     """Be a worker, as it comes, until the other end of the pipe closes. Says "ready" first."""
+    spare_collector()
     worker = Worker(bus.settings, bus.handlers, loop_factory=uvloop.new_event_loop)
     loop = asyncio.get_running_loop()
     running = asyncio.create_task(worker.run())
