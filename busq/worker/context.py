@@ -130,7 +130,8 @@ class CurrentJob:
         """
         Keep `data` with the job's record: the next attempt finds it in `saved`. Await it in a coroutine.
 
-        Anything that MessagePack can write, up to the result limit. Raise `TooLarge` or `BadResult` at once.
+        Anything that MessagePack can write, up to the result limit. Raise `TooLarge` or `BadResult` at once, and
+        `busq.Cancelled` when nothing was kept because another attempt owns the job.
         """
         encoded = encode_result(data, self._hands.result_bytes) or _NOTHING
         kept = self._hands.save(self._attempt, encoded)

@@ -17,7 +17,8 @@ from typing import TypeVar
 import msgspec
 
 from busq import events
-from busq.errors import BusUnavailable
+from busq.errors import BusUnavailable, Cancelled
+from busq.protocol.cancel import Cause
 from busq.protocol.states import Verb
 from busq.store.forms import Note, Refusal, Settlement
 from busq.store.store import BATCH, Store
@@ -151,11 +152,15 @@ class Outbox:
 
     async def _send_line(self, line: _Line) -> None:
         attempt = line.attempt
-        await self._store.note(
+        word, _ = await self._store.note(
             attempt.jid, token=attempt.token_id, attempt=attempt.number, note=line.note, saved=line.saved
         )
-        if line.kept is not None:
+        if line.kept is None:
+            return
+        if word == "noted":
             line.kept.set_result(None)
+        else:
+            line.kept.set_exception(Cancelled(Cause.LEASE_LOST, "nothing was saved: this attempt no longer owns the job"))
 
 
 T = TypeVar("T")
