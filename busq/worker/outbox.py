@@ -160,7 +160,9 @@ class Outbox:
         if word == "noted":
             line.kept.set_result(None)
         else:
-            line.kept.set_exception(Cancelled(Cause.LEASE_LOST, "nothing was saved: this attempt no longer owns the job"))
+            line.kept.set_exception(
+                Cancelled(Cause.LEASE_LOST, "nothing was saved: this attempt no longer owns the job")
+            )
 
 
 T = TypeVar("T")

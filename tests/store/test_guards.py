@@ -99,6 +99,8 @@ def taken_over(who: str) -> Keeper:
 
 ACKED = "redis.call('XACK', stream, group, unpack(acked))\n"
 DELETED = "redis.call('XDEL', stream, unpack(acked))\n"
+LATE = "redis.call('HGET', job, 'late') == 'keep'"
+KEPT = f"outcome == 'succeeded' and {LATE}"
 HASTENED = "if nearer < tonumber(deadline) then"
 CANCELLING_HELD = "elseif state == 'cancelling' and held then"
 
@@ -138,7 +140,7 @@ GUARDS = [
           cancels.test_a_deadline_takes_the_grace_of_the_job),
     Guard("cancel", "grace_ms ~= '' and grace_ms or terms.grace", "terms.grace",
           cancels.test_a_deadline_takes_the_grace_of_the_request_before_that_of_the_job),
-    Guard("cancel", "now + grace + tonumber(terms.slack or default_slack_ms)", "now + grace + tonumber(default_slack_ms)",
+    Guard("cancel", "tonumber(terms.slack or default_slack_ms)", "tonumber(default_slack_ms)",
           cancels.test_a_deadline_takes_the_beat_and_force_of_the_worker_that_runs_the_job),
     Guard("cancel", HASTENED, "if true then", longer_grace),
     Guard("cancel", HASTENED, "if false then", cancels.test_a_shorter_grace_brings_the_deadline_nearer),
@@ -195,12 +197,12 @@ GUARDS = [
     ),
     Guard("finish", "or (state ~= 'running' and state ~= 'cancelling') then", "then",
           cancels.test_a_late_success_after_finalization_is_stale_even_when_kept),
-    Guard("finish", "outcome == 'succeeded' and redis.call('HGET', job, 'late') == 'keep'", "redis.call('HGET', job, 'late') == 'keep'",
+    Guard("finish", KEPT, LATE,
           lambda url: cancels.test_late_success_does_not_keep_a_failure(url, V.FINISH)),
-    Guard("retry", "outcome == 'succeeded' and redis.call('HGET', job, 'late') == 'keep'", "redis.call('HGET', job, 'late') == 'keep'",
+    Guard("retry", KEPT, LATE,
           lambda url: cancels.test_late_success_does_not_keep_a_failure(url, V.RETRY)),
-    Guard("finish", "outcome == 'succeeded' and redis.call('HGET', job, 'late') == 'keep'", "outcome == 'succeeded'", whatever(V.FINISH)),
-    Guard("finish", "outcome == 'succeeded' and redis.call('HGET', job, 'late') == 'keep'", "false",
+    Guard("finish", KEPT, "outcome == 'succeeded'", whatever(V.FINISH)),
+    Guard("finish", KEPT, "false",
           cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record),
     Guard("finish", "          redis.call('ZREM', cancelled, jid_of(job))\n", "",
           cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record),
