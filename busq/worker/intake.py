@@ -65,7 +65,7 @@ class Intake:
             while True:
                 try:
                     if lost_something:
-                        await self._catch_up()
+                        await self.reconcile()
                         lost_something = False
                     await self._read_and_take()
                     pause, self.reachable = PAUSE_S[0], True
@@ -93,7 +93,7 @@ class Intake:
     async def _take(self, entries: list[Entry]) -> None:
         self._learn({entry.queue for entry in entries}, await self._reception.take(entries))
 
-    async def _catch_up(self) -> None:
+    async def reconcile(self) -> None:
         """A reply may have been lost: start what is pending under our name and not known to us."""
         await self._taken()  # what is on its way is not known yet, and not lost either
         await self._streams.open()
