@@ -50,10 +50,6 @@ class TooLarge(UsageError):
     """A payload, result or batch is over its limit; the message names both."""
 
 
-class UnknownKind(UsageError):
-    """No handler of this kind is registered where one is needed."""
-
-
 class JidInUse(UsageError):
     """A job with this jid still has a record. `state` says what became of it."""
 

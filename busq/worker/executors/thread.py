@@ -35,7 +35,6 @@ class ThreadExecutor:
         self._idle = 0  # threads that ask for work, and
         self._waiting = 0  # jobs that none of them has taken yet: always changed together
         self._made = 0
-        self._closed = False
 
     def begin(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
         own = self._plain.copy()
@@ -55,7 +54,6 @@ class ThreadExecutor:
         return False
 
     async def close(self) -> None:
-        self._closed = True
         for _ in range(self._made):
             self._work.put(None)
 
