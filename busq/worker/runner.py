@@ -150,11 +150,9 @@ class Runner:
             ),
         )
         if outcome.error is not None and outcome.verb is not Verb.RELEASE and not attempt.token.tripped:
-            facts: dict[str, Any] = {
-                "error": outcome.error.type,
-                "message": outcome.error.message,
-                "cause": outcome.cause,
-            }
+            facts: dict[str, Any] = {"error": outcome.error.type, "cause": outcome.cause}
+            if outcome.cause == "error":  # the other messages quote the payload, and payloads stay out of logs
+                facts["message"] = outcome.error.message
             events.tell(log, events.JOB_FAILED, **attempt.facts, **facts)
 
     def _free(self, attempt: Attempt) -> None:
