@@ -85,6 +85,10 @@ class UnfitServer(BusUnavailable):
     """The server answers but must not carry a bus: too old, or it evicts keys."""
 
 
+class BadRecord(BusqError):
+    """Redis holds something under a key of the bus that no busq of this version has written."""
+
+
 # What became of a job ------------------------------------------------------------------------------------
 
 

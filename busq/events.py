@@ -35,7 +35,9 @@ JOB_FINALIZED = "job.finalized"
 SUSPECT_ENDED = "suspect.ended"
 ENTRY_BURIED = "entry.buried"
 LEASE_LOST = "lease.lost"
-HOOK_FAILED = "trip_callback.failed"
+TRIP_CALLBACK_FAILED = "trip_callback.failed"
+START_FAILED = "start.failed"
+SWEEP_FAILED = "sweep.failed"
 WATCHDOG_STARTED = "watchdog.started"
 WATCHDOG_STOPPED = "watchdog.stopped"
 WORKER_LOST = "worker.lost"
@@ -52,7 +54,9 @@ _LEVELS: dict[str, int] = {
     JOB_LOST: logging.ERROR,
     ENTRY_BURIED: logging.ERROR,
     LEASE_LOST: logging.WARNING,
-    HOOK_FAILED: logging.ERROR,
+    TRIP_CALLBACK_FAILED: logging.ERROR,
+    START_FAILED: logging.ERROR,
+    SWEEP_FAILED: logging.ERROR,
     BUS_LOST: logging.ERROR,
     WORKER_LOST: logging.WARNING,
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from busq.errors import BadPayload
+from busq.errors import BadPayload, BadRecord
 from busq.protocol.cancel import Ended
 from busq.protocol.codec import ErrorInfo, decode_error, decode_payload, decode_result
 from busq.protocol.states import State, is_terminal
@@ -106,7 +106,11 @@ class LoggedEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
-    """Decode one record. `record` must at least hold a state; everything else may be missing or malformed."""
+    """
+    Decode one record. Everything but its state may be missing or malformed.
+
+    Raise `BadRecord` for a state that this version does not know.
+    """
     args, kwargs = _arguments(record.get(b"payload"))
     terms = _terms(record)
     get = record.get
@@ -114,7 +118,7 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         jid=jid,
         kind=text(get(b"kind")) or "",
         queue=text(get(b"queue")) or "",
-        state=State((get(b"state") or b"").decode()),
+        state=_state(jid, get(b"state")),
         attempt=_whole(get(b"attempt")),
         failures=_whole(get(b"failures")),
         losses=_whole(get(b"losses")),
@@ -179,6 +183,15 @@ def _whole(value: bytes | str | None) -> int:
 def _seconds(ms: bytes | None) -> float | None:
     number = _number(ms)
     return None if number is None else number / 1000
+
+
+def _state(jid: str, value: bytes | None) -> State:
+    try:
+        return State(text(value) or "")
+    except ValueError:
+        raise BadRecord(
+            f"job {jid!r} is in state {text(value)!r}, which this busq does not know: a newer one wrote it"
+        ) from None
 
 
 def _terms(record: Mapping[bytes, bytes]) -> tuple[int | None, float | None, float | None]:

@@ -41,8 +41,10 @@ def retry_delay_s(failures: int, *, backoff_s: float, backoff_max_s: float, rng:
     """
     How long a job waits after its `failures`-th failure (1 for the first), in seconds.
 
-    Doubles from `backoff_s` up to `backoff_max_s`; the last half of it is drawn at random, so that jobs which
-    failed together do not come back together.
+    Doubles from `backoff_s`, and up to a half of that is drawn at random on top, so that jobs which failed together do
+    not come back together; never less than `backoff_s` and never more than `backoff_max_s`.
     """
-    whole = min(backoff_max_s, backoff_s * 2.0 ** min(failures - 1, 60))
-    return whole / 2 + rng.random() * whole / 2
+    whole = backoff_s * 2.0 ** min(failures - 1, 60)
+    if whole * 1.5 > backoff_max_s:
+        whole = max(backoff_s, backoff_max_s / 1.5)
+    return min(backoff_max_s, whole * (1 + rng.random() / 2))

@@ -9,6 +9,7 @@ throughout: one undecodable message must not wedge a consumer.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +18,12 @@ from urllib.parse import urlsplit, urlunsplit
 import hiredis
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from busq.config import Settings
-from busq.errors import BusUnavailable, ConfigError
+from busq.errors import BadRecord, BusUnavailable, ConfigError
 
 SCHEMES = ("redis", "rediss", "unix")
 BLOCK_MS = 2000  # a blocking read asks at least this often, so that a dead connection is found
@@ -66,8 +68,26 @@ def redact(url: str) -> str:
 Client = Any
 
 
-class _PackedByHiredis:
-    """Commands written by hiredis, as redis-py's blocking connections do: a batch has a thousand arguments."""
+class _Ours(AbstractConnection):
+    """
+    Two things that redis-py's asyncio connections do not do.
+
+    Commands are written by hiredis, as its blocking connections do: a batch has a thousand arguments. And a write
+    is limited by `asyncio.timeout`: with `wait_for`, which redis-py uses, Python 3.11 loses a cancellation that comes
+    together with the end of the write, and a task that reads for ever never hears that it shall stop.
+    """
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        limit_s, self.socket_timeout = self.socket_timeout, None
+        try:
+            async with asyncio.timeout(limit_s):
+                await super().send_packed_command(command, check_health)
+        except TimeoutError:
+            raise redis_errors.TimeoutError("Timeout writing to socket") from None
+        finally:
+            self.socket_timeout = limit_s
 
     def pack_command(self, *args: Any) -> list[bytes]:
         if isinstance(args[0], str) and " " in args[0]:
@@ -75,15 +95,15 @@ class _PackedByHiredis:
         return [hiredis.pack_command(args)]
 
 
-class _TcpConnection(_PackedByHiredis, Connection):
+class _TcpConnection(_Ours, Connection):
     pass
 
 
-class _TlsConnection(_PackedByHiredis, SSLConnection):
+class _TlsConnection(_Ours, SSLConnection):
     pass
 
 
-class _UnixConnection(_PackedByHiredis, UnixDomainSocketConnection):
+class _UnixConnection(_Ours, UnixDomainSocketConnection):
     pass
 
 
@@ -161,4 +181,4 @@ def reaching(place: str) -> Iterator[None]:
             error, redis_errors.ReadOnlyError | redis_errors.NoScriptError
         ):
             raise BusUnavailable(f"Redis at {place} cannot serve now: {error}") from error
-        raise
+        raise BadRecord(f"Redis at {place} holds something that busq cannot work with: {error}") from error

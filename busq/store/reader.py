@@ -7,12 +7,13 @@ Read-only and bounded: a list never walks further than its limit and one step al
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from busq.errors import JobNotFound
+from busq.errors import BadRecord, JobNotFound
 from busq.protocol.job import (
     Event,
     Job,
@@ -168,7 +169,12 @@ class Reader:
             for jid in jids:
                 pipe.hgetall(self._store.job_key(jid))
             records = await pipe.execute()
-        return [job_from_record(jid, record) for jid, record in zip(jids, records, strict=True) if b"state" in record]
+        found = []
+        for jid, record in zip(jids, records, strict=True):
+            with suppress(BadRecord):  # a list shows what it can read
+                if b"state" in record:
+                    found.append(job_from_record(jid, record))
+        return found
 
     # Numbers -----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from busq.protocol.job import text
 from busq.protocol.keys import GROUP
@@ -61,7 +62,12 @@ async def held_by(store: Store, shard: int, queue: str, worker: str) -> list[Ent
     with reaching(store.connections.place):
         if not await store.redis.exists(stream):
             return []
-        pending = await store.redis.xpending_range(stream, GROUP, "-", "+", STEP, worker)
+        try:
+            pending = await store.redis.xpending_range(stream, GROUP, "-", "+", STEP, worker)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            return []  # a queue that nobody has ever read
         ids = [_entry_id(each) for each in pending]
         if not ids:
             return []

@@ -18,6 +18,7 @@ import msgspec
 from busq import events
 from busq.clock import Clock
 from busq.config import Settings
+from busq.errors import BusUnavailable
 from busq.protocol.codec import ErrorInfo, encode_error
 from busq.protocol.judgement import Sighting, is_lost
 from busq.store import roster, suspects, watch
@@ -45,12 +46,21 @@ class Sweeper:
     async def sweep(self) -> float | None:
         """One pass. Return in how many seconds the next scheduled job or deadline is due, None when there is none."""
         now_ms = await watch.server_now_ms(self._store)
-        overdue_in = await self._finalize_overdue(now_ms)
-        await self._take_over_from_the_lost(now_ms)
-        due_in = await self._promote_due(now_ms)
-        await self._store.prune(self._shard, limit=PRUNE_LIMIT, suspect_s=SUSPECT_S)
-        waits = [wait / 1000 for wait in (overdue_in, due_in) if wait is not None]
+        waits = []
+        for step in (self._finalize_overdue, self._take_over_from_the_lost, self._promote_due, self._prune):
+            try:
+                wait_ms = await step(now_ms)
+            except BusUnavailable:
+                raise
+            except Exception as error:  # one odd record must not keep the other steps, and other jobs, waiting
+                events.tell(log, events.SWEEP_FAILED, step=step.__name__.strip("_"), error=repr(error))
+                continue
+            if wait_ms is not None:
+                waits.append(wait_ms / 1000)
         return min(waits) if waits else None
+
+    async def _prune(self, now_ms: float) -> None:
+        await self._store.prune(self._shard, limit=PRUNE_LIMIT, suspect_s=SUSPECT_S)
 
     # Cancels past their deadline -------------------------------------------------------------------------
 

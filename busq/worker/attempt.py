@@ -38,6 +38,7 @@ class Attempt:
         "job",
         "notes",
         "number",
+        "observed_noted",
         "over",
         "progress",
         "queue",
@@ -80,6 +81,7 @@ class Attempt:
         self.shields = 0
         self.shut_out = False  # a cancel waits outside a shield
         self.forced = False
+        self.observed_noted = False
         self.over = False
         self.abandoned = False
         self.watched = False

@@ -9,6 +9,7 @@ talks to Redis inside the handler's own task: a cancel that hits it must not lea
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -36,8 +37,8 @@ class Hands(Protocol):
     result_bytes: int
 
     def save(self, attempt: Attempt, data: bytes) -> Future[None]: ...
-    def shield_opened(self, attempt: Attempt, limit_s: float | None) -> None: ...
-    def shield_closed(self, attempt: Attempt) -> None: ...
+    def shield_opened(self, attempt: Attempt, shield: Shield) -> None: ...
+    def shield_closed(self, attempt: Attempt, shield: Shield) -> None: ...
     def run_callback(self, attempt: Attempt, callback: Callable[[TripFacts], object], facts: TripFacts) -> None: ...
 
 
@@ -69,7 +70,7 @@ class CurrentJob:
         """Whether the token is tripped; `cause` says whether the job is cancelled or only this attempt stops."""
         tripped = self._attempt.token.tripped
         if tripped:
-            self._attempt.token.observed = True
+            self._attempt.token.observe()
         return tripped
 
     @property
@@ -115,9 +116,17 @@ class CurrentJob:
         A coroutine handler's callback runs in its loop, a thread handler's in a thread of its own. It must be quick;
         what it raises is logged and changes nothing.
         """
+        if inspect.iscoroutinefunction(callback):
+            raise UsageError(
+                f"on_trip takes a plain function, and {callback!r} is an `async def` that nobody would await"
+            )
         token = self._attempt.token
         if not token.on_trip(callback) and token.facts is not None:
             self._hands.run_callback(self._attempt, callback, token.facts)
+
+    def drop_on_trip(self, callback: Callable[[TripFacts], object]) -> None:
+        """Take a callback back that has not been called yet; nothing happens when there is none."""
+        self._attempt.token.drop(callback)
 
     def wait_cancelled(self, timeout: float | None = None) -> Answer[bool]:
         """Wait until the token is tripped, at most `timeout` seconds; True when it is. Await it in a coroutine."""
@@ -169,27 +178,29 @@ class Shield:
     def __init__(self, attempt: Attempt, hands: Hands, limit_s: float | None) -> None:
         self._attempt = attempt
         self._hands = hands
-        self._limit_s = limit_s
+        self.limit_s = limit_s
+        self.holds = False
+        self.timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
-        self._hands.shield_opened(self._attempt, self._limit_s)
+        self._hands.shield_opened(self._attempt, self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hands.shield_closed(self._attempt)
+        self._hands.shield_closed(self._attempt, self)
         if error is None and not self._attempt.shields:
             self._attempt.token.check()
 
     async def __aenter__(self) -> Self:
-        self._hands.shield_opened(self._attempt, self._limit_s)
+        self._hands.shield_opened(self._attempt, self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hands.shield_closed(self._attempt)
+        self._hands.shield_closed(self._attempt, self)
         if error is None and not self._attempt.shields and self._attempt.token.tripped:
             await asyncio.sleep(0)  # the cancel that waited outside is delivered here
 
@@ -250,10 +261,16 @@ class _WaitTripped:
 
     async def _wait(self) -> bool:
         tripped = asyncio.Event()
-        self._job.on_trip(lambda facts: self._loop.call_soon_threadsafe(tripped.set))
+
+        def wake(facts: TripFacts) -> None:
+            self._loop.call_soon_threadsafe(tripped.set)
+
+        self._job.on_trip(wake)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await tripped.wait()
         except TimeoutError:
             return False
+        finally:
+            self._job.drop_on_trip(wake)
         return self._job.cancelled

@@ -15,6 +15,7 @@ from busq import events
 from busq.callables import Pool
 from busq.protocol.cancel import TripFacts
 from busq.worker.attempt import Attempt
+from busq.worker.context import Shield
 from busq.worker.ladder import Ladder
 from busq.worker.outbox import Outbox
 
@@ -36,26 +37,37 @@ class WorkerHands:
         self._soon(lambda: self._outbox.line(attempt, None, saved=data, kept=kept))
         return kept
 
-    def shield_opened(self, attempt: Attempt, limit_s: float | None) -> None:
+    def shield_opened(self, attempt: Attempt, shield: Shield) -> None:
+        shield.holds = True
         attempt.shields += 1
-        if limit_s is not None:
-            self._soon(lambda: attempt.timers.append(self.loop.call_later(limit_s, self._shield_over, attempt)))
+        if shield.limit_s is not None:
+            self._soon(lambda: self._arm(attempt, shield))
 
-    def shield_closed(self, attempt: Attempt) -> None:
-        attempt.shields = max(0, attempt.shields - 1)
+    def shield_closed(self, attempt: Attempt, shield: Shield) -> None:
+        self._let_in(attempt, shield)
+        timer = shield.timer
+        if timer is not None:
+            self._soon(timer.cancel)
+
+    def _arm(self, attempt: Attempt, shield: Shield) -> None:
+        if shield.holds and shield.limit_s is not None:
+            shield.timer = self.loop.call_later(shield.limit_s, self._let_in, attempt, shield)
+
+    def _let_in(self, attempt: Attempt, shield: Shield) -> None:
+        """This shield holds nothing off any more, because it was left or because its limit is over."""
+        if not shield.holds:
+            return
+        shield.holds = False
+        attempt.shields -= 1
         if not attempt.shields and attempt.shut_out:
             self._soon(lambda: self._ladder.shield_closed(attempt))
-
-    def _shield_over(self, attempt: Attempt) -> None:
-        attempt.shields = 0
-        self._ladder.shield_closed(attempt)
 
     def run_callback(self, attempt: Attempt, callback: Callable[[TripFacts], object], facts: TripFacts) -> None:
         def call() -> None:
             try:
                 callback(facts)
-            except Exception as error:
-                events.tell(log, events.HOOK_FAILED, **attempt.facts, error=repr(error))
+            except BaseException as error:  # a SystemExit too: the loop that it would end runs other people's jobs
+                events.tell(log, events.TRIP_CALLBACK_FAILED, **attempt.facts, error=repr(error))
 
         if attempt.handler.pool is Pool.COROUTINE:
             self._soon(call)

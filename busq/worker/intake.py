@@ -26,6 +26,7 @@ from busq.worker.slots import Slots
 
 MOST = 128  # entries in one read
 GATHER_S = 0.001
+RECONCILE_AGAIN_S = 1.0
 AT_ONCE = 2  # starts on their way while the next entries are read
 SOME_FULL_BLOCK_MS = 20
 WARY_S = (0.1, 2.0)  # after a read that brought more than its pool could take: the first and the longest
@@ -65,8 +66,10 @@ class Intake:
             while True:
                 try:
                     if lost_something:
-                        await self.reconcile()
-                        lost_something = False
+                        lost_something = not await self.reconcile()
+                    if lost_something:
+                        await self._a_slot_is_freed(within_s=RECONCILE_AGAIN_S)
+                        continue
                     await self._read_and_take()
                     pause, self.reachable = PAUSE_S[0], True
                 except BusUnavailable as error:
@@ -93,13 +96,16 @@ class Intake:
     async def _take(self, entries: list[Entry]) -> None:
         self._learn({entry.queue for entry in entries}, await self._reception.take(entries))
 
-    async def reconcile(self) -> None:
-        """A reply may have been lost: start what is pending under our name and not known to us."""
+    async def reconcile(self) -> bool:
+        """
+        A reply may have been lost: start what is pending under our name and not known to us.
+
+        Return False when some of it waits for a slot. It may be a running attempt of ours, so nobody else can take it.
+        """
         await self._taken()  # what is on its way is not known yet, and not lost either
         await self._streams.open()
         pending = [entry for entry in await self._streams.pending() if not self._knows(entry.jid)]
-        if pending:
-            await self._reception.take(pending, adopt=True)
+        return not pending or not await self._reception.take(pending, adopt=True)
 
     async def _taken(self) -> None:
         """Wait for starts that are on their way, even while being cancelled: they may have taken effect."""
@@ -108,7 +114,7 @@ class Intake:
                 done, self._taking = await asyncio.wait(self._taking)
                 for taking in done:
                     if taking.exception() is not None:
-                        events.tell(log, events.BUS_LOST, error=str(taking.exception()))
+                        events.tell(log, events.START_FAILED, error=str(taking.exception()))
 
     async def leave(self) -> None:
         """Give back what was read and not started. Call it after `run` has been cancelled and all jobs have ended."""
@@ -145,10 +151,13 @@ class Intake:
         while not (room := self._room()):
             wary_until = min((trust.wary_until for trust in self._trust.values()), default=0.0)
             wait = wary_until - asyncio.get_running_loop().time()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait if wait > 0 else None):
-                    await self._slots.wait_freed()
+            await self._a_slot_is_freed(within_s=wait if wait > 0 else None)
         return room
+
+    async def _a_slot_is_freed(self, *, within_s: float | None) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._slots.wait_freed()
 
     def _room(self) -> dict[str, int]:
         now = asyncio.get_running_loop().time()

@@ -64,13 +64,13 @@ class Ladder:
         self._note(attempt, "tripped", heard_by)
         attempt.tripped_at = self._loop.time()
         events.tell(log, events.JOB_TRIPPED, **attempt.facts, cause=str(facts.cause), heard_by=heard_by)
-        self._fate.run_callbacks(attempt)
+        self._force_in(attempt, self._grace_left(facts))
+        attempt.timers.append(self._loop.call_later(NOTE_AFTER_S, self._fate.send_notes, attempt))
         if attempt.shields:
             attempt.shut_out = True
         else:
             self._executor_of(attempt).ask_to_stop(attempt)
-        attempt.timers.append(self._loop.call_later(NOTE_AFTER_S, self._fate.send_notes, attempt))
-        self._force_in(attempt, self._grace_left(facts))
+        self._fate.run_callbacks(attempt)
 
     def shield_closed(self, attempt: Attempt) -> None:
         """The cancel that waited outside a shield comes in."""

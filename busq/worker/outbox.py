@@ -147,7 +147,7 @@ class Outbox:
             for each, (word, state) in zip(returned, answers, strict=True):
                 if word == "missing":
                     await self._store.bury(each.shard, each.queue, each.refusal.entry, reason=UNKNOWN_JID, raw=each.raw)
-                event = events.JOB_BURIED if word in ("buried", "missing") else events.JOB_REFUSED
+                event = _RETURNED.get(word, events.JOB_REFUSED)
                 events.tell(log, event, jid=each.refusal.jid, why=each.refusal.why, state=state)
 
     async def _send_line(self, line: _Line) -> None:
@@ -164,6 +164,8 @@ class Outbox:
                 Cancelled(Cause.LEASE_LOST, "nothing was saved: this attempt no longer owns the job")
             )
 
+
+_RETURNED = {"buried": events.JOB_BURIED, "missing": events.JOB_BURIED, "stale": events.JOB_STALE}
 
 T = TypeVar("T")
 

@@ -16,6 +16,7 @@ import msgspec
 
 from busq import events
 from busq.config import Settings
+from busq.errors import BadRecord
 from busq.handlers import Handler, Handlers
 from busq.protocol.codec import ErrorInfo, encode_error
 from busq.protocol.judgement import REFUSAL_FIRST_S, REFUSAL_MOST_S, REFUSALS
@@ -64,7 +65,8 @@ class Reception:
                 self._refuse_unknown(entry)
             elif not self._slots.take(handler.pool):
                 overfull.add(entry.queue)
-                self._refuse(entry, "no_slot", delay_s=0)  # somebody else may have room right now
+                if not adopt:  # what is adopted may be an attempt of ours: it waits for a slot of ours
+                    self._refuse(entry, "no_slot", delay_s=0)  # somebody else may have room right now
             else:
                 startable.setdefault((entry.shard, entry.queue), []).append((entry, handler))
         # Always true: a slot that was taken above belongs to an attempt that has begun, or to a group still in here.
@@ -91,7 +93,11 @@ class Reception:
         deliveries = [
             Delivery(entry.id, entry.jid, entry.kind, f"{self._store.by}/{next(self._numbers)}") for entry, _ in chosen
         ]
-        answers = await self._store.start(shard, queue, deliveries, [self._terms[kind] for kind in kinds], adopt=adopt)
+        terms = [self._terms[kind] for kind in kinds]
+        try:
+            answers = await self._store.start(shard, queue, deliveries, terms, adopt=adopt)
+        except BadRecord as error:
+            return await self._start_singly(shard, queue, chosen, error, adopt=adopt)
         begun, left_over = [], []
         for (entry, handler), delivery, answer in zip(chosen, deliveries, answers, strict=True):
             if answer.word == "started":
@@ -101,6 +107,21 @@ class Reception:
                 left_over.append((entry, answer))
         if begun:
             self._begin(begun)
+        return left_over
+
+    async def _start_singly(
+        self, shard: int, queue: str, chosen: list[tuple[Entry, Handler]], error: BadRecord, *, adopt: bool
+    ) -> list[tuple[Entry, StartAnswer]]:
+        """One odd record fails a whole batch: find it, bury its entry, and start the others."""
+        if len(chosen) == 1:
+            entry, handler = chosen[0]
+            await self._bury(entry, f"bad_record: {error}")
+            self._slots.give_back(handler.pool)
+            return []
+        left_over = []
+        while chosen:  # what is in `chosen` still holds its slot, whatever is raised here
+            left_over += await self._start(shard, queue, [chosen[-1]], adopt=adopt)
+            chosen.pop()
         return left_over
 
     async def _not_started(self, entry: Entry, answer: StartAnswer) -> None:

@@ -123,10 +123,8 @@ class Runner:
 
     def _end(self, attempt: Attempt, outcome: Outcome) -> None:
         if attempt.tripped_at is not None:
-            now = self._loop.time()
-            if attempt.token.observed:
-                attempt.notes.append(("observed", now, ""))
-            attempt.notes.append(("stopped", now, outcome.word))
+            self._note_observed(attempt)
+            attempt.notes.append(("stopped", self._loop.time(), outcome.word))
         self._free(attempt)
         self._settle(attempt, outcome)
 
@@ -221,7 +219,13 @@ class Runner:
         facts = TripFacts(cause=Cause.TIMEOUT, reason=f"ran {attempt.timeout_s:g} s", grace_s=attempt.grace_s)
         self.ladder.trip(attempt, facts, heard_by="timeout")
 
+    def _note_observed(self, attempt: Attempt) -> None:
+        if attempt.token.observed_at is not None and not attempt.observed_noted:
+            attempt.observed_noted = True
+            attempt.notes.append(("observed", attempt.token.observed_at, ""))
+
     def send_notes(self, attempt: Attempt) -> None:
+        self._note_observed(attempt)
         for note in attempt.take_notes(self._loop.time()):
             self.outbox.line(attempt, note)
 

@@ -9,6 +9,7 @@ the handler has learned of it, which is what later tells `confirmed` from `compl
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from busq.errors import Cancelled
@@ -20,17 +21,27 @@ _first = threading.Lock()  # held for one assignment: two causes may arrive in t
 class CancelToken:
     """One for each attempt."""
 
-    __slots__ = ("_callbacks", "_event", "facts", "observed")
+    __slots__ = ("_callbacks", "_event", "facts", "observed_at")
 
     def __init__(self) -> None:
         self.facts: TripFacts | None = None
-        self.observed = False
+        self.observed_at: float | None = None  # monotonic seconds
         self._callbacks: list[Callable[[TripFacts], object]] = []
         self._event: threading.Event | None = None
 
     @property
     def tripped(self) -> bool:
         return self.facts is not None
+
+    @property
+    def observed(self) -> bool:
+        """Whether the handler has learned of it."""
+        return self.observed_at is not None
+
+    def observe(self) -> None:
+        """The handler learns of it now, if it has not before."""
+        if self.observed_at is None:
+            self.observed_at = time.monotonic()
 
     def trip(self, facts: TripFacts) -> bool:
         """
@@ -50,7 +61,7 @@ class CancelToken:
     def check(self) -> None:
         """Raise `Cancelled` when tripped, every time; the handler has learned of it then."""
         if self.facts is not None:
-            self.observed = True
+            self.observe()
             raise Cancelled(self.facts.cause, self.facts.reason)
 
     def wait(self, timeout_s: float | None) -> bool:
@@ -62,7 +73,8 @@ class CancelToken:
                     self._event.set()
             event = self._event
         tripped = event.wait(timeout_s)
-        self.observed = self.observed or tripped
+        if tripped:
+            self.observe()
         return tripped
 
     def on_trip(self, callback: Callable[[TripFacts], object]) -> bool:
@@ -72,6 +84,12 @@ class CancelToken:
                 return False
             self._callbacks.append(callback)
             return True
+
+    def drop(self, callback: Callable[[TripFacts], object]) -> None:
+        """Take a callback back; nothing happens when it is not kept."""
+        with _first:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
 
     def take_callbacks(self) -> list[Callable[[TripFacts], object]]:
         """The callbacks, to be called once by whoever tripped the token."""

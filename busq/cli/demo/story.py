@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from busq import tasks
 from busq.cli.demo.app import Packed, pack, recount, squeeze
 from busq.cli.demo.cast import SETTINGS, Actor, Cast
 from busq.cli.demo.record import AT_WORK, DEAF, SPARE, Record, Recorded
@@ -80,9 +81,7 @@ class Story:
         except TimeoutError:
             self.record.trouble = f"the story did not come to its end within {self._limit_s:g} s"
         finally:
-            acting.cancel()
-            watching.cancel()
-            await asyncio.gather(acting, watching, return_exceptions=True)
+            await tasks.end(acting, watching)
         if self.record.trouble:
             self._scene.say(escape(self.record.trouble), "bold red")
 
@@ -95,8 +94,7 @@ class Story:
             await self._kill_a_worker()
             await packing
         finally:
-            packing.cancel()
-            await asyncio.gather(packing, return_exceptions=True)
+            await tasks.end(packing)
         self._scene.say("every batch is compressed and hashed", "green")
 
     # 1. Everything goes in ---------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ for i = jobs, #KEYS do
     else
       answers[#answers + 1] = { 'missing' }
     end
-  elseif tonumber(was[3]) > WIRE then
-    answers[#answers + 1] = { 'newer', was[3] }
+  elseif (tonumber(was[3]) or math.huge) > WIRE then
+    answers[#answers + 1] = { 'newer', was[3] or '?' }
   elseif (state == 'queued' and was[2] == entry) or resent or adopted then
     if was[4] ~= ARGV[kind_at] then
       answers[#answers + 1] = { 'other_kind', was[4] }

@@ -34,7 +34,7 @@ class CoroutineExecutor:
     def ask_to_stop(self, attempt: Attempt) -> None:
         """One `CancelledError` at the handler's next await; later awaits work, so that clean-up can await."""
         if attempt.task is not None and attempt.task.cancel():
-            attempt.token.observed = True
+            attempt.token.observe()
 
     def force(self, attempt: Attempt) -> bool:
         self.ask_to_stop(attempt)
