@@ -161,7 +161,7 @@ GUARDS = [
           attempts.test_a_worker_that_lost_a_reply_may_adopt_its_own_attempt_and_nobody_else),
     Guard("start", "and adopt == '1'", "",
           attempts.test_a_worker_that_lost_a_reply_may_adopt_its_own_attempt_and_nobody_else),
-    Guard("start", "tonumber(was[3]) > WIRE", "false", table(V.START, S.QUEUED)),
+    Guard("start", "(tonumber(was[3]) or math.huge) > WIRE", "false", table(V.START, S.QUEUED)),
     Guard("start", "if was[4] ~= ARGV[kind_at] then", "if false then", table(V.START, S.QUEUED)),
     Guard("start", "if mark == 'inf' then", "if true then",
           bounds.test_a_tombstone_outlives_the_unread_entry_of_an_older_job),

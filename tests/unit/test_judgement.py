@@ -46,13 +46,14 @@ def test_silence_is_measured_in_beats() -> None:
 
 
 @given(failures=st.integers(1, 10**6), first=st.floats(0.001, 100), factor=st.floats(1, 1000), seed=st.integers())
-def test_a_delay_stays_between_half_and_the_whole_of_its_step(
+def test_a_delay_stays_between_its_step_and_half_as_much_again_and_within_its_bounds(
     failures: int, first: float, factor: float, seed: int
 ) -> None:
     most = first * factor
     delay = retry_delay_s(failures, backoff_s=first, backoff_max_s=most, rng=random.Random(seed))
     step = min(most, first * 2.0 ** min(failures - 1, 60))
-    assert step / 2 <= delay <= step
+    assert min(step, most / 1.5) * (1 - 1e-9) <= delay <= step * 1.5 * (1 + 1e-9)
+    assert first <= delay <= most
 
 
 def test_delays_double_up_to_the_most() -> None:
@@ -61,7 +62,7 @@ def test_delays_double_up_to_the_most() -> None:
             return 1.0
 
     delays = [retry_delay_s(n, backoff_s=1, backoff_max_s=10, rng=Top()) for n in range(1, 7)]
-    assert delays == [1, 2, 4, 8, 10, 10]
+    assert delays == [1.5, 3, 6, 10, 10, 10]
 
 
 def test_jobs_that_failed_together_do_not_come_back_together() -> None:
