@@ -97,7 +97,7 @@ class Reception:
         try:
             answers = await self._store.start(shard, queue, deliveries, terms, adopt=adopt)
         except BadRecord as error:
-            return await self._start_singly(shard, queue, chosen, error, adopt=adopt)
+            return await self._start_singly(shard, queue, chosen, error)
         begun, left_over = [], []
         for (entry, handler), delivery, answer in zip(chosen, deliveries, answers, strict=True):
             if answer.word == "started":
@@ -110,9 +110,13 @@ class Reception:
         return left_over
 
     async def _start_singly(
-        self, shard: int, queue: str, chosen: list[tuple[Entry, Handler]], error: BadRecord, *, adopt: bool
+        self, shard: int, queue: str, chosen: list[tuple[Entry, Handler]], error: BadRecord
     ) -> list[tuple[Entry, StartAnswer]]:
-        """One odd record fails a whole batch: find it, bury its entry, and start the others."""
+        """
+        One odd record fails a whole batch: find it, bury its entry, and start the others.
+
+        Those before it in the batch may have been started: what a script has written is not taken back.
+        """
         if len(chosen) == 1:
             entry, handler = chosen[0]
             await self._bury(entry, f"bad_record: {error}")
@@ -120,7 +124,7 @@ class Reception:
             return []
         left_over = []
         while chosen:  # what is in `chosen` still holds its slot, whatever is raised here
-            left_over += await self._start(shard, queue, [chosen[-1]], adopt=adopt)
+            left_over += await self._start(shard, queue, [chosen[-1]], adopt=True)
             chosen.pop()
         return left_over
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
+from busq.worker.worker import Worker
+
 REPO = Path(__file__).parents[2]
 
 
 def readme_parts() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_parts", REPO / "scripts" / "readme_parts.py")
+    return loaded(REPO / "scripts" / "readme_parts.py")
+
+
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -29,3 +38,20 @@ def test_every_python_example_compiles() -> None:
     assert len(blocks) >= 3
     for block in blocks:
         compile("async def example():\n" + "".join(f"    {line}\n" for line in block.splitlines()), "README.md", "exec")
+
+
+async def test_the_first_example_runs_as_it_stands(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BUSQ_URL", redis_url)
+    (block, *_) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "app.py").write_text(block)
+    app = loaded(tmp_path / "app.py")
+    worker = Worker(app.bus.settings, app.bus.handlers)
+    working = asyncio.create_task(worker.run())
+    await app.main()
+    worker.stop()
+    await working
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "[" not in line]
+    assert first.startswith("signalled ")
+    assert second == "cancelled confirmed user deleted the video"
