@@ -16,7 +16,7 @@ import logging
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
-from busq import events
+from busq import events, tasks
 from busq.callables import Pool
 from busq.config import Settings
 from busq.errors import BadArguments, BadPayload
@@ -66,6 +66,7 @@ class Runner:
         self._hands = WorkerHands(loop, self.outbox, self.ladder, result_bytes=settings.result_bytes)
         self._executors: dict[Pool, Executor] = {}
         self._errands: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._nothing_left = asyncio.Event()
         self._nothing_left.set()
 
@@ -263,7 +264,15 @@ class Runner:
     async def _clear_suspect(self, attempt: Attempt) -> None:
         await self.outbox.until_told(lambda: suspects.clear_attempt(self._store, attempt.jid, attempt.number))
 
+    async def close(self) -> None:
+        """Nothing more is told to Redis: code that was given up may still end, and nobody will be there to say so."""
+        self._closed = True
+        await tasks.end(*self._errands)
+
     def _errand(self, errand: Coroutine[Any, Any, None]) -> None:
+        if self._closed:
+            errand.close()
+            return
         task = self._loop.create_task(errand)
         self._errands.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._errands.discard)

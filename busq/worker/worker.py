@@ -197,4 +197,5 @@ class Worker:
         await tasks.end(telling)
         self._control.stop()
         await self._threads.close()
+        await self._runner.close()
         await self._store.close()
