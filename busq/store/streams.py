@@ -3,7 +3,7 @@ Reading entries: who takes what off which queue.
 
 An entry carries a jid and a kind, nothing else; everything about the job is in its record. Whatever does not look
 like that is kept as raw bytes for the dead letters. A read whose reply was lost leaves entries with the reader's
-name on them that it never saw: `pending_of` finds those.
+name on them that it never saw: `Streams.pending` finds those.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Ladder:
         if facts.cause in (Cause.LEASE_LOST, Cause.TIMEOUT):
             self._fate.give_up(attempt)
             return
-        # The watchdog's beat-and-look tells us when it has finalized the job. This timer is for buses without one.
+        # When the watchdog has finalized the job, its notice or our beat tells us. This timer is for buses without one.
         past_deadline = attempt.tripped_at + facts.left_s + WATCHDOG_PATIENCE_S - self._loop.time()
         attempt.force_timer = self._loop.call_later(max(0.0, past_deadline), self._fate.give_up, attempt)
 
