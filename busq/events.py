@@ -38,6 +38,10 @@ LEASE_LOST = "lease.lost"
 TRIP_CALLBACK_FAILED = "trip_callback.failed"
 START_FAILED = "start.failed"
 SWEEP_FAILED = "sweep.failed"
+CHILD_STARTED = "child.started"
+CHILD_REFUSED = "child.refused"
+CHILD_DIED = "child.died"
+CHILD_SIGNALLED = "child.signalled"
 WATCHDOG_STARTED = "watchdog.started"
 WATCHDOG_STOPPED = "watchdog.stopped"
 WORKER_LOST = "worker.lost"
@@ -57,6 +61,10 @@ _LEVELS: dict[str, int] = {
     TRIP_CALLBACK_FAILED: logging.ERROR,
     START_FAILED: logging.ERROR,
     SWEEP_FAILED: logging.ERROR,
+    CHILD_STARTED: logging.DEBUG,
+    CHILD_REFUSED: logging.ERROR,
+    CHILD_DIED: logging.WARNING,
+    CHILD_SIGNALLED: logging.WARNING,
     BUS_LOST: logging.ERROR,
     WORKER_LOST: logging.WARNING,
 }

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-from busq.callables import Pool
 from busq.cli.redaction import guard
 from busq.client.bus import Bus
 from busq.config import Settings
@@ -53,12 +52,6 @@ def check_runnable(app: str, bus: Bus) -> None:
             f"APP: {app!r} declares no handlers. Decorate functions with @{app.rpartition(':')[2]}.job, and have "
             "that module import the ones in which they stand."
         )
-    for handler in bus.handlers:
-        if handler.pool is Pool.PROCESS:
-            raise ConfigError(
-                f"handler {handler.kind!r} ({handler.where}) wants pool='process', which this version does not run "
-                "yet; leave pool out and it runs in a thread"
-            )
 
 
 def settle(bus: Bus, *, url: str | None, namespace: str | None, **given: Any) -> Settings:

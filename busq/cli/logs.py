@@ -22,6 +22,9 @@ from busq.cli.safe import safe
 from busq.errors import ConfigError
 from busq.worker.context import current_job_or_none
 
+IN_CHILDREN = "busq.cli.logs:configure"
+"""What a child process of a worker calls, so that its lines look like the worker's."""
+
 Level = Literal["debug", "info", "warning", "error"]
 
 LEVELS: dict[str, int] = {
@@ -39,6 +42,8 @@ def configure(level: Level | None = None, stream: TextIO | None = None) -> None:
     `level` left out is BUSQ_LOG_LEVEL, else info. Raise `ConfigError` for a level that is none.
     """
     lowest = _level(level)
+    if level:
+        os.environ["BUSQ_LOG_LEVEL"] = level  # child processes say as much as we do
     stream = stream or sys.stderr
     pretty = stream.isatty()
     before: list[Processor] = [

@@ -60,10 +60,17 @@ def worker(
 
 
 async def _work(bus: Bus, settings: Settings, queues: list[str], concurrency: int | None) -> None:
-    from busq.cli import loop, serving
+    from busq.cli import logs, loop, serving
     from busq.worker.worker import Worker
 
-    worker = Worker(settings, bus.handlers, queues=queues, concurrency=concurrency, loop_factory=loop.factory())
+    worker = Worker(
+        settings,
+        bus.handlers,
+        queues=queues,
+        concurrency=concurrency,
+        child_setup=logs.IN_CHILDREN,
+        loop_factory=loop.factory(),
+    )
 
     async def run() -> None:
         await serving.require_fit(settings)

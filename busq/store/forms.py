@@ -84,7 +84,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """
     How an attempt ended. `token` is the fence; `observed`: the handler had learned of its cancel.
 
-    `stopped` False: its worker has given it up while its code runs on, and it becomes a suspect.
+    `stopped` False: its worker has given it up while its code runs on, and it becomes a suspect. `gone`: it stopped
+    because the process that it ran in was ended by force.
     """
 
     jid: str
@@ -94,6 +95,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     observed: bool = False
     stopped: bool = True
+    gone: bool = False
     result: bytes = b""
     error: bytes = b""
     cause: str = ""
@@ -104,8 +106,10 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     def facts(self) -> list[Value]:
         """What is to be told beyond the outcome: names and values in turn. Most endings have nothing."""
         facts: list[Value] = []
-        if self.observed or not self.stopped:
-            facts += ("observed", "1" if self.stopped else "runs")
+        if not self.stopped:
+            facts += ("observed", "runs")
+        elif self.gone or self.observed:
+            facts += ("observed", "gone" if self.gone else "1")
         if self.result:
             facts += ("result", self.result)
         if self.error:

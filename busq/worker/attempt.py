@@ -36,6 +36,7 @@ class Attempt:
         "handler",
         "jid",
         "job",
+        "killed",
         "notes",
         "number",
         "observed_noted",
@@ -84,6 +85,7 @@ class Attempt:
         self.observed_noted = False
         self.over = False
         self.abandoned = False
+        self.killed = False  # the process that ran the handler was ended by force
         self.watched = False
 
     @property

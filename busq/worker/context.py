@@ -1,9 +1,10 @@
 """
 `current_job()`: what a handler knows about its own job, and how it watches its token.
 
-The same names serve coroutines and threads. In a coroutine `save`, `wait_cancelled` and `shield` are awaited; in a
-`def` handler the same calls block, and `with job.shield(...)` takes the place of `async with`. No call here
-talks to Redis inside the handler's own task: a cancel that hits it must not leave a connection with a stray reply.
+The same names serve coroutines, threads and child processes. In a coroutine `save`, `wait_cancelled` and `shield`
+are awaited; in a `def` handler the same calls block, and `with job.shield(...)` takes the place of `async with`. No
+call here talks to Redis inside the handler's own task: a cancel that hits it must not leave a connection with a stray
+reply.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from busq.callables import Pool
 from busq.errors import NoCurrentJob, UsageError
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.codec import decode_result, encode_result
+from busq.worker.subprocesses import AwaitedProgram, Program
 
 if TYPE_CHECKING:
-    from busq.worker.attempt import Attempt
+    from busq.handlers import Handler
+    from busq.worker.token import CancelToken
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -30,16 +33,41 @@ T_co = TypeVar("T_co", covariant=True)
 _current: ContextVar[CurrentJob | None] = ContextVar("busq_current_job", default=None)
 
 
+class Watched(Protocol):
+    """
+    As much of an attempt as its handler sees. In a child process this is not the worker's own `Attempt`.
+
+    `progress` is written here and read by whoever tells the store.
+    """
+
+    jid: str
+    handler: Handler
+    number: int
+    token: CancelToken
+    saved: bytes
+
+    @property
+    def shields(self) -> int: ...
+    @property
+    def progress(self) -> tuple[str, str] | None: ...
+    @progress.setter
+    def progress(self, told: tuple[str, str]) -> None: ...
+
+
 class Hands(Protocol):
-    """What a handler's context needs of the worker; called from any thread unless said otherwise."""
+    """
+    What a handler's context needs of the worker; called from any thread unless said otherwise.
+
+    Each takes attempts of its own sort back, the ones that it was given to `CurrentJob` with.
+    """
 
     loop: asyncio.AbstractEventLoop
     result_bytes: int
 
-    def save(self, attempt: Attempt, data: bytes) -> Future[None]: ...
-    def shield_opened(self, attempt: Attempt, shield: Shield) -> None: ...
-    def shield_closed(self, attempt: Attempt, shield: Shield) -> None: ...
-    def run_callback(self, attempt: Attempt, callback: Callable[[TripFacts], object], facts: TripFacts) -> None: ...
+    def save(self, attempt: Any, data: bytes) -> Future[None]: ...
+    def shield_opened(self, attempt: Any, shield: Shield) -> None: ...
+    def shield_closed(self, attempt: Any, shield: Shield) -> None: ...
+    def run_callback(self, attempt: Any, callback: Callable[[TripFacts], object], facts: TripFacts) -> None: ...
 
 
 class CurrentJob:
@@ -47,7 +75,7 @@ class CurrentJob:
 
     __slots__ = ("_attempt", "_hands", "_saved")
 
-    def __init__(self, attempt: Attempt, hands: Hands) -> None:
+    def __init__(self, attempt: Watched, hands: Hands) -> None:
         self._attempt = attempt
         self._hands = hands
         self._saved: Any = _UNREAD
@@ -113,8 +141,8 @@ class CurrentJob:
         """
         Have `callback(facts)` called once when the token is tripped; at once when it is tripped already.
 
-        A coroutine handler's callback runs in its loop, a thread handler's in a thread of its own. It must be quick;
-        what it raises is logged and changes nothing.
+        A coroutine handler's callback runs in its loop, that of a `def` handler in a thread of its own. It must be
+        quick; what it raises is logged and changes nothing.
         """
         if inspect.iscoroutinefunction(callback):
             raise UsageError(
@@ -154,9 +182,20 @@ class CurrentJob:
         """
         A stretch that a cancel does not interrupt: it waits outside, within the grace, for `limit` seconds at most.
 
-        `async with` in a coroutine, `with` in a thread. The job's deadline stands, whatever the shield does.
+        `async with` in a coroutine, `with` in a `def` handler. The job's deadline stands, whatever the shield does.
         """
         return Shield(self._attempt, self._hands, limit)
+
+    def subprocess(self, *argv: Any, **popen_options: Any) -> Any:
+        """
+        Run a program that stops when this job does, together with all that it starts; options are those of `Popen`.
+
+        What comes is a `Program`, and in a coroutine an `AwaitedProgram`.
+
+        `async with job.subprocess("ffmpeg", "-i", path) as ffmpeg: code = await ffmpeg.wait()`; in a `def` handler
+        `with`, and nothing is awaited. SIGTERM when the token is tripped, SIGKILL when half of the grace is over.
+        """
+        return (Program if self._blocks else AwaitedProgram)(self, argv, popen_options)
 
     @property
     def _blocks(self) -> bool:
@@ -175,7 +214,7 @@ class Answer(Protocol[T_co]):
 class Shield:
     """What `job.shield()` gives; see there."""
 
-    def __init__(self, attempt: Attempt, hands: Hands, limit_s: float | None) -> None:
+    def __init__(self, attempt: Watched, hands: Hands, limit_s: float | None) -> None:
         self._attempt = attempt
         self._hands = hands
         self.limit_s = limit_s

@@ -4,8 +4,11 @@ From the wish to the end: trip the token, wait the grace, use force, give up.
     tripped ──> asked to stop once, later awaits work
        │  grace (less when the deadline is nearer; a shorter one may arrive: hastened)
        v
-    forced ──> a coroutine is cancelled again every 50 ms; a thread cannot be
+    forced ──> a coroutine is cancelled again every 50 ms; a process gets SIGTERM; a thread cannot be
        │  force time
+       v
+    killed ──> a process gets SIGKILL, and that is its end; the others cannot be
+       │
        v
     given up: the code runs on. A cancelled job is left to the watchdog, whose deadline this is; only if none comes
     does the worker finalize it itself. A timed-out attempt fails, a lost one is forgotten; each counts as a suspect.
@@ -26,6 +29,7 @@ from busq.worker.executors.base import Executor
 
 FORCE_EVERY_S = 0.05
 NOTE_AFTER_S = 0.05  # an attempt that stops sooner sends its lines of history with its ending
+KILL_PATIENCE_S = 1.0  # from SIGKILL to the end of a process
 WATCHDOG_PATIENCE_S = 2.0  # past the deadline: then no watchdog seems to be there
 
 log = events.logger("busq.worker")
@@ -100,20 +104,25 @@ class Ladder:
         if attempt.over:
             return
         now = self._loop.time()
+        again = False
         if until is None:
-            attempt.forced = True
+            attempt.forced = again = True
             until = now + self._force_s
             events.tell(log, events.JOB_FORCED, **attempt.facts)
-        again = self._executor_of(attempt).force(attempt)
+        if again or now < until:
+            again = self._executor_of(attempt).force(attempt)
         if now < until:
             wait = FORCE_EVERY_S if again else until - now
             attempt.force_timer = self._loop.call_later(wait, self._force, attempt, until)
+        elif self._executor_of(attempt).kill(attempt):
+            # Its end is reported in a moment, unless the kernel itself is stuck with it.
+            attempt.force_timer = self._loop.call_later(KILL_PATIENCE_S, self._exhausted, attempt)
         else:
             self._exhausted(attempt)
 
     def _exhausted(self, attempt: Attempt) -> None:
         facts = attempt.token.facts
-        if facts is None or attempt.tripped_at is None:
+        if facts is None or attempt.tripped_at is None or attempt.over:
             return  # nobody asked it to stop
         if facts.cause is Cause.SHUTDOWN:
             return  # the drain hands back what is left and ends the process

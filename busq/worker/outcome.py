@@ -26,6 +26,7 @@ from busq.protocol.codec import ErrorInfo, describe_error, encode_error, encode_
 from busq.protocol.judgement import retry_delay_s
 from busq.protocol.states import Verb
 from busq.worker.attempt import Attempt
+from busq.worker.executors.base import Told, Written
 
 CANCELLATIONS = (asyncio.CancelledError, Cancelled)
 
@@ -50,6 +51,11 @@ class Outcome(msgspec.Struct, frozen=True):
 SUCCEEDED = Outcome(Verb.FINISH, "succeeded")
 
 
+def describe(error: BaseException, limit_bytes: int) -> ErrorInfo:
+    """The error in words; one that comes from another process is in words already."""
+    return error.info if isinstance(error, Told) else describe_error(error, limit_bytes)
+
+
 def outcome_of(
     attempt: Attempt, value: Any, error: BaseException | None, *, result_bytes: int, traceback_bytes: int
 ) -> Outcome:
@@ -63,12 +69,12 @@ def outcome_of(
     if tripped is not None and tripped.cause is Cause.SHUTDOWN:
         return Outcome(Verb.RELEASE, "interrupted", cause=str(Cause.SHUTDOWN))
     if tripped is not None and tripped.cause is Cause.TIMEOUT:
-        info = describe_error(error, traceback_bytes)
+        info = describe(error, traceback_bytes)
         return _failed(attempt, ErrorInfo("TimedOut", _timed_out(attempt), info.traceback), "timed_out")
     if tripped is not None:
         word = "cancelled" if is_cancellation(error) else "failed"
-        return Outcome(Verb.FINISH, word, error=describe_error(error, traceback_bytes))
-    info = describe_error(error, traceback_bytes)
+        return Outcome(Verb.FINISH, word, error=describe(error, traceback_bytes))
+    info = describe(error, traceback_bytes)
     if is_cancellation(error):
         info = ErrorInfo(info.type, "the handler was cancelled from inside, though nobody asked for it", info.traceback)
     return _failed(attempt, info, "error")
@@ -89,12 +95,16 @@ def is_cancellation(error: BaseException) -> bool:
     """Whether this says "I was cancelled": also a group, as a `TaskGroup` raises it, of nothing but cancellations."""
     if isinstance(error, BaseExceptionGroup):
         return all(is_cancellation(each) for each in error.exceptions)
-    return isinstance(error, CANCELLATIONS)
+    return error.cancellation if isinstance(error, Told) else isinstance(error, CANCELLATIONS)
 
 
 def _returned(value: Any, result_bytes: int) -> Outcome:
     if value is None:
         return SUCCEEDED
+    if isinstance(value, Written):
+        if value.unfit is not None:
+            return Outcome(Verb.FINISH, "failed", error=value.unfit, cause=value.cause)
+        return Outcome(Verb.FINISH, "succeeded", result=value.result)
     try:
         return Outcome(Verb.FINISH, "succeeded", result=encode_result(value, result_bytes))
     except BusqError as error:

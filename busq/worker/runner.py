@@ -63,7 +63,7 @@ class Runner:
         self._settings = settings
         self._store = store
         self._slots = slots
-        self._hands = WorkerHands(loop, self.outbox, self.ladder, result_bytes=settings.result_bytes)
+        self.hands = WorkerHands(loop, self.outbox, self.ladder, result_bytes=settings.result_bytes)
         self._executors: dict[Pool, Executor] = {}
         self._errands: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -93,19 +93,16 @@ class Runner:
         self._loop.call_later(WATCH_AFTER_S, self._watch_those_left, attempts)
 
     def _begin(self, attempt: Attempt) -> None:
-        handler = attempt.handler
-        attempt.job = CurrentJob(attempt, self._hands)
+        attempt.job = CurrentJob(attempt, self.hands)
         self.running[attempt.jid] = attempt
         if events.heard(events.JOB_STARTED):
             events.tell(log, events.JOB_STARTED, **attempt.facts)
-        try:
-            args, kwargs = handler.unbind(attempt.answer.payload)
-        except (BadPayload, BadArguments) as error:
-            self._end(attempt, outcomes.unfit(error))
-            return
         if attempt.timeout_s is not None:
             attempt.timers.append(self._loop.call_later(attempt.timeout_s, self._timed_out, attempt))
-        self._executors[handler.pool].begin(attempt, args, kwargs)
+        try:
+            self._executors[attempt.handler.pool].begin(attempt, attempt.answer.payload)
+        except (BadPayload, BadArguments) as error:
+            self._end(attempt, outcomes.unfit(error))
 
     # From reports to outcomes ----------------------------------------------------------------------------
 
@@ -141,6 +138,7 @@ class Runner:
                 outcome=outcome.word,
                 observed=attempt.token.observed,
                 stopped=not attempt.abandoned,
+                gone=attempt.killed,
                 result=outcome.result,
                 error=outcome.error_bytes,
                 cause=outcome.cause,
@@ -252,6 +250,7 @@ class Runner:
         attempt.abandoned = True
         self._free(attempt)
         self.suspects.add(attempt)
+        self._executors[attempt.handler.pool].kill(attempt)  # nothing that it does counts any more
         events.tell(log, events.JOB_ABANDONED, **attempt.facts, why=why, suspects=len(self.suspects))
 
     def _suspect_ended(self, attempt: Attempt) -> None:
@@ -289,7 +288,7 @@ class Runner:
         if facts is None:
             return
         for callback in attempt.token.take_callbacks():
-            self._hands.run_callback(attempt, callback, facts)
+            self.hands.run_callback(attempt, callback, facts)
 
 
 _STATES = frozenset(State)

@@ -21,7 +21,7 @@ from busq import events, tasks
 from busq.callables import Pool
 from busq.config import Settings
 from busq.errors import BusUnavailable
-from busq.handlers import Handlers
+from busq.handlers import Handler, Handlers
 from busq.protocol.cancel import Cause, TripFacts
 from busq.store import suspects
 from busq.store.roster import process_card
@@ -29,9 +29,12 @@ from busq.store.store import Store
 from busq.store.streams import Streams
 from busq.worker.attempt import Attempt
 from busq.worker.control import Control
+from busq.worker.executors.base import Executor
 from busq.worker.executors.coroutine import CoroutineExecutor
+from busq.worker.executors.process import ProcessExecutor, hello_for, without_secrets
 from busq.worker.executors.thread import ThreadExecutor
 from busq.worker.intake import Intake
+from busq.worker.ladder import KILL_PATIENCE_S
 from busq.worker.reception import Reception
 from busq.worker.runner import Runner
 from busq.worker.slots import Slots
@@ -46,7 +49,8 @@ class Worker:
     Runs the jobs of some queues with the handlers of one application.
 
     `queues` left out: `default` and every queue that a handler names. `concurrency` is the number of coroutine
-    slots (100); threads have as many slots as the process may use CPUs, or as `concurrency` says when it is given.
+    slots (100); threads and child processes have as many slots as the process may use CPUs, or as `concurrency` says
+    when it is given. `child_setup` (module:function) is called in each child process before it does anything else.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Worker:
         *,
         queues: Sequence[str] = (),
         concurrency: int | None = None,
+        child_setup: str = "",
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -63,10 +68,12 @@ class Worker:
         self._handlers = handlers
         self._queues = list(queues) or sorted(handlers.queues())
         self._loop_factory = loop_factory
+        self._child_setup = child_setup
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._limits = {
             Pool.COROUTINE: concurrency or 100,
             Pool.THREAD: concurrency or cpus,
+            Pool.PROCESS: concurrency or cpus,
         }
         self.ready = False
         self.draining = False
@@ -117,6 +124,7 @@ class Worker:
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
         self._stop_asked, self._hurry_asked = asyncio.Event(), asyncio.Event()
+        hello = hello_for(self._settings, self._of_pool(Pool.PROCESS), self._child_setup)
         self._store = Store(self._settings, by=self.name)
         await self._store.open()
         self._streams = Streams(self._store, self._queues)
@@ -124,7 +132,16 @@ class Worker:
         self._slots = Slots(self._limits)
         self._runner = Runner(self._settings, self._store, self._slots, loop)
         self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
-        self._runner.use({Pool.COROUTINE: CoroutineExecutor(loop, self._runner.reported), Pool.THREAD: self._threads})
+        self._processes = ProcessExecutor(
+            loop, self._runner.reported, self._runner.hands.save, hello,
+            without_secrets(os.environ, self._settings.url), slots=self._limits[Pool.PROCESS],
+        )  # fmt: skip
+        executors: dict[Pool, Executor] = {
+            Pool.COROUTINE: CoroutineExecutor(loop, self._runner.reported),
+            Pool.THREAD: self._threads,
+            Pool.PROCESS: self._processes,
+        }
+        self._runner.use(executors)
         reception = Reception(
             self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin
         )
@@ -136,6 +153,9 @@ class Worker:
         )
         self._runner.watcher = self._control
         await self._control.start()
+
+    def _of_pool(self, pool: Pool) -> list[Handler]:
+        return [handler for handler in self._handlers if handler.pool is pool]
 
     def _info(self) -> bytes:
         return self._card.encoded(
@@ -164,11 +184,15 @@ class Worker:
         """Let jobs end, then ask them to, then hand them back. Answers how many were handed back unfinished."""
         settings = self._settings
         events.tell(log, events.WORKER_DRAINING, worker=self.name, running=len(self._runner.running))
+        self._processes.retire_idle()
         await self._ended_within(settings.shutdown_timeout_s, may_hurry=True)
         if self._runner.running:
             facts = TripFacts(cause=Cause.SHUTDOWN, reason="the worker is stopping", grace_s=settings.cleanup_s)
             self._runner.trip_all(facts)
             await self._ended_within(settings.cleanup_s, may_hurry=False)
+        if any(attempt.handler.pool is Pool.PROCESS for attempt in self._runner.running.values()):
+            # These can be ended, and are before their jobs go to somebody else: SIGTERM now, then SIGKILL.
+            await self._ended_within(settings.force_s + KILL_PATIENCE_S, may_hurry=False)
         return self._runner.hand_back_all()
 
     async def _ended_within(self, seconds: float, *, may_hurry: bool) -> None:
@@ -196,6 +220,7 @@ class Worker:
             events.tell(log, events.BUS_LOST, error=str(error) or "no answer", untold=self._runner.outbox.waiting)
         await tasks.end(telling)
         self._control.stop()
+        await self._processes.close()
         await self._threads.close()
         await self._runner.close()
         await self._store.close()

@@ -70,7 +70,6 @@ def test_wrong_usage_is_exit_2_and_names_what_is_wrong(words: list[str], said: s
         ("shop:buss", "did you mean shop:bus?"),
         ("shop:not_a_bus", "is of type int"),
         ("shop:empty", "declares no handlers"),
-        ("shop:heavy", "pool='process'"),
         ("broken:bus", "NameError"),
     ],
 )

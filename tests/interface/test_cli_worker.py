@@ -49,6 +49,18 @@ def test_every_line_of_a_job_carries_its_jid_kind_and_attempt_and_no_secret(redi
     assert all(json.loads(line) for line in worker.text.splitlines())
 
 
+def test_a_handler_of_the_process_pool_runs_in_a_child_whose_lines_look_like_the_workers(redis_url: str) -> None:
+    with service("worker", "shop:bus", url=redis_url) as worker:
+        worker.until("worker.started")
+        answer = busq("enqueue", "child", "--jid", "a", "--wait", "-o", "json", url=redis_url)
+        assert answer.returncode == 0, answer.stderr
+        line = worker.until("by way of a child")
+        assert (line["jid"], line["kind"], line["attempt"]) == ("a", "child", 1)
+        assert document(busq("get", "a", "-o", "json", url=redis_url))["result"] != worker.process.pid
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.ended() == 0
+
+
 def test_the_level_is_taken_from_the_option_then_the_environment(redis_url: str) -> None:
     with service("worker", "shop:bus", "--log-level", "debug", url=redis_url, BUSQ_LOG_LEVEL="error") as worker:
         busq("enqueue", "add", "[1]", "--jid", "a", url=redis_url)

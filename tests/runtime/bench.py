@@ -19,6 +19,7 @@ from typing import Any, TypeVar, overload
 import busq
 from busq.client.jobs import Enqueuer
 from busq.config import Settings
+from busq.handlers import Handlers
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.worker import Worker
 
@@ -185,10 +186,10 @@ class Bench:
         self.gates.append(Gate())
         return self.gates[-1]
 
-    async def work(self, bus: busq.Bus | None = None, **how: Any) -> Worker:
-        """Start a worker; returns when it takes jobs."""
+    async def work(self, bus: busq.Bus | None = None, *, handlers: Handlers | None = None, **how: Any) -> Worker:
+        """Start a worker; returns when it takes jobs. `handlers`: those of another application, with our settings."""
         bus = bus or self.bus
-        worker = Worker(bus.settings, bus.handlers, **how)
+        worker = Worker(bus.settings, bus.handlers if handlers is None else handlers, **how)
         await self._serve(worker, lambda: worker.ready)
         return worker
 

@@ -23,7 +23,8 @@ class CoroutineExecutor:
         self._plain = contextvars.copy_context()
         self._alive: dict[asyncio.Task[Any], Attempt] = {}  # the loop itself holds tasks weakly
 
-    def begin(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
+    def begin(self, attempt: Attempt, payload: bytes) -> None:
+        args, kwargs = attempt.handler.unbind(payload)
         own = self._plain.copy()
         own.run(context.enter, attempt.job)
         task = self._loop.create_task(_guarded(attempt.handler.function, args, kwargs), context=own)
@@ -39,6 +40,9 @@ class CoroutineExecutor:
     def force(self, attempt: Attempt) -> bool:
         self.ask_to_stop(attempt)
         return True
+
+    def kill(self, attempt: Attempt) -> bool:
+        return False
 
     async def close(self) -> None:
         """Nothing to do: tasks end with their loop."""

@@ -36,7 +36,8 @@ class ThreadExecutor:
         self._waiting = 0  # jobs that none of them has taken yet: always changed together
         self._made = 0
 
-    def begin(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
+    def begin(self, attempt: Attempt, payload: bytes) -> None:
+        args, kwargs = attempt.handler.unbind(payload)
         own = self._plain.copy()
         with self._lock:
             self._waiting += 1
@@ -51,6 +52,9 @@ class ThreadExecutor:
         """Nothing beyond the token, which is tripped already: the handler's own checks find it."""
 
     def force(self, attempt: Attempt) -> bool:
+        return False
+
+    def kill(self, attempt: Attempt) -> bool:
         return False
 
     async def close(self) -> None:

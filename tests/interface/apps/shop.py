@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 
 import structlog
@@ -12,7 +13,6 @@ import busq
 
 bus = busq.Bus()
 empty = busq.Bus()
-heavy = busq.Bus()
 not_a_bus = 7
 
 
@@ -39,5 +39,7 @@ def ignore() -> None:
     threading.Event().wait(3600)
 
 
-@heavy.job(pool="process")
-def crunch() -> None: ...
+@bus.job(pool="process")
+def child() -> int:
+    logging.getLogger("library").warning("by way of a child")
+    return os.getpid()

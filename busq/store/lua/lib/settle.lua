@@ -2,13 +2,14 @@
 -- and changes nothing but one line of history. The token is the fence; `fin` remembers the attempt that settled,
 -- so that the same call sent twice is answered alike.
 --
--- `observed` is '1', '0', or 'runs': the worker has given the attempt up while its code runs on. Nothing claims then that
--- it stopped: it is listed as a suspect, and a cancel ends as abandoned.
+-- `observed` is '1', absent, 'gone': its process was ended by force, or 'runs': the worker has given the attempt up while
+-- its code runs on. Nothing claims then that it stopped: it is listed as a suspect, and a cancel ends as abandoned.
 --
 -- Per job: entry, token, attempt, outcome, count of further facts, then name and value of each: observed, result, error,
 -- cause, delay_ms, and any number of notes (name, ms ago and facts, with tabs between). Most jobs have none of them.
 local FIXED = 5
 local NOTHING_MORE = { result = '', error = '', cause = '', delay_ms = '0', notes = {} }
+local ENDED = { ['1'] = 'confirmed', runs = 'abandoned', gone = 'killed' }
 
 local function read_facts(first, count)
   local told = { result = '', error = '', cause = '', delay_ms = '0', notes = {} }
@@ -50,8 +51,7 @@ local function settle_all(first_job, first_arg, act)
         put(fields, 'evidence', outcome)
         if told.result ~= '' then put(fields, 'evidence_result', told.result) end
         if told.error ~= '' then put(fields, 'evidence_error', told.error) end
-        local ended = observed == '1' and 'confirmed' or 'completed'
-        close_cancelled(job, fields, n, attempt, observed == 'runs' and 'abandoned' or ended)
+        close_cancelled(job, fields, n, attempt, ENDED[observed or ''] or 'completed')
         state = 'cancelled'
       else
         if state == 'cancelling' then

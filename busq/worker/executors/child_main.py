@@ -1,0 +1,184 @@
+"""
+The whole life of a child process: find the handlers, run one job after another, end with the worker.
+
+The main thread reads `work` while it is idle and runs the handler itself, so that the handler has the thread that
+signals and many libraries want. A thread of its own hears `control` all the while. There is no connection to Redis
+here and no word of where it is: whatever a job wants of the bus goes through the worker.
+
+A child whose worker is gone must go too, with everything that it started. The kernel sees to that (`tie.py`); where
+it cannot, the end of `control` says so and the child ends its own process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib
+import os
+import signal
+import socket
+import sys
+import threading
+
+from busq.errors import BadPayload, BusqError, TooLarge
+from busq.protocol.codec import ErrorInfo, describe_error, encode_result
+from busq.worker import context
+from busq.worker.context import CurrentJob
+from busq.worker.executors import addresses
+from busq.worker.executors.base import HandlerExit
+from busq.worker.executors.child_job import ChildAttempt, ChildHands
+from busq.worker.executors.frames import (
+    READ_BYTES,
+    ChildsInbox,
+    Done,
+    Failed,
+    Frame,
+    Hello,
+    Ready,
+    Refused,
+    Run,
+    Saved,
+    Trip,
+    Unfit,
+    packed,
+)
+from busq.worker.outcome import is_cancellation
+
+FIRST_FRAME_BYTES = 16 * 1024 * 1024
+STDERR = 2
+
+
+def main(work_fd: int, control_fd: int, stderr_fd: int) -> None:
+    """Be a child until the worker has no more work for it."""
+    work, control = (socket.socket(fileno=fd) for fd in (work_fd, control_fd))
+    for end in (work, control):
+        end.set_inheritable(False)  # what a handler starts must not look like us to the worker
+    child = Child(work, control)
+    hello = child.next_frame()
+    if not isinstance(hello, Hello):
+        return
+    if not child.prepare(hello):
+        sys.exit(1)
+    os.dup2(stderr_fd, STDERR)  # until here it went to a file, so that the worker can say why a child did not start
+    os.close(stderr_fd)
+    threading.Thread(target=child.listen, name="busq-control", daemon=True).start()
+    child.send(Ready())
+    while isinstance(run := child.next_frame(), Run):
+        child.run(run)
+
+
+class Child:
+    def __init__(self, work: socket.socket, control: socket.socket) -> None:
+        self._work = work
+        self._control = control
+        self._work_inbox = ChildsInbox(FIRST_FRAME_BYTES)
+        self._sending = threading.Lock()  # handlers' threads say things, too
+        self._plain = contextvars.copy_context()
+        self._current: ChildAttempt | None = None
+        self._early: Trip | None = None  # heard before the run that it is meant for
+        self._changing = threading.Lock()  # of the two above
+
+    # Talking
+
+    def send(self, frame: Frame) -> None:
+        data = packed(frame)
+        try:
+            with self._sending:
+                self._work.sendall(data)
+        except OSError:
+            os._exit(1)  # nobody is left who would want to know
+
+    def next_frame(self) -> Frame | None:
+        """What the worker wants next; None when it wants nothing more."""
+        while data := self._work.recv(READ_BYTES):
+            for frame in self._work_inbox.frames(data):
+                return frame  # one at a time: the worker sends the next one after our answer
+        return None
+
+    # Beginning
+
+    def prepare(self, hello: Hello) -> bool:
+        """Find the handlers. When that fails, say why and return False."""
+        self._work_inbox.most_bytes = hello.most_bytes
+        self._result_bytes, self._traceback_bytes = hello.result_bytes, hello.traceback_bytes
+        self._hands = ChildHands(self.send, result_bytes=hello.result_bytes)
+        try:
+            if hello.setup:
+                module, _, function = hello.setup.partition(":")
+                getattr(importlib.import_module(module), function)()
+            self._handlers = addresses.load(hello.handlers, hello.main_name, hello.main_path)
+        except BaseException as error:
+            info = describe_error(error, hello.traceback_bytes)
+            self.send(Refused(f"{info.type}: {info.message}", info.traceback))
+            return False
+        return True
+
+    # The control thread
+
+    def listen(self) -> None:
+        inbox = ChildsInbox(FIRST_FRAME_BYTES)
+        with contextlib.suppress(OSError):
+            while data := self._control.recv(READ_BYTES):
+                for frame in inbox.frames(data):
+                    self._heard(frame)
+        # Signals to a group reach ourselves as well.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    def _heard(self, frame: Frame) -> None:
+        if isinstance(frame, Saved):
+            self._hands.saved(frame.number, frame.lost)
+        elif isinstance(frame, Trip):
+            with self._changing:
+                attempt = self._current
+                if attempt is None or attempt.run != frame.run:
+                    self._early = frame
+                    return
+            self._trip(attempt, frame)
+
+    def _trip(self, attempt: ChildAttempt, trip: Trip) -> None:
+        if attempt.token.trip(trip.facts):
+            for callback in attempt.token.take_callbacks():
+                self._hands.run_callback(attempt, callback, trip.facts)
+
+    # One job
+
+    def run(self, run: Run) -> None:
+        attempt = ChildAttempt(run, self._handlers[run.kind], self.send)
+        with self._changing:
+            self._current, early = attempt, self._early
+        if early is not None and early.run == run.run:
+            self._trip(attempt, early)
+        answer = self._plain.copy().run(self._answer, attempt, run.payload)
+        attempt.end()
+        with self._changing:
+            self._current = self._early = None
+        self.send(answer)
+
+    def _answer(self, attempt: ChildAttempt, payload: bytes) -> Done | Failed | Unfit:
+        """Run the handler, and put into a frame what came of it. Raises nothing."""
+        context.enter(CurrentJob(attempt, self._hands))
+        try:
+            args, kwargs = attempt.handler.unbind(payload)
+        except BusqError as error:
+            return self._unfit(attempt, "bad_payload" if isinstance(error, BadPayload) else "bad_arguments", error)
+        try:
+            value = attempt.handler.function(*args, **kwargs)
+        except (SystemExit, KeyboardInterrupt) as error:
+            exited = HandlerExit(f"the handler raised {type(error).__name__}: {error}")
+            exited.__cause__ = error
+            return self._failed(attempt, exited)
+        except BaseException as error:
+            return self._failed(attempt, error)
+        if value is None:
+            return Done(attempt.run, attempt.token.observed, b"")
+        try:
+            return Done(attempt.run, attempt.token.observed, encode_result(value, self._result_bytes))
+        except BusqError as error:
+            return self._unfit(attempt, "result_too_large" if isinstance(error, TooLarge) else "bad_result", error)
+
+    def _failed(self, attempt: ChildAttempt, error: BaseException) -> Failed:
+        info = describe_error(error, self._traceback_bytes)
+        return Failed(attempt.run, attempt.token.observed, is_cancellation(error), info)
+
+    def _unfit(self, attempt: ChildAttempt, cause: str, error: BusqError) -> Unfit:
+        return Unfit(attempt.run, attempt.token.observed, cause, ErrorInfo(type(error).__name__, str(error)))
