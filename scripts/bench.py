@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import msgspec  # noqa: E402
-from benchmarks import cancel, drain, enqueue, idle, start  # noqa: E402
+from benchmarks import cancel, drain, enqueue, idle, process, start  # noqa: E402
 from benchmarks.figures import Figure  # noqa: E402
 
 from busq.cli.embedded import embedded_server  # noqa: E402
@@ -53,6 +53,7 @@ def _benchmarks(asked: argparse.Namespace) -> dict[str, Measure]:
         "enqueue": lambda url: enqueue.measure(url, asked.pairs, asked.jobs),
         "cancel": lambda url: cancel.measure(url, asked.pairs, asked.samples),
         "start": lambda url: start.measure(url, asked.pairs, asked.samples),
+        "process": lambda url: process.measure(url, asked.pairs, asked.process_jobs),
         "idle": lambda url: idle.measure(url, asked.idle_s),
     }
     return {name: everything[name] for name in asked.only or everything}
@@ -63,14 +64,17 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--url", help="a running server; left out: one is started and ended")
     parser.add_argument("--pairs", type=_count, help="how often each comparison is repeated (11)")
     parser.add_argument("--jobs", type=_count, help="jobs in one drain or bulk enqueue (20,000)")
+    parser.add_argument("--process-jobs", type=_count, help="jobs through the process pool (10,000)")
     parser.add_argument("--samples", type=_count, help="cancels, and starts at light load, over all pairs (330)")
     parser.add_argument("--idle-s", type=float, help="how long to listen to an idle worker (10)")
-    parser.add_argument("--only", action="append", choices=["drain", "enqueue", "cancel", "start", "idle"])
-    parser.add_argument("--quick", action="store_true", help="3 pairs, 5,000 jobs, 90 samples, 3 s")
+    parser.add_argument("--only", action="append", choices=["drain", "enqueue", "cancel", "start", "process", "idle"])
+    parser.add_argument(
+        "--quick", action="store_true", help="3 pairs, 5,000 jobs, 2,000 of the process pool, 90 samples, 3 s"
+    )
     parser.add_argument("-o", "--output", choices=["table", "json"], default="table")
     asked = parser.parse_args(arguments)
-    usual = {"pairs": 3, "jobs": 5000, "samples": 90, "idle_s": 3.0} if asked.quick else {
-        "pairs": 11, "jobs": 20_000, "samples": 330, "idle_s": 10.0,
+    usual = {"pairs": 3, "jobs": 5000, "process_jobs": 2000, "samples": 90, "idle_s": 3.0} if asked.quick else {
+        "pairs": 11, "jobs": 20_000, "process_jobs": 10_000, "samples": 330, "idle_s": 10.0,
     }  # fmt: skip
     for name, value in usual.items():
         if getattr(asked, name) is None:
