@@ -131,9 +131,7 @@ class ChildHands:
             try:
                 callback(facts)
             except BaseException as error:  # a SystemExit too: it is no business of the job's
-                events.tell(
-                    log, events.TRIP_CALLBACK_FAILED, jid=attempt.jid, kind=attempt.handler.kind, attempt=attempt.number,
-                    error=repr(error),
-                )  # fmt: skip
+                whose = {"jid": attempt.jid, "kind": attempt.handler.kind, "attempt": attempt.number}
+                events.tell(log, events.TRIP_CALLBACK_FAILED, **whose, error=repr(error))
 
         threading.Thread(target=call, name="busq-on-trip", daemon=True).start()
