@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from busq import events
 from busq.errors import Cancelled, UsageError
@@ -131,7 +132,7 @@ class ChildHands:
             try:
                 callback(facts)
             except BaseException as error:  # a SystemExit too: it is no business of the job's
-                whose = {"jid": attempt.jid, "kind": attempt.handler.kind, "attempt": attempt.number}
+                whose: dict[str, Any] = {"jid": attempt.jid, "kind": attempt.handler.kind, "attempt": attempt.number}
                 events.tell(log, events.TRIP_CALLBACK_FAILED, **whose, error=repr(error))
 
         threading.Thread(target=call, name="busq-on-trip", daemon=True).start()
