@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from busq.client.handle import BlockingHandle, JobHandle
 from busq.client.spec import JobOptions, JobSpec, make_spec
 from busq.handlers import Handler
+from busq.protocol.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,12 @@ class Enqueuer(Generic[P, R_co]):
         Raise `BadArguments`, `TooLarge`, `BadJid`, `JidInUse` or `BusUnavailable`.
         """
         return (await self._bus.enqueue_many([self.spec(*args, **kwargs)]))[0]
+
+    def handle_of(self, jid: str, state: State, *, blocking: bool) -> JobHandle[R_co] | BlockingHandle[R_co]:
+        """The handle of a job of this kind that has been sent already."""
+        if blocking:
+            return BlockingHandle(self._bus.blocking, jid, state, self.handler.result_type)
+        return JobHandle(self._bus, jid, state, self.handler.result_type)
 
     @property
     def blocking(self) -> BlockingEnqueuer[P, R_co]:

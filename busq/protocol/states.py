@@ -75,7 +75,7 @@ TRANSITIONS: Table = {
     Verb.ENQUEUE: _rows(
         {},
         otherwise="in_use",
-        missing=_row(enqueued=(_S.QUEUED, _S.SCHEDULED), tombstoned=_S.CANCELLED),
+        missing=_row(enqueued=(_S.QUEUED, _S.SCHEDULED), tombstoned=_S.CANCELLED, orphan=None),
     ),
     Verb.PROMOTE: _rows(
         {_S.SCHEDULED: _row(promoted=_S.QUEUED, early=_S.SCHEDULED)}, otherwise="stale", missing=_MISSING

@@ -27,7 +27,7 @@ class NewJob(msgspec.Struct, frozen=True):
     queue: str
     payload: bytes
     delay_ms: int = 0
-    fields: tuple[Value, ...] = ()
+    fields: tuple[str | int, ...] = ()
 
 
 class KindTerms(msgspec.Struct, frozen=True):

@@ -138,20 +138,25 @@ class Store:
         for shard, queue, places in self._by_queue(jobs):
             args: list[Value] = []
             for place in places:
-                job = jobs[place]
-                args += (job.kind, job.payload, job.delay_ms, len(job.fields) // 2)
-                args += job.fields
-            heard = await self._run(
-                Verb.ENQUEUE,
-                shard,
-                [jobs[i].jid for i in places],
-                args,
-                queue=queue,
-                named={"call": call, "queue": queue},
-            )
+                args += _admission(jobs[place])
+            named: dict[str, Value] = {"call": call, "queue": queue, "parent": "", "parent_token": ""}
+            heard = await self._run(Verb.ENQUEUE, shard, [jobs[i].jid for i in places], args, queue=queue, named=named)
             for place, (word, state) in zip(places, heard, strict=True):
                 answers[place] = (word.decode(), State(state.decode()))
         return answers
+
+    async def spawn(self, parent: str, token: str, job: NewJob, *, call: str) -> tuple[str, str, str]:
+        """
+        Admit a child of a running job, asked for by the attempt with this token; both live in the same shard.
+
+        Answers (enqueued | tombstoned | in_use, its state, ""), or (orphan, the parent's state, its cancel's cause).
+        """
+        named: dict[str, Value] = {"call": call, "queue": job.queue, "parent": parent, "parent_token": token}
+        heard = await self._run(
+            Verb.ENQUEUE, self.shard_of(parent), [job.jid], _admission(job), queue=job.queue, named=named
+        )
+        word, state, *cause = (part.decode() for part in heard[0])
+        return word, state, cause[0] if cause else ""
 
     async def cancel(self, jids: Sequence[str], wish: CancelRequest, *, request: str) -> list[CancelAnswer]:
         """Write down that these jobs shall stop, and announce it. `request` names this very call, as for enqueue."""
@@ -345,6 +350,11 @@ class Store:
                     batch, size = [], 0
             if batch:
                 yield shard, queue, batch
+
+
+def _admission(job: NewJob) -> list[Value]:
+    """What the enqueue script is told of one job."""
+    return [job.kind, job.payload, job.delay_ms, len(job.fields) // 2, *job.fields]
 
 
 def clean_name(by: str) -> str:

@@ -15,18 +15,21 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast
 
 from busq.callables import Pool
-from busq.errors import NoCurrentJob, UsageError
+from busq.errors import Cancelled, JidInUse, NoCurrentJob, UsageError
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.codec import decode_result, encode_result
+from busq.protocol.states import State
+from busq.store.forms import NewJob
 from busq.worker.subprocesses import AwaitedProgram, Program
 
 if TYPE_CHECKING:
     from busq.handlers import Handler
     from busq.worker.token import CancelToken
 
+P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -65,9 +68,29 @@ class Hands(Protocol):
     result_bytes: int
 
     def save(self, attempt: Any, data: bytes) -> Future[None]: ...
+
+    def spawn(self, attempt: Any, job: NewJob) -> Future[tuple[str, str]]:
+        """Have a child admitted: enqueued, tombstoned or in_use with its state; orphan, a cause; refused and why."""
+        ...
+
     def shield_opened(self, attempt: Any, shield: Shield) -> None: ...
     def shield_closed(self, attempt: Any, shield: Shield) -> None: ...
     def run_callback(self, attempt: Any, callback: Callable[[TripFacts], object], facts: TripFacts) -> None: ...
+
+
+class Spec(Protocol):
+    """A job not yet sent, as a client makes it."""
+
+    @property
+    def job(self) -> NewJob: ...
+
+
+class Spawnable(Protocol[P]):
+    """A handler as `@bus.job` leaves it, or its `options(...)`."""
+
+    def options(self, *, parent: str) -> Spawnable[P]: ...
+    def spec(self, *args: P.args, **kwargs: P.kwargs) -> Spec: ...
+    def handle_of(self, jid: str, state: State, *, blocking: bool) -> Any: ...
 
 
 class CurrentJob:
@@ -160,7 +183,7 @@ class CurrentJob:
         """Wait until the token is tripped, at most `timeout` seconds; True when it is. Await it in a coroutine."""
         token = self._attempt.token
         if self._blocks:
-            return Done(token.wait(timeout))
+            return cast("Answer[bool]", token.wait(timeout))
         return _WaitTripped(self, self._hands, timeout)
 
     def save(self, data: Any) -> Answer[None]:
@@ -177,6 +200,32 @@ class CurrentJob:
         if self._blocks:
             return Done(kept.result())
         return Pending(kept)
+
+    def spawn(self, handler: Spawnable[P], /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """
+        Enqueue a child of this job: `await job.spawn(upload, part)`, or `job.spawn(upload.options(delay=5), part)`.
+
+        What comes is the child's `JobHandle`; in a `def` handler nothing is awaited and it is a `BlockingHandle`. Raise
+        what `enqueue` raises, and `busq.Cancelled` when this attempt was asked to stop: then there is no child.
+        """
+        heir = handler.options(parent=self.jid)
+        job = heir.spec(*args, **kwargs).job
+        told = self._hands.spawn(self._attempt, job)
+        if self._blocks:
+            return self._spawned(heir, job.jid, *told.result())
+        return _Spawning(lambda word, detail: self._spawned(heir, job.jid, word, detail), told)
+
+    def _spawned(self, heir: Spawnable[Any], jid: str, word: str, detail: str) -> Any:
+        if word == "in_use":
+            raise JidInUse(jid, State(detail))
+        if word == "orphan":
+            self._attempt.token.observe()
+            facts = self._attempt.token.facts
+            cause, reason = (facts.cause, facts.reason) if facts else (Cause(detail), "")
+            raise Cancelled(cause, reason)
+        if word == "refused":
+            raise UsageError(detail)
+        return heir.handle_of(jid, State(detail), blocking=self._blocks)
 
     def shield(self, limit: float | None = None) -> Shield:
         """
@@ -287,6 +336,18 @@ class Pending(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+
+
+class _Spawning:
+    """A child on its way; giving up waiting for it does not undo it."""
+
+    def __init__(self, arrived: Callable[[str, str], Any], told: Future[tuple[str, str]]) -> None:
+        self._arrived = arrived
+        self._told = told
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        word, detail = yield from asyncio.shield(asyncio.wrap_future(self._told)).__await__()
+        return self._arrived(word, detail)
 
 
 class _WaitTripped:

@@ -27,6 +27,8 @@ from busq.worker.attempt import Attempt
 UNKNOWN_JID = "unknown_jid: no record of this jid"
 PAUSE_S = (0.05, 1.0)  # between tries while Redis is away: the first and the longest
 
+T = TypeVar("T")
+
 log = events.logger("busq.worker")
 
 Settled = Callable[[Attempt, str, str], None]
@@ -111,13 +113,12 @@ class Outbox:
         self._idle.clear()
         self._work.set()
 
-    async def until_told(self, send: Callable[[], Awaitable[object]]) -> None:
-        """Send until it has arrived, however long Redis is away."""
+    async def until_told(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Send until it has arrived, however long Redis is away. Return the answer."""
         pause = PAUSE_S[0]
         while True:
             try:
-                await send()
-                return
+                return await send()
             except BusUnavailable as error:
                 if pause == PAUSE_S[0]:
                     events.tell(log, events.BUS_LOST, error=str(error), waiting=self.waiting)
@@ -166,8 +167,6 @@ class Outbox:
 
 
 _RETURNED = {"buried": events.JOB_BURIED, "missing": events.JOB_BURIED, "stale": events.JOB_STALE}
-
-T = TypeVar("T")
 
 
 def _alike(waiting: Sequence[T], where: Callable[[T], Hashable]) -> list[T]:

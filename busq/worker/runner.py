@@ -63,7 +63,9 @@ class Runner:
         self._settings = settings
         self._store = store
         self._slots = slots
-        self.hands = WorkerHands(loop, self.outbox, self.ladder, result_bytes=settings.result_bytes)
+        self.hands = WorkerHands(
+            loop, store, self.outbox, self.ladder, self._errand, result_bytes=settings.result_bytes
+        )
         self._executors: dict[Pool, Executor] = {}
         self._errands: set[asyncio.Task[None]] = set()
         self._closed = False

@@ -133,7 +133,7 @@ class Worker:
         self._runner = Runner(self._settings, self._store, self._slots, loop)
         self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
         self._processes = ProcessExecutor(
-            loop, self._runner.reported, self._runner.hands.save, hello,
+            loop, self._runner.reported, self._runner.hands, hello,
             without_secrets(os.environ, self._settings.url), slots=self._limits[Pool.PROCESS],
         )  # fmt: skip
         executors: dict[Pool, Executor] = {

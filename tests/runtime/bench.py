@@ -119,6 +119,8 @@ class Ask:
 
     def in_thread(self) -> Any:
         answer = self._call()
+        if not hasattr(answer, "__await__"):
+            return answer
         try:  # an answer that is there can be taken out in one step
             answer.__await__().send(None)
         except StopIteration as there:

@@ -276,6 +276,17 @@ def runs_too_long(folder: str) -> None:
 
 
 @process
+def spawns(n: int) -> str:
+    """The jid of a child that doubles `n`."""
+    return str(busq.current_job().spawn(doubled, n).jid)
+
+
+@bus.job(queue="others")
+async def spawns_and_awaits(n: int) -> str:
+    return str((await busq.current_job().spawn(doubled, n)).jid)
+
+
+@process
 def logs(word: str) -> None:
     structlog.get_logger("shop").info("said", word=word)
 

@@ -153,6 +153,12 @@ class Bench:
         (answer,) = await self.a.enqueue([job], call=call or self.fresh("call"))
         return answer
 
+    async def spawn(self, held: Held, jid: str, *, call: str | None = None, **wrong: str) -> tuple[str, str, str]:
+        """A child of a running attempt; `wrong` names another parent or token."""
+        job = NewJob(jid, KIND, QUEUE, b"\x01payload")
+        parent_jid, token = wrong.get("parent", held.jid), wrong.get("token", held.token)
+        return await self.a.spawn(parent_jid, token, job, call=call or self.fresh("call"))
+
     async def read(self, by: Store | None = None, count: int = 1000) -> list[Entry]:
         """Take what stands in the queue and nobody has read yet."""
         streams = Streams(by or self.a, [QUEUE])

@@ -238,6 +238,46 @@ async def test_another_call_for_a_jid_in_use_writes_nothing(url: str) -> None:
         assert await bench.snapshot() == before
 
 
+# Children --------------------------------------------------------------------------------------------------
+
+
+async def test_a_running_attempt_may_have_children(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await bench.run()
+        assert await bench.spawn(held, "child", call="one") == ("enqueued", "queued", "")
+        assert await bench.spawn(held, "child", call="one") == ("enqueued", "queued", "")
+        assert await bench.spawn(held, "child", call="two") == ("in_use", "queued", "")
+        assert len(await bench.entries()) == 2
+
+
+@pytest.mark.parametrize("how", ["asked to stop", "ended", "owned by another attempt"])
+async def test_an_attempt_that_is_over_or_was_asked_to_stop_gains_no_children(url: str, how: str) -> None:
+    async with Bench(url) as bench:
+        held = await bench.run()
+        answer: tuple[str, str, str]
+        if how == "asked to stop":
+            await bench.cancel(held.jid)
+            answer = ("orphan", "cancelling", "user")
+        elif how == "ended":
+            await bench.settle(Verb.FINISH, held)
+            answer = ("orphan", "succeeded", "")
+        else:
+            held = Held(held.jid, held.entry, "an-older-token", 0)
+            answer = ("orphan", "running", "")
+        before = await bench.snapshot()
+        assert await bench.spawn(held, "child") == answer
+        assert await bench.snapshot() == before
+
+
+async def test_a_child_that_was_admitted_in_time_is_told_so_again(url: str) -> None:
+    """The reply was lost, and the cancel came before the call was sent again."""
+    async with Bench(url) as bench:
+        held = await bench.run()
+        first = await bench.spawn(held, "child", call="one")
+        await bench.cancel(held.jid)
+        assert await bench.spawn(held, "child", call="one") == first
+
+
 # What is spent --------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,10 @@ def failures(retries: int) -> Keeper:
     return lambda url: attempts.test_a_job_fails_after_as_many_failures_as_it_has_retries_and_one(url, retries)
 
 
+def orphan(how: str) -> Keeper:
+    return lambda url: attempts.test_an_attempt_that_is_over_or_was_asked_to_stop_gains_no_children(url, how)
+
+
 def expiry(state: State) -> Keeper:
     return lambda url: bounds.test_live_records_have_no_expiry_and_terminal_ones_have(url, state)
 
@@ -118,6 +122,9 @@ GUARDS = [
           bounds.test_an_expired_tombstone_stops_nothing_and_leaves_nothing),
     Guard("enqueue", "      redis.call('HDEL', tombstones, jid)\n      n = ", "      n = ",
           bounds.test_a_tombstone_is_consumed_by_the_enqueue_that_it_stops),
+    Guard("enqueue", "  elseif not open then", "  elseif false then", orphan("ended")),
+    Guard("enqueue", "parents[1] == 'running' and ", "", orphan("asked to stop")),
+    Guard("enqueue", " and parents[2] == parent_token", "", orphan("owned by another attempt")),
     # cancel
     Guard("cancel", "was[4] == request", "false", again("cancel of a running job")),
     Guard("cancel", "was[4] == request", "true", table(V.CANCEL, S.CANCELLED)),

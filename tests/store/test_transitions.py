@@ -52,6 +52,10 @@ def _enqueue(*, delay_s: float = 0, tombstone: bool = False) -> Call:
     return call
 
 
+async def _spawn(bench: Bench, held: Held) -> str:
+    return (await bench.spawn(held, held.jid, parent="nobody"))[0]
+
+
 def _promote(after_s: float) -> Call:
     async def call(bench: Bench, held: Held) -> str:
         bench.clock.advance(after_s)
@@ -157,6 +161,7 @@ CASES: Mapping[Verb, list[Case]] = {
         Case("at once", _enqueue()),
         Case("with a delay", _enqueue(delay_s=1)),
         Case("after a tombstone", _enqueue(tombstone=True)),
+        Case("by a parent that there is not", _spawn),
     ],
     Verb.PROMOTE: [Case("not due", _promote(DELAY_S - 1)), Case("due", _promote(DELAY_S))],
     Verb.START: [

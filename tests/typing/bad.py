@@ -29,6 +29,7 @@ async def uses() -> None:
     (await bus.get("x")).state = busq.State.FAILED  # error: misc
     await bus.cancel("x", grace="5")  # error: arg-type
     print(text)
+    await busq.current_job().spawn(measured, 5)  # error: arg-type
 
 
 @bus.job(retries="two")  # error: call-overload, untyped-decorator

@@ -66,6 +66,7 @@ async def inside() -> None:
     assert_type(job.cause, busq.Cause | None)
     assert_type(await job.wait_cancelled(timeout=1), bool)
     assert_type(await job.save({"a": 1}), None)
+    print((await job.spawn(measured, "a", precise=True)).jid, await job.spawn(resized.options(delay=5), 3))
     async with job.shield(limit=2.0):
         job.check_cancelled()
     with job.shield():

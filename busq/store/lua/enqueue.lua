@@ -3,15 +3,25 @@
 
   Flags    none
   KEYS     events, cancelled, tombstones, deadlines, scheduled, counters, succeeded, failed, cancelled_jobs, queues, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit, call, queue, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
+  ARGV     now_ms, by, history_limit, log_limit, call, queue, keep_succeeded_ms, keep_ended_ms, done_prefix,
+           parent, parent_token, per_job...
+           parent: '' or the jid of the running job whose attempt `parent_token` asks for these children
            per job: kind, payload, delay_ms, count of further fields, then name and value of each
   Uses     clock, record, ending
   Answers  {'enqueued', state}     a record was written; queued or scheduled
            {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
            {'in_use', state}       another call made a job of this jid, whose record still exists
-  Holds    the same call sent twice writes nothing the second time and is answered as the first was.
+           {'orphan', state, cause}   the parent's attempt is over or was asked to stop: nothing was written
+  Holds    the same call sent twice writes nothing the second time and is answered as the first was; an attempt that
+           was asked to stop gains no children.
 ]]
 local answers, at, fresh = {}, per_job, 0
+local parents = { 'running', parent_token }
+if parent ~= '' then
+  -- Not among KEYS, for it is one of a handful of calls that have a parent. It lives in this very shard, as its children do.
+  parents = redis.call('HMGET', string.sub(events, 1, -1 - #'events') .. 'job:' .. parent, 'state', 'token', 'cause')
+end
+local open = parents[1] == 'running' and parents[2] == parent_token
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
@@ -20,6 +30,8 @@ for i = jobs, #KEYS do
   if existing[1] then
     local same = existing[2] == call
     answers[#answers + 1] = { same and (existing[3] or 'enqueued') or 'in_use', existing[1] }
+  elseif not open then
+    answers[#answers + 1] = { 'orphan', parents[1] or '', parents[1] == 'cancelling' and parents[3] or '' }
   else
     -- The set may also name the jid for an unread entry of a cancelled job whose record has expired: no tombstone.
     local mark, wish = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)

@@ -19,8 +19,9 @@ from busq import events
 from busq.errors import Cancelled, UsageError
 from busq.handlers import Handler
 from busq.protocol.cancel import Cause, TripFacts
+from busq.store.forms import NewJob
 from busq.worker.context import Shield
-from busq.worker.executors.frames import Frame, Progress, Run, Save
+from busq.worker.executors.frames import Frame, Progress, Run, Save, Spawn
 from busq.worker.token import CancelToken
 
 PROGRESS_EVERY_S = 0.1  # the newest word travels with the worker's beat, so more would be said to nobody
@@ -102,6 +103,7 @@ class ChildHands:
         self._send = send
         self._numbers = itertools.count(1)
         self._kept: dict[int, Future[None]] = {}
+        self._told: dict[int, Future[tuple[str, str]]] = {}
 
     def save(self, attempt: ChildAttempt, data: bytes) -> Future[None]:
         if attempt.over:
@@ -120,6 +122,20 @@ class ChildHands:
             kept.set_exception(Cancelled(Cause.LEASE_LOST, lost))
         else:
             kept.set_result(None)
+
+    def spawn(self, attempt: ChildAttempt, job: NewJob) -> Future[tuple[str, str]]:
+        if attempt.over:
+            raise UsageError(f"job {attempt.jid} was asked for a child after its handler had ended")
+        number = next(self._numbers)
+        told = self._told[number] = Future()
+        self._send(Spawn(attempt.run, number, job))
+        return told
+
+    def born(self, number: int, word: str, detail: str) -> None:
+        """The worker says what became of a child that was asked for."""
+        told = self._told.pop(number, None)
+        if told is not None:
+            told.set_result((word, detail))
 
     def shield_opened(self, attempt: ChildAttempt, shield: Shield) -> None:
         attempt.open_shield(shield)

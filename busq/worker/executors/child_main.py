@@ -29,6 +29,7 @@ from busq.worker.executors.base import HandlerExit
 from busq.worker.executors.child_job import ChildAttempt, ChildHands
 from busq.worker.executors.frames import (
     READ_BYTES,
+    Born,
     ChildsInbox,
     Done,
     Failed,
@@ -127,6 +128,8 @@ class Child:
     def _heard(self, frame: Frame) -> None:
         if isinstance(frame, Saved):
             self._hands.saved(frame.number, frame.lost)
+        elif isinstance(frame, Born):
+            self._hands.born(frame.number, frame.word, frame.detail)
         elif isinstance(frame, Trip):
             with self._changing:
                 attempt = self._current

@@ -25,6 +25,7 @@ from busq.protocol.cancel import TripFacts
 from busq.worker.attempt import Attempt
 from busq.worker.executors.frames import (
     READ_BYTES,
+    Born,
     BrokenFrames,
     FromChild,
     Hello,
@@ -167,6 +168,9 @@ class Child:
 
     def saved(self, number: int, lost: str) -> None:
         self._control.write(packed(Saved(number, lost)))
+
+    def born(self, number: int, word: str, detail: str) -> None:
+        self._control.write(packed(Born(number, word, detail)))
 
     def send(self, frame: ToChild) -> None:
         self._work.write(packed(frame))

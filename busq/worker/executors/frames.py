@@ -2,8 +2,8 @@
 What a worker and a child of it say to each other: frames, each a length and one MessagePack array.
 
     worker ── work ──────> child     Hello once, then Run after Run; the child's main thread reads it when it is idle
-    worker ── control ───> child     Trip, Saved: heard by a thread of its own while a handler runs
-    worker <── work ────── child     Ready or Refused once; Progress, Save; then one of Done, Failed, Unfit for each Run
+    worker ── control ───> child     Trip, Saved, Born: heard by a thread of its own while a handler runs
+    worker <── work ────── child     Ready or Refused once; Progress, Save, Spawn; Done, Failed or Unfit for each Run
 
 Nothing is ever unpickled. `run` counts the runs of one child: what is said about an earlier one is not taken for the
 one that is going on. Two sockets, because a job that ends at once must not cost the child a change of threads.
@@ -17,6 +17,7 @@ import msgspec
 
 from busq.protocol.cancel import TripFacts
 from busq.protocol.codec import ErrorInfo
+from busq.store.forms import NewJob
 
 _PREFIX = 4
 READ_BYTES = 32 * 1024  # at once, at most; much more than that costs more to allocate than to read
@@ -118,8 +119,24 @@ class Unfit(Frame, frozen=True, tag=10):
     error: ErrorInfo
 
 
-ToChild = Hello | Run | Trip | Saved
-FromChild = Ready | Refused | Progress | Save | Done | Failed | Unfit
+class Born(Frame, frozen=True, tag=11):
+    """What became of a child that was asked for: a word and its detail, see `Hands.spawn`."""
+
+    number: int
+    word: str
+    detail: str
+
+
+class Spawn(Frame, frozen=True, tag=12):
+    """A child that the handler asks for."""
+
+    run: int
+    number: int
+    job: NewJob
+
+
+ToChild = Hello | Run | Trip | Saved | Born
+FromChild = Ready | Refused | Progress | Save | Spawn | Done | Failed | Unfit
 
 _encode = msgspec.msgpack.Encoder().encode
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)

@@ -12,20 +12,21 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from busq import events
 from busq.config import Settings
 from busq.errors import Cancelled
 from busq.handlers import Handler
+from busq.store.forms import NewJob
 from busq.worker.attempt import Attempt
 from busq.worker.executors.addresses import MAIN, address_of, main_program
 from busq.worker.executors.base import Gone, Report, Told, Written
 from busq.worker.executors.children import Child
-from busq.worker.executors.frames import Done, Failed, FromChild, Hello, Progress, Ready, Refused, Save, Unfit
+from busq.worker.executors.frames import Done, Failed, FromChild, Hello, Progress, Ready, Refused, Save, Spawn, Unfit
 
 START_WITHIN_S = 60.0  # a child has to find its handlers within this time
 START_AGAIN_S = (0.5, 10.0)  # after a child that could not start: the first wait and the longest
@@ -35,8 +36,12 @@ SECRET_NAMES = frozenset({"BUSQ_URL", "REDIS_URL"})
 
 log = events.logger("busq.worker")
 
-Keep = Callable[[Attempt, bytes], Future[None]]
-"""What `job.save` does in this process."""
+
+class Errands(Protocol):
+    """What a job in a child has done for it in this process."""
+
+    def save(self, attempt: Attempt, data: bytes) -> Future[None]: ...
+    def spawn(self, attempt: Attempt, job: NewJob) -> Future[tuple[str, str]]: ...
 
 
 class ProcessExecutor:
@@ -45,12 +50,12 @@ class ProcessExecutor:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, report: Report, keep: Keep, hello: Hello,
+        self, loop: asyncio.AbstractEventLoop, report: Report, errands: Errands, hello: Hello,
         environ: Mapping[str, str], *, slots: int,
     ) -> None:  # fmt: skip
         self._loop = loop
         self._report = report
-        self._keep = keep
+        self._errands = errands
         self._slots = slots
         self._hello = hello
         self._environ = environ
@@ -195,7 +200,10 @@ class ProcessExecutor:
             attempt.progress = (frame.fraction, frame.words)
         elif isinstance(frame, Save):
             number = frame.number
-            self._keep(attempt, frame.data).add_done_callback(lambda kept: child.saved(number, _lost(kept)))
+            self._errands.save(attempt, frame.data).add_done_callback(lambda kept: child.saved(number, _lost(kept)))
+        elif isinstance(frame, Spawn):
+            number = frame.number
+            self._errands.spawn(attempt, frame.job).add_done_callback(lambda told: child.born(number, *_answer(told)))
         else:
             if frame.observed:
                 attempt.token.observe()
@@ -237,6 +245,11 @@ class ProcessExecutor:
         if self._waiting:
             attempt, _ = self._waiting.popleft()
             self._report(attempt, None, Gone(why))
+
+
+def _answer(told: Future[tuple[str, str]]) -> tuple[str, str]:
+    error = told.exception()
+    return told.result() if error is None else ("refused", str(error) or repr(error))
 
 
 def _lost(kept: Future[None]) -> str:
