@@ -708,9 +708,8 @@ async def test_wait_cancelled_wakes_when_tripped_and_counts_as_observed(redis_ur
             @b.bus.job(kind="waits")
             def blocks() -> None:
                 job = busq.current_job()
-                answers.append(job.wait_cancelled(timeout=0.01).__await__())
-                answers[0] = next(_value(answers[0]))
-                answers.append(next(_value(job.wait_cancelled(timeout=10).__await__())))
+                answers.append(job.wait_cancelled(timeout=0.01))
+                answers.append(job.wait_cancelled(timeout=10))
 
             kind = blocks
         await b.work()
@@ -720,13 +719,6 @@ async def test_wait_cancelled_wakes_when_tripped_and_counts_as_observed(redis_ur
         job = await handle.wait(timeout=10)
         assert answers == [False, True]
         assert (job.state, job.ended) == ("cancelled", "confirmed")
-
-
-def _value(steps: Generator[Any, Any, Any]) -> Generator[Any, None, None]:
-    try:
-        next(steps)
-    except StopIteration as end:
-        yield end.value
 
 
 async def test_a_cancel_waits_outside_a_shield(redis_url: str, executor: str) -> None:
