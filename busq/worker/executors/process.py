@@ -129,8 +129,10 @@ class ProcessExecutor:
     # Children ----------------------------------------------------------------------------------------------
 
     def _give(self, child: Child, attempt: Attempt, payload: bytes) -> None:
-        self._at_work[attempt] = child
-        child.run(attempt, payload)
+        if child.run(attempt, payload):
+            self._at_work[attempt] = child
+        else:
+            self.begin(attempt, payload)
 
     def _start_enough(self) -> None:
         """Start as many children as wait for one, up to the slots."""
