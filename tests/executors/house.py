@@ -94,7 +94,7 @@ class Apart:
                 [sys.executable, "-m", "tests.executors.apart", told],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": str(ROOT), "STORY": str(folder)},  # a mark of all that it starts
             )
 
     @property

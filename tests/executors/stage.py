@@ -147,21 +147,25 @@ def match_in_c(length: int) -> None:
     re.match(r"(a+)+$", "a" * length + "b")
 
 
-# Shields -------------------------------------------------------------------------------------------------
+# Shields and programs ------------------------------------------------------------------------------------
 
 
 def shield(limit: float | None = None) -> Any:
     """`job.shield` in the form that fits where we run."""
-    opened = busq.current_job().shield(limit=limit)
-    return opened if in_coroutine() else _Blocking(opened)
+    return entered(busq.current_job().shield(limit=limit))
+
+
+def entered(manager: Any) -> Any:
+    """For `async with`: a manager that a `def` handler enters by a plain `with`."""
+    return manager if in_coroutine() else _Blocking(manager)
 
 
 class _Blocking:
-    def __init__(self, opened: Any) -> None:
-        self._opened = opened
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
 
-    async def __aenter__(self) -> None:
-        self._opened.__enter__()
+    async def __aenter__(self) -> Any:
+        return self._manager.__enter__()
 
     async def __aexit__(self, *error: Any) -> None:
-        self._opened.__exit__(*error)
+        self._manager.__exit__(*error)

@@ -7,6 +7,7 @@ The stories: handlers that behave well, badly and worse, each written once for a
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import structlog
@@ -83,6 +84,28 @@ async def says() -> None:
 @story()
 async def place() -> int:
     return os.getpid()
+
+
+LEVEL = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+folder, level, program = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+if level < 3:
+    subprocess.Popen([sys.executable, "-c", program, folder, str(level + 1), program])
+open(f"{folder}/.level-{level}", "w").write(str(os.getpid()))
+os.rename(f"{folder}/.level-{level}", f"{folder}/level-{level}")
+time.sleep(600)
+"""
+
+
+@story()
+async def runs_a_tree(folder: str) -> None:
+    """A program that starts a program that starts a program, each deaf to SIGTERM."""
+    running = busq.current_job().subprocess(sys.executable, "-c", LEVEL, folder, "1", LEVEL)
+    async with stage.entered(running):
+        await stage.linger(folder, "level-3")
+        mark(folder, "running", str(os.getpid()))
+        await stage.linger(folder, "go on")
 
 
 @story()

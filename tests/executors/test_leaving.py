@@ -126,9 +126,7 @@ async def test_a_worker_that_lost_its_lease_tells_the_handler_and_nothing_of_it_
         ]  # fmt: skip
 
 
-async def test_a_killed_workers_cancelled_job_never_starts_again(
-    redis_url: str, executor: str, tmp_path: Path
-) -> None:
+async def test_a_killed_workers_cancelled_job_never_starts_again(redis_url: str, executor: str, tmp_path: Path) -> None:
     """Killed with whatever ran in it: nobody claims less than that, and nobody starts the job again."""
     async with house(redis_url, executor, tmp_path) as h:
         first = h.apart()

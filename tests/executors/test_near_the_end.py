@@ -67,10 +67,7 @@ async def test_cancels_round_the_end_of_a_job_leave_no_contradiction(
 
         await asyncio.gather(*(some() for _ in range(AT_ONCE)))
         effects = effects_of(h)
-        told = [
-            Told(verdict, job, await h.events(job.jid), effects.get(job.jid, []))
-            for verdict, job in judged
-        ]
+        told = [Told(verdict, job, await h.events(job.jid), effects.get(job.jid, [])) for verdict, job in judged]
     wrong = {each.job.jid: found for each in told if (found := contradictions(each))}
     assert not wrong, f"seed {seed}: {wrong}"
     assert len({each.job.jid for each in told}) == JOBS
