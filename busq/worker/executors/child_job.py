@@ -50,7 +50,7 @@ class ChildAttempt:
         self.number = run.attempt
         self.handler = handler
         self.saved = run.saved
-        self.token = ChildToken(self._tell_observed)
+        self.token: CancelToken = ChildToken(self._tell_observed)
         self.over = False
         self._send = send
         self._shields: dict[Shield, float] = {}  # those that hold a cancel off, and until when
