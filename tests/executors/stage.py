@@ -90,13 +90,18 @@ def there(folder: str, name: str) -> bool:
 # Waiting -------------------------------------------------------------------------------------------------
 
 
+def rest(seconds: float) -> None:
+    """Do nothing, and let nobody else do anything in this thread."""
+    time.sleep(seconds)
+
+
 async def pause(seconds: float = STEP_S) -> None:
     """One step that a cancel interrupts: an await, or a check."""
     if in_coroutine():
         await asyncio.sleep(seconds)
     else:
         busq.current_job().check_cancelled()
-        time.sleep(seconds)
+        rest(seconds)
 
 
 async def wait(folder: str, name: str) -> None:
@@ -111,7 +116,7 @@ async def linger(folder: str, name: str) -> None:
         if in_coroutine():
             await asyncio.sleep(STEP_S)
         else:
-            time.sleep(STEP_S)
+            rest(STEP_S)
 
 
 async def doze(seconds: float) -> None:
@@ -124,7 +129,7 @@ async def doze(seconds: float) -> None:
 def block(folder: str, name: str) -> None:
     """The same without a check or an await: a coroutine's loop stands still."""
     while not there(folder, name):
-        time.sleep(STEP_S)
+        rest(STEP_S)
 
 
 def spin(folder: str, name: str) -> None:

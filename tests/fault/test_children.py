@@ -159,8 +159,10 @@ async def test_a_job_is_not_given_to_a_child_whose_end_is_not_heard_of_yet(
         monkeypatch.setattr(Child, "_gone", real)
         os.kill(pid, signal.SIGKILL)
         await until(lambda: unheard)
-        assert await (await b.bus.enqueue("place")).result(timeout=20) != pid
-        real(unheard[0])
+        try:
+            assert await (await b.bus.enqueue("place")).result(timeout=20) != pid
+        finally:
+            real(unheard[0])
 
 
 async def test_a_frozen_child_is_killed_by_force(redis_url: str, tmp_path: Path) -> None:
