@@ -134,8 +134,10 @@ async def test_an_idle_child_that_somebody_else_ends_is_replaced(redis_url: str,
     async with house(redis_url, "process", tmp_path) as h:
         await h.work(concurrency=1)
         pid = await (await h.bus.enqueue("place")).result(timeout=20)
+        child = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: not alive(pid))
+        await until(lambda: select.select([child], [], [], 0)[0])  # ended with all its threads
+        os.close(child)
         assert await (await h.bus.enqueue("place")).result(timeout=20) != pid
 
 
