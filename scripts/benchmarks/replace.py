@@ -21,9 +21,10 @@ from typing import Any
 import structlog
 
 import busq
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, Requirement
 from benchmarks.processes import Helper, Place, fresh_place, work
 
+REQUIRED = Requirement("at most", 2500)  # ms: beat, no grace, force, and a watchdog's interval
 LOOK_EVERY_S = 0.002
 IMPORTS = "import sys; sys.path[:] = sys.argv[1:]; import busq.worker.executors.child_main, benchmarks.replace"
 
@@ -60,8 +61,8 @@ def measure(url: str, pairs: int) -> list[Figure]:
     return [
         Figure.of("replace", "SIGKILL to the next job's first line", "ms", replaced),
         Figure.of("replace", "a fresh interpreter, same imports", "ms", fresh),
-        Figure.of("replace", "cancel to finalized, ended by SIGTERM", "ms", terminated),
-        Figure.of("replace", "cancel to finalized, deaf to SIGTERM", "ms", finalized),
+        Figure.of("replace", "cancel to finalized, ended by SIGTERM", "ms", terminated, REQUIRED),
+        Figure.of("replace", "cancel to finalized, deaf to SIGTERM", "ms", finalized, REQUIRED),
     ]
 
 

@@ -235,6 +235,18 @@ async def swallows_for_ever(folder: str) -> str:
 
 
 @story(retries=5)
+async def swallows_late(folder: str) -> None:
+    """Is told at once, looks when the test says so, and does not care."""
+    mark(folder, "running", str(os.getpid()))
+    async with stage.shield():
+        while not stage.there(folder, "look"):
+            await pause()
+        while not busq.current_job().cancelled:
+            await pause()
+        await swallow_all(folder)
+
+
+@story(retries=5)
 async def lingers(folder: str) -> None:
     """Hears its cancel, and then tidies up without end."""
     mark(folder, "running", str(os.getpid()))

@@ -61,6 +61,22 @@ async def test_a_handler_that_swallows_every_cancel_is_beyond_words(
         assert (await handle.get()).ended == FORCE[executor].ended
 
 
+async def test_a_handler_that_observes_late_and_never_stops_is_said_to_have_observed(
+    redis_url: str, executor: str, tmp_path: Path
+) -> None:
+    """After the moment at which a worker usually tells what a tripped handler has heard."""
+    async with house(redis_url, executor, tmp_path) as h:
+        worker = await h.work(concurrency=1)
+        await h.watch()
+        handle = await h.running("swallows_late", grace=1.0)
+        attempt = worker.worker.running[handle.jid]
+        await handle.cancel()
+        await until(lambda: h.has(handle.jid, "tripped"))  # told, and what is observed now is not told with it
+        h.go_on("look")
+        await until(lambda: attempt.token.observed)
+        await seen_to_be(h, handle, heard=True, observed=True)
+
+
 async def test_an_endless_loop_is_ended_or_given_up(redis_url: str, executor: str, tmp_path: Path) -> None:
     """A coroutine's loop stands still with it: the watchdog records what has become of the job."""
     async with house(redis_url, executor, tmp_path) as h:
