@@ -119,7 +119,7 @@ class Unfit(Frame, frozen=True, tag=10):
     error: ErrorInfo
 
 
-class Observed(Frame, frozen=True, tag=11):
+class Observed(Frame, frozen=True, tag=13):
     """The handler has learned of its trip. Said at once: a handler that is killed later says nothing more."""
 
     run: int
