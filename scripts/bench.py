@@ -23,10 +23,12 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import msgspec  # noqa: E402
-from benchmarks import cancel, drain, enqueue, idle, process, start  # noqa: E402
+from benchmarks import cancel, drain, enqueue, idle, observe, process, replace, start  # noqa: E402
 from benchmarks.figures import Figure  # noqa: E402
 
 from busq.cli.embedded import embedded_server  # noqa: E402
+
+NAMES = ["drain", "enqueue", "cancel", "observe", "start", "process", "replace", "idle"]
 
 Measure = Callable[[str], list[Figure]]
 
@@ -52,8 +54,10 @@ def _benchmarks(asked: argparse.Namespace) -> dict[str, Measure]:
         "drain": lambda url: drain.measure(url, asked.pairs, asked.jobs),
         "enqueue": lambda url: enqueue.measure(url, asked.pairs, asked.jobs),
         "cancel": lambda url: cancel.measure(url, asked.pairs, asked.samples),
+        "observe": lambda url: observe.measure(url, asked.pairs, asked.samples),
         "start": lambda url: start.measure(url, asked.pairs, asked.samples),
         "process": lambda url: process.measure(url, asked.pairs, asked.process_jobs),
+        "replace": lambda url: replace.measure(url, asked.pairs),
         "idle": lambda url: idle.measure(url, asked.idle_s),
     }
     return {name: everything[name] for name in asked.only or everything}
@@ -67,7 +71,7 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--process-jobs", type=_count, help="jobs through the process pool (10,000)")
     parser.add_argument("--samples", type=_count, help="cancels, and starts at light load, over all pairs (330)")
     parser.add_argument("--idle-s", type=float, help="how long to listen to an idle worker (10)")
-    parser.add_argument("--only", action="append", choices=["drain", "enqueue", "cancel", "start", "process", "idle"])
+    parser.add_argument("--only", action="append", choices=NAMES)
     parser.add_argument(
         "--quick", action="store_true", help="3 pairs, 5,000 jobs, 2,000 of the process pool, 90 samples, 3 s"
     )

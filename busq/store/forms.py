@@ -85,7 +85,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     How an attempt ended. `token` is the fence; `observed`: the handler had learned of its cancel.
 
     `stopped` False: its worker has given it up while its code runs on, and it becomes a suspect. `gone`: it stopped
-    because the process that it ran in was ended by force.
+    because the process that it ran in was ended by force. `keep`: its handler's return counts after a cancel, too.
     """
 
     jid: str
@@ -96,6 +96,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     observed: bool = False
     stopped: bool = True
     gone: bool = False
+    keep: bool = False
     result: bytes = b""
     error: bytes = b""
     cause: str = ""
@@ -110,6 +111,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
             facts += ("observed", "runs")
         elif self.gone or self.observed:
             facts += ("observed", "gone" if self.gone else "1")
+        if self.keep:
+            facts += ("keep", "1")
         if self.result:
             facts += ("result", self.result)
         if self.error:

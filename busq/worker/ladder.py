@@ -109,6 +109,7 @@ class Ladder:
             attempt.forced = again = True
             until = now + self._force_s
             events.tell(log, events.JOB_FORCED, **attempt.facts)
+            self._fate.send_notes(attempt)  # in time: whoever does not stop now may be finalized by the watchdog
         if again or now < until:
             again = self._executor_of(attempt).force(attempt)
         if now < until:

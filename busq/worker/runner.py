@@ -141,6 +141,7 @@ class Runner:
                 observed=attempt.token.observed,
                 stopped=not attempt.abandoned,
                 gone=attempt.killed,
+                keep=attempt.handler.options.late_success == "keep",
                 result=outcome.result,
                 error=outcome.error_bytes,
                 cause=outcome.cause,

@@ -31,13 +31,13 @@ def measure(url: str, pairs: int, samples: int) -> list[Figure]:
         fresh_place(url) as place,
         Helper(_be_worker, place) as worker,
         Helper(_be_client, place) as client,
-        Helper(_be_subscriber, place) as subscriber,
-        Helper(_be_publisher, place) as publisher,
+        Helper(be_subscriber, place) as subscriber,
+        Helper(be_publisher, place) as publisher,
     ):
         for helper in (worker, subscriber):
             assert helper.hear() == "ready"
         for turn in range(pairs + 1):
-            bare.append(_publish(publisher, subscriber, each))
+            bare.append(publish(publisher, subscriber, each))
             cancels.append(_cancel(client, worker, each))
             if turn == 0:  # connections opened, scripts loaded
                 bare.clear()
@@ -45,7 +45,7 @@ def measure(url: str, pairs: int, samples: int) -> list[Figure]:
     return latencies("cancel", cancels, bare, REQUIRED, floor_name="bare PUBLISH")
 
 
-def _publish(publisher: Helper, subscriber: Helper, count: int) -> list[float]:
+def publish(publisher: Helper, subscriber: Helper, count: int) -> list[float]:
     publisher.tell(count)
     return [subscriber.hear() for _ in range(count)]
 
@@ -88,7 +88,7 @@ async def _be_client(pipe: Connection, place: Place) -> None:
                 await asyncio.sleep(APART_S)
 
 
-async def _be_publisher(pipe: Connection, place: Place) -> None:
+async def be_publisher(pipe: Connection, place: Place) -> None:
     async with Redis.from_url(place.url) as redis:
         while True:
             for _ in range(pipe.recv()):
@@ -96,7 +96,7 @@ async def _be_publisher(pipe: Connection, place: Place) -> None:
                 await asyncio.sleep(APART_S)
 
 
-async def _be_subscriber(pipe: Connection, place: Place) -> None:
+async def be_subscriber(pipe: Connection, place: Place) -> None:
     async with Redis.from_url(place.url) as redis, redis.pubsub() as ear:
         await ear.subscribe(f"{place.namespace}:bare")
 

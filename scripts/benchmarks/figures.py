@@ -85,7 +85,7 @@ def latencies(
     """
     figures: list[Figure] = []
     for percent in (50.0, 99.0):
-        mine, its = _over(ours, percent), _over(floor, percent)
+        mine, its = over(ours, percent), over(floor, percent)
         pairs = [percentile(a, percent) / percentile(b, percent) for a, b in zip(ours, floor, strict=True)]
         ratio = mine.median / its.median
         requirement = required.get(percent)
@@ -99,7 +99,8 @@ def latencies(
     return figures
 
 
-def _over(rounds: Sequence[Sequence[float]], percent: float) -> Spread:
+def over(rounds: Sequence[Sequence[float]], percent: float) -> Spread:
+    """A percentile in milliseconds, taken over all rounds together; its spread is that of the rounds."""
     each = [percentile(values, percent) * 1000 for values in rounds]
     together = percentile([value for values in rounds for value in values], percent) * 1000
     return Spread(min(each), together, max(each))

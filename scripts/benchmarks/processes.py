@@ -115,10 +115,10 @@ def _run(main: Main, pipe: Connection, args: tuple[Any, ...]) -> None:
         os._exit(0)  # the benchmark has ended, or was ended
 
 
-async def work(pipe: Connection, bus: busq.Bus) -> None:
+async def work(pipe: Connection, bus: busq.Bus, *, concurrency: int | None = None) -> None:
     """Be a worker, as it comes, until the other end of the pipe closes. Says "ready" first."""
     spare_collector()
-    worker = Worker(bus.settings, bus.handlers, loop_factory=uvloop.new_event_loop)
+    worker = Worker(bus.settings, bus.handlers, concurrency=concurrency, loop_factory=uvloop.new_event_loop)
     loop = asyncio.get_running_loop()
     running = asyncio.create_task(worker.run())
     while not worker.ready and not running.done():  # noqa: ASYNC110 - there is no event to wait for

@@ -29,7 +29,9 @@ def _run(*arguments: str) -> str:
         ("drain", "busq / floor"),
         ("enqueue", "busq / floor"),
         ("cancel", "p99: ratio"),
+        ("observe", "process, wait_cancelled: p99"),
         ("start", "p99: ratio"),
+        ("replace", "cancel to finalized, deaf to SIGTERM"),
         ("idle", "commands an idle worker sends"),
     ],
 )

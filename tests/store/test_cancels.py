@@ -137,11 +137,14 @@ async def test_whatever_a_handler_does_after_an_accepted_cancel_it_is_cancelled(
         assert await bench.redis.zcard(bench.a.keys(0).deadlines) == 0
 
 
-async def test_late_success_keeps_a_normal_return_and_the_request_stays_on_record(url: str) -> None:
+@pytest.mark.parametrize("who", ["record", "worker"])
+async def test_late_success_keeps_a_normal_return_and_the_request_stays_on_record(url: str, who: str) -> None:
+    """A producer that has the handler's code writes it to the record; for any other the worker says it at the end."""
     async with Bench(url) as bench:
-        held = await put_in(bench, S.RUNNING, late="keep")
+        held = await put_in(bench, S.RUNNING, **({"late": "keep"} if who == "record" else {}))
         await bench.cancel(held.jid, reason="enough")
-        assert await bench.settle(Verb.FINISH, held, "succeeded", result=b"\x01\x2a") == ("settled", "succeeded")
+        answer = await bench.settle(Verb.FINISH, held, "succeeded", keep=who == "worker", result=b"\x01\x2a")
+        assert answer == ("settled", "succeeded")
         job = await bench.job(held.jid)
         assert (job.result, job.reason, job.evidence, job.ended) == (42, "enough", None, None)
         assert "requested" in await bench.events(held.jid)

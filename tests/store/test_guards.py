@@ -97,13 +97,17 @@ def wrong_job(state: State) -> Keeper:
     return lambda url: cancels.test_a_finalize_that_comes_to_the_wrong_job_only_clears_the_list_of_deadlines(url, state)
 
 
+def keeps_late(who: str) -> Keeper:
+    return lambda url: cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record(url, who)
+
+
 def taken_over(who: str) -> Keeper:
     return lambda url: cancels.test_the_pending_list_names_no_owner_of_an_attempt_that_was_taken_over(url, who)
 
 
 ACKED = "redis.call('XACK', stream, group, unpack(acked))\n"
 DELETED = "redis.call('XDEL', stream, unpack(acked))\n"
-LATE = "redis.call('HGET', job, 'late') == 'keep'"
+LATE = "keeps_late(job, told)"
 KEPT = f"outcome == 'succeeded' and {LATE}"
 HASTENED = "if nearer < tonumber(deadline) then"
 CANCELLING_HELD = "elseif state == 'cancelling' and held then"
@@ -208,13 +212,17 @@ GUARDS = [
           lambda url: cancels.test_late_success_does_not_keep_a_failure(url, V.FINISH)),
     Guard("retry", KEPT, LATE,
           lambda url: cancels.test_late_success_does_not_keep_a_failure(url, V.RETRY)),
+    Guard("finish", "told.keep == '1' or ", "",
+          keeps_late("worker")),
+    Guard("finish", " or redis.call('HGET', job, 'late') == 'keep'", "",
+          keeps_late("record")),
     Guard("finish", KEPT, "outcome == 'succeeded'", whatever(V.FINISH)),
     Guard("finish", KEPT, "false",
-          cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record),
+          keeps_late("record")),
     Guard("finish", "          redis.call('ZREM', cancelled, jid_of(job))\n", "",
-          cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record),
+          keeps_late("record")),
     Guard("finish", "          redis.call('ZREM', deadlines, jid_of(job))\n", "",
-          cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record),
+          keeps_late("record")),
     Guard("retry", "failures > tonumber(terms_of(job).retries or 0)", "false", failures(0)),
     Guard("retry", "failures > tonumber(terms_of(job).retries or 0)", "true", failures(2)),
     Guard("release", "put(fields, 'state', 'queued')", "put(fields, 'failures', 1) put(fields, 'state', 'queued')",

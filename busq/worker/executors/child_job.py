@@ -21,12 +21,27 @@ from busq.handlers import Handler
 from busq.protocol.cancel import Cause, TripFacts
 from busq.store.forms import NewJob
 from busq.worker.context import Shield
-from busq.worker.executors.frames import Frame, Progress, Run, Save, Spawn
+from busq.worker.executors.frames import Frame, Observed, Progress, Run, Save, Spawn
 from busq.worker.token import CancelToken
 
 PROGRESS_EVERY_S = 0.1  # the newest word travels with the worker's beat, so more would be said to nobody
 
 log = events.logger("busq.worker")
+
+
+class ChildToken(CancelToken):
+    """Says when the handler learns of its trip; the worker must know it of a handler that it kills later, too."""
+
+    __slots__ = ("_tell",)
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def observe(self) -> None:
+        if not self.observed:
+            super().observe()
+            self._tell()
 
 
 class ChildAttempt:
@@ -36,13 +51,17 @@ class ChildAttempt:
         self.number = run.attempt
         self.handler = handler
         self.saved = run.saved
-        self.token = CancelToken()
+        self.token: CancelToken = ChildToken(self._tell_observed)
         self.over = False
         self._send = send
         self._shields: dict[Shield, float] = {}  # those that hold a cancel off, and until when
         self._told_at = float("-inf")
         self._newest: tuple[str, str] | None = None
         self._later: threading.Timer | None = None
+
+    def _tell_observed(self) -> None:
+        if not self.over:
+            self._send(Observed(self.run))
 
     # Shields
 

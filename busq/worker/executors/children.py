@@ -157,11 +157,19 @@ class Child:
 
     # Talking
 
-    def run(self, attempt: Attempt, payload: bytes) -> None:
-        """Run the handler of this attempt; the child is ready and has nothing else to do."""
-        self.attempt = attempt
+    def run(self, attempt: Attempt, payload: bytes) -> bool:
+        """
+        Run the handler of this attempt; the child is ready and has nothing else to do.
+
+        False: it has ended, though we have not been told yet, and not a byte of this has reached it.
+        """
         self.runs += 1
-        self.send(Run(self.runs, attempt.handler.kind, attempt.jid, attempt.number, payload, attempt.saved))
+        run = Run(self.runs, attempt.handler.kind, attempt.jid, attempt.number, payload, attempt.saved)
+        if not self._work.write(packed(run)):
+            self.doomed = True
+            return False
+        self.attempt = attempt
+        return True
 
     def trip(self, facts: TripFacts) -> None:
         self._control.write(packed(Trip(self.runs, facts)))
@@ -265,21 +273,23 @@ class _Outgoing:
         self._left = bytearray()
         self._closed = False
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
+        """Write as much as fits now and the rest when it fits. False when there is nobody left to read it."""
         if self._closed:
-            return
+            return False
         if not self._left:
             try:
                 sent = self.sock.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError:
-                return  # the child has ended, which is told elsewhere
+                return False  # the child has ended, which is told elsewhere
             if sent == len(data):
-                return
+                return True
             data = data[sent:]
             self._loop.add_writer(self.sock.fileno(), self._write_more)
         self._left += data
+        return True
 
     def _write_more(self) -> None:
         try:

@@ -3,7 +3,8 @@ What a worker and a child of it say to each other: frames, each a length and one
 
     worker ── work ──────> child     Hello once, then Run after Run; the child's main thread reads it when it is idle
     worker ── control ───> child     Trip, Saved, Born: heard by a thread of its own while a handler runs
-    worker <── work ────── child     Ready or Refused once; Progress, Save, Spawn; Done, Failed or Unfit for each Run
+    worker <── work ────── child     Ready or Refused once; Progress, Save, Spawn, Observed;
+                                     then one of Done, Failed, Unfit for each Run
 
 Nothing is ever unpickled. `run` counts the runs of one child: what is said about an earlier one is not taken for the
 one that is going on. Two sockets, because a job that ends at once must not cost the child a change of threads.
@@ -135,8 +136,14 @@ class Spawn(Frame, frozen=True, tag=12):
     job: NewJob
 
 
+class Observed(Frame, frozen=True, tag=13):
+    """The handler has learned of its trip. Said at once: a handler that is killed later says nothing more."""
+
+    run: int
+
+
 ToChild = Hello | Run | Trip | Saved | Born
-FromChild = Ready | Refused | Progress | Save | Spawn | Done | Failed | Unfit
+FromChild = Ready | Refused | Progress | Save | Spawn | Observed | Done | Failed | Unfit
 
 _encode = msgspec.msgpack.Encoder().encode
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)

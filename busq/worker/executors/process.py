@@ -26,7 +26,19 @@ from busq.worker.attempt import Attempt
 from busq.worker.executors.addresses import MAIN, address_of, main_program
 from busq.worker.executors.base import Gone, Report, Told, Written
 from busq.worker.executors.children import Child
-from busq.worker.executors.frames import Done, Failed, FromChild, Hello, Progress, Ready, Refused, Save, Spawn, Unfit
+from busq.worker.executors.frames import (
+    Done,
+    Failed,
+    FromChild,
+    Hello,
+    Observed,
+    Progress,
+    Ready,
+    Refused,
+    Save,
+    Spawn,
+    Unfit,
+)
 
 START_WITHIN_S = 60.0  # a child has to find its handlers within this time
 START_AGAIN_S = (0.5, 10.0)  # after a child that could not start: the first wait and the longest
@@ -123,8 +135,10 @@ class ProcessExecutor:
     # Children ----------------------------------------------------------------------------------------------
 
     def _give(self, child: Child, attempt: Attempt, payload: bytes) -> None:
-        self._at_work[attempt] = child
-        child.run(attempt, payload)
+        if child.run(attempt, payload):
+            self._at_work[attempt] = child
+        else:
+            self.begin(attempt, payload)
 
     def _start_enough(self) -> None:
         """Start as many children as wait for one, up to the slots."""
@@ -198,6 +212,8 @@ class ProcessExecutor:
             return  # a thread that an earlier handler left behind
         elif isinstance(frame, Progress):
             attempt.progress = (frame.fraction, frame.words)
+        elif isinstance(frame, Observed):
+            attempt.token.observe()
         elif isinstance(frame, Save):
             number = frame.number
             self._errands.save(attempt, frame.data).add_done_callback(lambda kept: child.saved(number, _lost(kept)))

@@ -6,7 +6,8 @@
 -- its code runs on. Nothing claims then that it stopped: it is listed as a suspect, and a cancel ends as abandoned.
 --
 -- Per job: entry, token, attempt, outcome, count of further facts, then name and value of each: observed, result, error,
--- cause, delay_ms, and any number of notes (name, ms ago and facts, with tabs between). Most jobs have none of them.
+-- cause, delay_ms, keep ('1': its handler was made with late_success="keep"), and any number of notes (name, ms ago and
+-- facts, with tabs between). Most jobs have none of them.
 local FIXED = 5
 local NOTHING_MORE = { result = '', error = '', cause = '', delay_ms = '0', notes = {} }
 local ENDED = { ['1'] = 'confirmed', runs = 'abandoned', gone = 'killed' }
@@ -17,6 +18,11 @@ local function read_facts(first, count)
     if ARGV[k] == 'note' then told.notes[#told.notes + 1] = ARGV[k + 1] else told[ARGV[k]] = ARGV[k + 1] end
   end
   return told
+end
+
+-- The handler's own setting: told by whoever ran it, or kept in the record by a producer that has its code.
+local function keeps_late(job, told)
+  return told.keep == '1' or redis.call('HGET', job, 'late') == 'keep'
 end
 
 local function settle_all(first_job, first_arg, act)
@@ -47,7 +53,7 @@ local function settle_all(first_job, first_arg, act)
       if observed == 'runs' then
         redis.call('ZADD', suspects, now, jid_of(job) .. '\t' .. attempt .. '\t' .. by .. '\t' .. redis.call('HGET', job, 'kind'))
       end
-      if state == 'cancelling' and not (outcome == 'succeeded' and redis.call('HGET', job, 'late') == 'keep') then
+      if state == 'cancelling' and not (outcome == 'succeeded' and keeps_late(job, told)) then
         put(fields, 'evidence', outcome)
         if told.result ~= '' then put(fields, 'evidence_result', told.result) end
         if told.error ~= '' then put(fields, 'evidence_error', told.error) end
