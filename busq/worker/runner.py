@@ -97,12 +97,18 @@ class Runner:
         self.running[attempt.jid] = attempt
         if events.heard(events.JOB_STARTED):
             events.tell(log, events.JOB_STARTED, **attempt.facts)
-        if attempt.timeout_s is not None:
-            attempt.timers.append(self._loop.call_later(attempt.timeout_s, self._timed_out, attempt))
+        pool = attempt.handler.pool
+        if attempt.timeout_s is not None and pool is not Pool.PROCESS:
+            self.begun(attempt)
         try:
-            self._executors[attempt.handler.pool].begin(attempt, attempt.answer.payload)
+            self._executors[pool].begin(attempt, attempt.answer.payload)
         except (BadPayload, BadArguments) as error:
             self._end(attempt, outcomes.unfit(error))
+
+    def begun(self, attempt: Attempt) -> None:
+        """Its handler begins, and with it the time that it may take; in the process pool the executor says when."""
+        if attempt.timeout_s is not None:
+            attempt.timers.append(self._loop.call_later(attempt.timeout_s, self._timed_out, attempt))
 
     # From reports to outcomes ----------------------------------------------------------------------------
 
@@ -157,7 +163,7 @@ class Runner:
         attempt.drop_timers()
         if self.running.get(attempt.jid) is attempt:
             del self.running[attempt.jid]
-        self._slots.give_back(attempt.handler.pool)
+        self._slots.give_back(attempt.handler)
         if attempt.watched and self.watcher is not None:
             self.watcher.unwatch([attempt])
         if not self.running:
@@ -278,6 +284,10 @@ class Runner:
 
     def _watch_those_left(self, attempts: list[Attempt]) -> None:
         left = [attempt for attempt in attempts if not attempt.over and not attempt.watched]
+        waiting = [attempt for attempt in left if attempt.waits]
+        if waiting:  # it will be over soon, or handed back: not worth a subscription before it has begun
+            self._loop.call_later(WATCH_AFTER_S, self._watch_those_left, waiting)
+            left = [attempt for attempt in left if not attempt.waits]
         for attempt in left:
             attempt.watched = True
         if left and self.watcher is not None:

@@ -23,8 +23,8 @@ import pytest
 
 import busq
 from busq.config import Settings
-from busq.worker.executors.children import Victim, start_time
-from busq.worker.executors.process import hello_for, without_secrets
+from busq.worker.executors.hello import hello_for, without_secrets
+from busq.worker.executors.victim import Victim, start_time
 from busq.worker.worker import Worker
 from tests.runtime import process_handlers
 from tests.runtime.bench import PATIENT, Bench, bench, until
