@@ -60,7 +60,7 @@ class Slots:
         if pool is Pool.PROCESS:
             kind = handler.kind
             # What was read when there was more room is started all the same.
-            children = self._pace.children
+            children = self._pace.children - self._pace.held_up
             if self._free(self._slow(), children, LENIENT * self._pace.ahead(kind)) <= 0:
                 return False
             self._in_children[kind] = self._in_children.get(kind, 0) + 1

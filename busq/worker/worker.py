@@ -131,13 +131,13 @@ class Worker:
         await self._store.open()
         self._streams = Streams(self._store, self._queues)
         await self._streams.open()
-        pace = Pace()
-        self._slots = Slots(self._limits, pace)
+        self._pace = Pace()
+        self._slots = Slots(self._limits, self._pace)
         self._runner = Runner(self._settings, self._store, self._slots, loop)
         self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
         self._processes = ProcessExecutor(
             loop, self._runner.reported, self._runner.begun, self._runner.hands.save, hello,
-            without_secrets(os.environ, self._settings.url), pace, slots=self._limits[Pool.PROCESS],
+            without_secrets(os.environ, self._settings.url), self._pace, slots=self._limits[Pool.PROCESS],
         )  # fmt: skip
         executors: dict[Pool, Executor] = {
             Pool.COROUTINE: CoroutineExecutor(loop, self._runner.reported),

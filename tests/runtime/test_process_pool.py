@@ -562,7 +562,7 @@ async def test_a_program_that_a_handler_runs_stops_with_its_job(
     redis_url: str, folder: str, kind: str, how: str
 ) -> None:
     """SIGTERM first, and SIGKILL when half of the grace is over: a cancel needs no force."""
-    async with bench(redis_url, grace_s=0.6) as b:
+    async with bench(redis_url, grace_s=2.0) as b:
         await work(b, concurrency=1)
         handle = await b.bus.options(queue=process_handlers.QUEUES.get(kind, "default")).enqueue(kind, folder, how)
         await until(lambda: there(folder, "up"))
@@ -589,6 +589,20 @@ async def test_a_program_can_be_fed_and_read(redis_url: str) -> None:
 
         await b.work()
         assert await (await shouts.enqueue()).result(timeout=20) == ["HELLO", 0]
+
+
+async def test_in_a_coroutine_a_program_is_not_started_in_a_way_that_blocks(redis_url: str) -> None:
+    async with bench(redis_url) as b:
+
+        @b.bus.job
+        async def hasty() -> None:
+            with busq.current_job().subprocess("true"):
+                pass
+
+        await b.work()
+        job = await (await hasty.enqueue()).wait(timeout=20)
+        assert job.error is not None
+        assert "async with job.subprocess" in job.error.message
 
 
 # Right victim --------------------------------------------------------------------------------------------

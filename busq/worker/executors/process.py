@@ -346,7 +346,9 @@ class ProcessExecutor:
             self._keep(attempt, frame.data).add_done_callback(lambda kept: child.saved(number, _lost(kept)))
 
     def _answered(self, child: Child, frame: Done | Failed | Unfit) -> None:
-        attempt = child.given.pop(frame.run)
+        attempt = child.given.pop(frame.run, None)
+        if attempt is None:
+            return  # nothing that we gave it
         del self._at_work[attempt]
         self._pace.heard(attempt.handler.kind, frame.took_us / 1e6)
         if frame.observed:
