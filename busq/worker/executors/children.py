@@ -10,6 +10,7 @@ When the first process of the group has ended, whatever else is in the group is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -112,7 +113,11 @@ class Child:
             return
 
         def wait() -> None:
-            self._process.wait()
+            if hasattr(os, "waitid"):  # it is collected in the loop, or its number might change hands under a signal
+                with contextlib.suppress(ChildProcessError):
+                    os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            else:
+                self._process.wait()
             self._loop.call_soon_threadsafe(self._gone)
 
         threading.Thread(target=wait, name="busq-child", daemon=True).start()

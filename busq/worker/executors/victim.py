@@ -18,7 +18,7 @@ class Victim:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.started = start_time(pid)
-        self.pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+        self.pidfd = _pidfd(pid)
 
     def is_ours(self) -> bool:
         """Whether the number still means this process, alive or ended and not collected."""
@@ -45,6 +45,22 @@ class Victim:
             os.close(self.pidfd)
             self.pidfd = -1
         self.started = None
+
+
+def _pidfd(pid: int) -> int:
+    """A pidfd that the kernel answers questions about, or -1: it may be too old, or a sandbox may forbid it."""
+    if not hasattr(os, "pidfd_open"):
+        return -1
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return -1
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        os.close(pidfd)
+        return -1
+    return pidfd
 
 
 def start_time(pid: int) -> str | None:
