@@ -82,7 +82,7 @@ class Child:
         self._plain = contextvars.copy_context()
         self._last_begun = 0
         self._current: ChildAttempt | None = None
-        self._early: dict[int, Trip] = {}  # heard before the run that each is meant for
+        self._early: Trip | None = None  # heard before the run that it is meant for, which has its ticket already
         self._changing = threading.Lock()  # of the three above
 
     # Talking
@@ -139,8 +139,8 @@ class Child:
         elif isinstance(frame, Trip):
             with self._changing:
                 attempt = self._current
-                if frame.run > self._last_begun:
-                    self._early[frame.run] = frame
+                if frame.run > self._last_begun:  # what is late for the last one must not push it out
+                    self._early = frame
             if attempt is not None and attempt.run == frame.run:
                 self._trip(attempt, frame)
 
@@ -177,8 +177,8 @@ class Child:
         attempt = ChildAttempt(run, self._handlers[run.kind], self.send)
         with self._changing:
             self._current, self._last_begun = attempt, run.run
-            early = self._early.pop(run.run, None)
-        if early is not None:
+            early = self._early
+        if early is not None and early.run == run.run:
             self._trip(attempt, early)
         answer = self._plain.copy().run(self._answer, attempt, run.payload)
         attempt.end()
