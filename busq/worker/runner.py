@@ -37,6 +37,7 @@ from busq.worker.reception import Started
 from busq.worker.slots import Slots
 
 WATCH_AFTER_S = 0.005  # a job that runs longer is subscribed to its own channel
+WATCH_WAITING_AFTER_S = 0.05  # one that waits for a child process: mostly it is over by then, or handed back
 
 log = events.logger("busq.worker")
 
@@ -284,10 +285,11 @@ class Runner:
 
     def _watch_those_left(self, attempts: list[Attempt]) -> None:
         left = [attempt for attempt in attempts if not attempt.over and not attempt.watched]
-        waiting = [attempt for attempt in left if attempt.waits]
-        if waiting:  # it will be over soon, or handed back: not worth a subscription before it has begun
-            self._loop.call_later(WATCH_AFTER_S, self._watch_those_left, waiting)
-            left = [attempt for attempt in left if not attempt.waits]
+        now = self._loop.time()
+        at_doors = [attempt for attempt in left if attempt.waits and now - attempt.started_at < WATCH_WAITING_AFTER_S]
+        if at_doors:
+            self._loop.call_later(WATCH_AFTER_S, self._watch_those_left, at_doors)
+            left = [attempt for attempt in left if attempt not in at_doors]
         for attempt in left:
             attempt.watched = True
         if left and self.watcher is not None:
