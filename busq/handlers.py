@@ -339,6 +339,6 @@ class Handlers:
         """Every queue that a handler names, and `default`."""
         return {DEFAULT_QUEUE, *(handler.options.queue or DEFAULT_QUEUE for handler in self)}
 
-    def pools_of(self, queue: str) -> set[Pool]:
-        """Where the handlers run whose jobs come from this queue unless told otherwise."""
-        return {handler.pool for handler in self if (handler.options.queue or DEFAULT_QUEUE) == queue}
+    def of_queue(self, queue: str) -> list[Handler]:
+        """The handlers whose jobs come from this queue unless told otherwise."""
+        return [handler for handler in self if (handler.options.queue or DEFAULT_QUEUE) == queue]

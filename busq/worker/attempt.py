@@ -54,6 +54,7 @@ class Attempt:
         "token",
         "token_id",
         "tripped_at",
+        "waits",
         "watched",
     )
 
@@ -87,6 +88,7 @@ class Attempt:
         self.abandoned = False
         self.killed = False  # the process that ran the handler was ended by force
         self.watched = False
+        self.waits = False  # for a child process: its handler has not begun
 
     @property
     def failures(self) -> int:

@@ -23,7 +23,7 @@ from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.codec import decode_result, encode_result
 from busq.protocol.states import State
 from busq.store.forms import NewJob
-from busq.worker.subprocesses import AwaitedProgram, Program
+from busq.worker.subprocesses import Argument, Launch
 
 if TYPE_CHECKING:
     from busq.handlers import Handler
@@ -235,16 +235,14 @@ class CurrentJob:
         """
         return Shield(self._attempt, self._hands, limit)
 
-    def subprocess(self, *argv: Any, **popen_options: Any) -> Any:
+    def subprocess(self, *argv: Argument, **popen_options: Any) -> Launch:
         """
         Run a program that stops when this job does, together with all that it starts; options are those of `Popen`.
-
-        What comes is a `Program`, and in a coroutine an `AwaitedProgram`.
 
         `async with job.subprocess("ffmpeg", "-i", path) as ffmpeg: code = await ffmpeg.wait()`; in a `def` handler
         `with`, and nothing is awaited. SIGTERM when the token is tripped, SIGKILL when half of the grace is over.
         """
-        return (Program if self._blocks else AwaitedProgram)(self, argv, popen_options)
+        return Launch(self, argv, popen_options, blocks=self._blocks)
 
     @property
     def _blocks(self) -> bool:

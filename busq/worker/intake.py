@@ -19,6 +19,7 @@ from contextlib import suppress
 from busq import events
 from busq.callables import Pool
 from busq.errors import BusUnavailable
+from busq.handlers import Handler
 from busq.store.connection import BLOCK_MS
 from busq.store.streams import Entry, Place, Streams
 from busq.worker.reception import Reception
@@ -36,24 +37,22 @@ log = events.logger("busq.worker")
 
 
 class Intake:
-    """`pools` says for every queue which pools its handlers use; `knows` whether this worker runs a job already."""
+    """`served` says for every queue which handlers it feeds; `knows` whether this worker runs a job already."""
 
     def __init__(
         self,
         streams: Streams,
         slots: Slots,
         reception: Reception,
-        pools: Mapping[str, set[Pool]],
+        served: Mapping[str, Sequence[Handler]],
         knows: Callable[[str], bool],
     ) -> None:
         self._streams = streams
         self._slots = slots
         self._reception = reception
-        self._pools = dict(pools)
+        self._needs = {queue: _needs(handlers) for queue, handlers in served.items()}
         self._knows = knows
-        self._half = max(1, max(slots.limits[pool] for pools in self._pools.values() for pool in pools) // 2)
-        self._plenty = {queue: max(slots.limits[pool] for pool in pools) // 4 for queue, pools in self._pools.items()}
-        self._trust = {queue: _Trust() for queue in self._pools}
+        self._trust = {queue: _Trust() for queue in self._needs}
         self._taking: set[asyncio.Task[None]] = set()
         self._turn = 0
         self.reachable = True
@@ -123,19 +122,22 @@ class Intake:
 
     async def _read(self) -> list[Entry]:
         room = await self._some_room()
-        if all(free < self._plenty[queue] for queue, free in room.items()):
+        most = {queue: self._slots.most(*self._needs[queue]) for queue in room}
+        if all(free < most[queue] // 4 for queue, free in room.items()):
             # Jobs end one by one: a moment later there is room for several, in one read instead of many.
             await asyncio.sleep(GATHER_S)
             room = self._room() or room
         places = [place for place in self._streams.places if place[1] in room]
-        most = min(room.values())
+        room_for_all = min(room.values())
         # A read that waits cannot be called back without losing what it is just being given, and a slot that is freed
         # meanwhile would stay empty for as long: so it waits for long only when it waits for every queue.
-        block_ms = BLOCK_MS if len(room) == len(self._pools) else SOME_FULL_BLOCK_MS
-        if most < len(places):
+        block_ms = BLOCK_MS if len(room) == len(self._needs) else SOME_FULL_BLOCK_MS
+        if room_for_all < len(places):
             # Less room than streams: one entry of one after another, the first one changing.
-            return await self._read_in_turn(places, most) or await self._streams.read(places, each=1, block_ms=block_ms)
-        each = min(MOST, most, self._half) // len(places)
+            found = await self._read_in_turn(places, room_for_all)
+            return found or await self._streams.read(places, each=1, block_ms=block_ms)
+        half = max(self._slots.most(*needs) for needs in self._needs.values()) // 2
+        each = min(MOST, room_for_all, half) // len(places)
         return await self._streams.read(places, each=max(1, each), block_ms=block_ms)
 
     async def _read_in_turn(self, places: Sequence[Place], most: int) -> list[Entry]:
@@ -162,11 +164,11 @@ class Intake:
     def _room(self) -> dict[str, int]:
         now = asyncio.get_running_loop().time()
         room = {}
-        for queue, pools in self._pools.items():
-            free = [self._slots.free({pool}) for pool in pools]
+        for queue, needs in self._needs.items():
+            certain, hoped = self._slots.room(*needs)
             trust = self._trust[queue]
-            trusted = min(max(free), trust.entries) if now >= trust.wary_until else 0
-            if most := max(min(free), trusted):
+            trusted = min(hoped, trust.entries) if now >= trust.wary_until else 0
+            if most := max(certain, trusted):
                 room[queue] = most
         return room
 
@@ -180,6 +182,16 @@ class Intake:
                 trust.wary_until = now + trust.pause_s
             else:
                 trust.entries, trust.pause_s = min(MOST, trust.entries * 2), WARY_S[0] / 2
+
+
+Needs = tuple[set[Pool], list[str]]
+"""Pools, and kinds of the process pool."""
+
+
+def _needs(handlers: Sequence[Handler]) -> Needs:
+    """What an entry may turn out to need when these handlers are behind it."""
+    pools = {handler.pool for handler in handlers} or {Pool.COROUTINE}
+    return pools - {Pool.PROCESS}, [handler.kind for handler in handlers if handler.pool is Pool.PROCESS]
 
 
 class _Trust:

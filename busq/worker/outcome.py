@@ -9,7 +9,7 @@ What is to be recorded, given how a handler ended. No input or output; the store
     lease lost      finish: the script answers stale and adds a line of history
 
 The right column under shutdown is a hand-back too: what a handler raises while it is being interrupted says
-nothing about the job.
+nothing about the job. A handler that was not begun after all is a hand-back, whatever the token says.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from busq.protocol.codec import ErrorInfo, describe_error, encode_error, encode_
 from busq.protocol.judgement import retry_delay_s
 from busq.protocol.states import Verb
 from busq.worker.attempt import Attempt
-from busq.worker.executors.base import Told, Written
+from busq.worker.executors.base import NotBegun, Told, Written
 
 CANCELLATIONS = (asyncio.CancelledError, Cancelled)
 
@@ -66,6 +66,8 @@ def outcome_of(
         if not late:
             return _returned(value, result_bytes)
         return _failed(attempt, ErrorInfo("TimedOut", _timed_out(attempt)), "timed_out")
+    if isinstance(error, NotBegun):
+        return Outcome(Verb.RELEASE, "interrupted", cause="no_slot")
     if tripped is not None and tripped.cause is Cause.SHUTDOWN:
         return Outcome(Verb.RELEASE, "interrupted", cause=str(Cause.SHUTDOWN))
     if tripped is not None and tripped.cause is Cause.TIMEOUT:

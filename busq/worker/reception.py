@@ -63,7 +63,7 @@ class Reception:
             handler = self._handlers.get(entry.kind)
             if handler is None:
                 self._refuse_unknown(entry)
-            elif not self._slots.take(handler.pool):
+            elif not self._slots.take(handler):
                 overfull.add(entry.queue)
                 if not adopt:  # what is adopted may be an attempt of ours: it waits for a slot of ours
                     self._refuse(entry, "no_slot", delay_s=0)  # somebody else may have room right now
@@ -78,7 +78,7 @@ class Reception:
         finally:
             for chosen in startable.values():
                 for _, handler in chosen:
-                    self._slots.give_back(handler.pool)
+                    self._slots.give_back(handler)
         for entry, answer in left_over:
             await self._not_started(entry, answer)
         for entry in flawed:
@@ -103,7 +103,7 @@ class Reception:
             if answer.word == "started":
                 begun.append((entry, handler, delivery, answer, self._terms[handler.kind]))
             else:
-                self._slots.give_back(handler.pool)
+                self._slots.give_back(handler)
                 left_over.append((entry, answer))
         if begun:
             self._begin(begun)
@@ -120,7 +120,7 @@ class Reception:
         if len(chosen) == 1:
             entry, handler = chosen[0]
             await self._bury(entry, f"bad_record: {error}")
-            self._slots.give_back(handler.pool)
+            self._slots.give_back(handler)
             return []
         left_over = []
         while chosen:  # what is in `chosen` still holds its slot, whatever is raised here

@@ -37,6 +37,7 @@ from busq.worker.reception import Started
 from busq.worker.slots import Slots
 
 WATCH_AFTER_S = 0.005  # a job that runs longer is subscribed to its own channel
+WATCH_WAITING_AFTER_S = 0.05  # one that waits for a child process: mostly it is over by then, or handed back
 
 log = events.logger("busq.worker")
 
@@ -99,12 +100,18 @@ class Runner:
         self.running[attempt.jid] = attempt
         if events.heard(events.JOB_STARTED):
             events.tell(log, events.JOB_STARTED, **attempt.facts)
-        if attempt.timeout_s is not None:
-            attempt.timers.append(self._loop.call_later(attempt.timeout_s, self._timed_out, attempt))
+        pool = attempt.handler.pool
+        if attempt.timeout_s is not None and pool is not Pool.PROCESS:
+            self.begun(attempt)
         try:
-            self._executors[attempt.handler.pool].begin(attempt, attempt.answer.payload)
+            self._executors[pool].begin(attempt, attempt.answer.payload)
         except (BadPayload, BadArguments) as error:
             self._end(attempt, outcomes.unfit(error))
+
+    def begun(self, attempt: Attempt) -> None:
+        """Its handler begins, and with it the time that it may take; in the process pool the executor says when."""
+        if attempt.timeout_s is not None:
+            attempt.timers.append(self._loop.call_later(attempt.timeout_s, self._timed_out, attempt))
 
     # From reports to outcomes ----------------------------------------------------------------------------
 
@@ -160,7 +167,7 @@ class Runner:
         attempt.drop_timers()
         if self.running.get(attempt.jid) is attempt:
             del self.running[attempt.jid]
-        self._slots.give_back(attempt.handler.pool)
+        self._slots.give_back(attempt.handler)
         if attempt.watched and self.watcher is not None:
             self.watcher.unwatch([attempt])
         if not self.running:
@@ -281,6 +288,11 @@ class Runner:
 
     def _watch_those_left(self, attempts: list[Attempt]) -> None:
         left = [attempt for attempt in attempts if not attempt.over and not attempt.watched]
+        now = self._loop.time()
+        at_doors = [attempt for attempt in left if attempt.waits and now - attempt.started_at < WATCH_WAITING_AFTER_S]
+        if at_doors:
+            self._loop.call_later(WATCH_AFTER_S, self._watch_those_left, at_doors)
+            left = [attempt for attempt in left if attempt not in at_doors]
         for attempt in left:
             attempt.watched = True
         if left and self.watcher is not None:

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import IO, Any, Protocol, Self, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from busq.errors import UsageError
 from busq.protocol.cancel import TripFacts
@@ -32,6 +32,9 @@ PART_OF_GRACE = 0.5
 
 T = TypeVar("T")
 
+Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+"""One of a program's arguments, as `Popen` takes it."""
+
 
 class Stoppable(Protocol):
     """As much of a `CurrentJob` as matters here."""
@@ -41,81 +44,112 @@ class Stoppable(Protocol):
     def on_trip(self, callback: Callable[[TripFacts], object]) -> None: ...
 
 
-class Program:
-    """A running program; the blocking face, for `def` handlers. `pid` and `returncode` are those of `Popen`."""
+class Launch:
+    """
+    What `job.subprocess(...)` gives: a program that is not running yet.
 
-    def __init__(self, job: Stoppable, argv: tuple[Any, ...], options: dict[str, Any]) -> None:
+    How it is started says which face it shows: `with` and `start()` give a `Program`, whose methods block; `async with`
+    and `await` give an `AwaitedProgram`. `blocks` says which of the two suits the handler.
+    """
+
+    def __init__(self, job: Stoppable, argv: tuple[Argument, ...], options: dict[str, Any], *, blocks: bool) -> None:
         self._job = job
         self._argv = argv
         self._options = options
+        self._blocks = blocks
+        self._program: _Running | None = None
+
+    def start(self) -> Program:
+        """Start the program. Raises what `subprocess.Popen` raises. Nobody stops it before the job is cancelled."""
+        if not self._blocks:
+            raise UsageError(
+                "in a coroutine a program is started with `async with job.subprocess(...)` or `await "
+                "job.subprocess(...)`: what blocks would stop every other job of the worker"
+            )
+        program = self._program = Program(self._job, self._argv, self._options)
+        return program
+
+    async def _start_awaited(self) -> AwaitedProgram:
+        # Starting takes a millisecond or two and is not worth a thread.
+        program = self._program = AwaitedProgram(self._job, self._argv, self._options)
+        return program
+
+    def __await__(self) -> Generator[Any, None, AwaitedProgram]:
+        return self._start_awaited().__await__()
+
+    def __enter__(self) -> Program:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._program is not None:
+            if error is not None:
+                self._program.stop()
+            self._program.ended.result()
+            self._program.close_pipes()
+
+    async def __aenter__(self) -> AwaitedProgram:
+        return await self._start_awaited()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._program is not None:
+            if error is not None:
+                self._program.stop()
+            await asyncio.shield(asyncio.wrap_future(self._program.ended))
+            self._program.close_pipes()
+
+
+class _Running:
+    """A running program; made by starting it. `pid`, `returncode` and the pipes are those of `Popen`."""
+
+    def __init__(self, job: Stoppable, argv: tuple[Argument, ...], options: dict[str, Any]) -> None:
         self._lock = threading.Lock()  # between signalling and collecting
-        self._process: subprocess.Popen[Any] | None = None
         self._kill: threading.Timer | None = None
         self._stopping = False
-        self._ended: Future[int] = Future()
-
-    # What it is
-
-    @property
-    def pid(self) -> int:
-        return self._running.pid
-
-    @property
-    def returncode(self) -> int | None:
-        return self._running.returncode
-
-    @property
-    def stdin(self) -> IO[Any] | None:
-        return self._running.stdin
-
-    @property
-    def stdout(self) -> IO[Any] | None:
-        return self._running.stdout
-
-    @property
-    def stderr(self) -> IO[Any] | None:
-        return self._running.stderr
-
-    @property
-    def _running(self) -> subprocess.Popen[Any]:
-        if self._process is None:
-            raise UsageError("job.subprocess(...) has not been started: use it in a `with`, or call its start()")
-        return self._process
-
-    # Its life
-
-    def start(self) -> Self:
-        """Start the program. Raises what `subprocess.Popen` raises. `with` does it by itself."""
-        tie = Tie()
+        self.ended: Future[int] = Future()
+        self._tie = tie = Tie()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the handler's own command
-                self._argv, **{
-                    **self._options, "process_group": 0, "pass_fds": (*self._options.get("pass_fds", ()), tie.far_end),
-                },
+                argv, **{**options, "process_group": 0, "pass_fds": (*options.get("pass_fds", ()), tie.far_end)},
             )  # fmt: skip
             tie.hold(self._process.pid)
         except BaseException:
             tie.cut()
             raise
-        self._tie = tie
         threading.Thread(target=self._wait_and_collect, name="busq-program", daemon=True).start()
-        self._job.on_trip(self._tripped)
-        return self
+        job.on_trip(self._tripped)
 
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, once it has ended. Raise `TimeoutError` after `timeout` seconds; it runs on then."""
-        return self._ended.result(timeout)
+    # What it is
 
-    def communicate(self, data: Any = None) -> tuple[Any, Any]:
-        """Feed it, read what it says to the end, and wait: (stdout, stderr), None for what is no pipe."""
-        answer = _communicate(self._running, data)
-        self.wait()
-        return answer
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    @property
+    def stdin(self) -> IO[Any] | None:
+        return self._process.stdin
+
+    @property
+    def stdout(self) -> IO[Any] | None:
+        return self._process.stdout
+
+    @property
+    def stderr(self) -> IO[Any] | None:
+        return self._process.stderr
+
+    # Its end
 
     def stop(self, within: float = STOP_WITHIN_S) -> None:
         """SIGTERM to the whole group now, SIGKILL when it has not ended `within` seconds. Does not wait."""
         with self._lock:
-            if self._stopping or self._ended.done():
+            if self._stopping or self.ended.done():
                 return
             self._stopping = True
             os.killpg(self.pid, signal.SIGTERM)
@@ -123,16 +157,21 @@ class Program:
             self._kill.daemon = True
             self._kill.start()
 
+    def close_pipes(self) -> None:
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            if pipe is not None:
+                pipe.close()
+
     def _tripped(self, facts: TripFacts) -> None:
         self.stop(facts.grace_s * PART_OF_GRACE)
 
     def _kill_group(self) -> None:
         with self._lock:
-            if not self._ended.done():
+            if not self.ended.done():
                 os.killpg(self.pid, signal.SIGKILL)
 
     def _wait_and_collect(self) -> None:
-        process = self._running
+        process = self._process
         if hasattr(os, "waitid"):
             with contextlib.suppress(ChildProcessError):  # collected by somebody else: Popen says it ended with 0
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -144,51 +183,37 @@ class Program:
             code = process.wait()
             if self._kill is not None:
                 self._kill.cancel()
-            self._ended.set_result(code)
+            self.ended.set_result(code)
         self._tie.cut()
 
-    # with
 
-    def __enter__(self) -> Self:
-        return self.start()
+class Program(_Running):
+    """The blocking face, for `def` handlers."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self.stop()
-        self.wait()
-        _close_pipes(self._running)
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended. Raise `TimeoutError` after `timeout` seconds; it runs on then."""
+        return self.ended.result(timeout)
 
-
-class AwaitedProgram(Program):
-    """The same in a coroutine: `await job.subprocess(...)` or `async with`; `wait` and `communicate` are awaited."""
-
-    def __await__(self) -> Generator[Any, None, AwaitedProgram]:
-        yield from ()  # starting takes a millisecond or two and is not worth a thread
-        return self.start()
-
-    async def wait(self, timeout: float | None = None) -> int:  # type: ignore[override]
-        """Its exit code, once it has ended. Giving up waiting does not stop it."""
-        async with asyncio.timeout(timeout):
-            return await asyncio.shield(asyncio.wrap_future(self._ended))
-
-    async def communicate(self, data: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
+    def communicate(self, data: Any = None) -> tuple[Any, Any]:
         """Feed it, read what it says to the end, and wait: (stdout, stderr), None for what is no pipe."""
-        answer = await asyncio.shield(_in_thread(lambda: _communicate(self._running, data)))
-        await self.wait()
+        answer = _communicate(self._process, data)
+        self.wait()
         return answer
 
-    async def __aenter__(self) -> AwaitedProgram:
-        return self.start()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self.stop()
+class AwaitedProgram(_Running):
+    """The same in a coroutine: `wait` and `communicate` are awaited."""
+
+    async def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended. Giving up waiting does not stop it."""
+        async with asyncio.timeout(timeout):
+            return await asyncio.shield(asyncio.wrap_future(self.ended))
+
+    async def communicate(self, data: Any = None) -> tuple[Any, Any]:
+        """Feed it, read what it says to the end, and wait: (stdout, stderr), None for what is no pipe."""
+        answer = await asyncio.shield(_in_thread(lambda: _communicate(self._process, data)))
         await self.wait()
-        _close_pipes(self._running)
+        return answer
 
 
 def _communicate(process: subprocess.Popen[Any], data: Any) -> tuple[Any, Any]:
@@ -226,9 +251,3 @@ def _in_thread(call: Callable[[], T]) -> asyncio.Future[T]:
 
     threading.Thread(target=run, name="busq-program-pipes", daemon=True).start()
     return asyncio.wrap_future(answer)
-
-
-def _close_pipes(process: subprocess.Popen[Any]) -> None:
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()

@@ -11,11 +11,11 @@ not its number, so that a number used again cannot be hit. Linux only: elsewhere
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
+import sys
 
-F_SETSIG: int | None = getattr(fcntl, "F_SETSIG", 10 if hasattr(os, "pidfd_open") else None)
+F_SETSIG = 10  # fcntl.F_SETSIG on Linux; not every build of Python names it
 
 
 class Tie:
@@ -26,7 +26,9 @@ class Tie:
 
     def hold(self, group: int) -> None:
         """Tie this group to us. Its first process must not have been collected yet."""
-        if F_SETSIG is not None:
+        if sys.platform == "linux":
+            import fcntl  # not everywhere, and busq can be imported everywhere
+
             fcntl.fcntl(self.far_end, fcntl.F_SETOWN, -group)
             fcntl.fcntl(self.far_end, F_SETSIG, signal.SIGKILL)
             fcntl.fcntl(self.far_end, fcntl.F_SETFL, fcntl.fcntl(self.far_end, fcntl.F_GETFL) | os.O_ASYNC)

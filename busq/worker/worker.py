@@ -31,10 +31,12 @@ from busq.worker.attempt import Attempt
 from busq.worker.control import Control
 from busq.worker.executors.base import Executor
 from busq.worker.executors.coroutine import CoroutineExecutor
-from busq.worker.executors.process import ProcessExecutor, hello_for, without_secrets
+from busq.worker.executors.hello import hello_for, without_secrets
+from busq.worker.executors.process import ProcessExecutor
 from busq.worker.executors.thread import ThreadExecutor
 from busq.worker.intake import Intake
 from busq.worker.ladder import KILL_PATIENCE_S
+from busq.worker.pace import Pace
 from busq.worker.reception import Reception
 from busq.worker.runner import Runner
 from busq.worker.slots import Slots
@@ -129,12 +131,13 @@ class Worker:
         await self._store.open()
         self._streams = Streams(self._store, self._queues)
         await self._streams.open()
-        self._slots = Slots(self._limits)
+        self._pace = Pace()
+        self._slots = Slots(self._limits, self._pace)
         self._runner = Runner(self._settings, self._store, self._slots, loop)
         self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
         self._processes = ProcessExecutor(
-            loop, self._runner.reported, self._runner.hands, hello,
-            without_secrets(os.environ, self._settings.url), slots=self._limits[Pool.PROCESS],
+            loop, self._runner.reported, self._runner.begun, self._runner.hands, hello,
+            without_secrets(os.environ, self._settings.url), self._pace, slots=self._limits[Pool.PROCESS],
         )  # fmt: skip
         executors: dict[Pool, Executor] = {
             Pool.COROUTINE: CoroutineExecutor(loop, self._runner.reported),
@@ -145,8 +148,8 @@ class Worker:
         reception = Reception(
             self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin
         )
-        pools = {queue: self._handlers.pools_of(queue) or {Pool.COROUTINE} for queue in self._queues}
-        self._intake = Intake(self._streams, self._slots, reception, pools, self._runner.knows)
+        served = {queue: self._handlers.of_queue(queue) for queue in self._queues}
+        self._intake = Intake(self._streams, self._slots, reception, served, self._runner.knows)
         self._card = process_card("worker")
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, loop_factory=self._loop_factory

@@ -23,8 +23,8 @@ import pytest
 
 import busq
 from busq.config import Settings
-from busq.worker.executors.children import Victim, start_time
-from busq.worker.executors.process import hello_for, without_secrets
+from busq.worker.executors.hello import hello_for, without_secrets
+from busq.worker.executors.victim import Victim, start_time
 from busq.worker.worker import Worker
 from tests.runtime import process_handlers
 from tests.runtime.bench import PATIENT, Bench, bench, until
@@ -243,6 +243,15 @@ _shadowed_first = shadowed
 def shadowed() -> None: ...  # type: ignore[no-redef]
 
 
+@pytest.mark.parametrize(
+    "setup", ["nowhere.at.all:f", "busq.cli.logs:nothing", "busq.cli.logs", "busq.cli.logs:IN_CHILDREN"]
+)
+def test_a_set_up_of_children_that_cannot_be_called_is_refused_at_the_start(setup: str) -> None:
+    with pytest.raises(busq.ConfigError, match="child_setup") as raised:
+        hello_for(Settings(), HANDLERS, setup)
+    assert repr(setup) in str(raised.value)
+
+
 async def test_a_worker_does_not_start_with_such_a_handler(redis_url: str) -> None:
     async with bench(redis_url) as b:
 
@@ -425,7 +434,25 @@ async def test_a_tree_of_processes_goes_with_its_child(redis_url: str, folder: s
         await handle.cancel()
         job = await handle.wait(timeout=20)
         assert job.ended == "killed"
-        assert group(pid) == []
+        await until(lambda: not group(pid))
+
+
+@pytest.mark.parametrize("how", ["drain", "death of the child"])
+async def test_a_tree_of_processes_goes_however_its_child_ends(redis_url: str, folder: str, how: str) -> None:
+    async with bench(redis_url) as b:
+        worker = await work(b, concurrency=1)
+        handle = await running(b, folder, "grows_a_tree", "python")
+        pid = int(read(folder, "running"))
+        assert len(group(pid)) == 4
+        if how == "drain":
+            await b.end(worker)
+            assert (await b.names(handle.jid))[-1] == "handed_back"
+        else:
+            os.kill(pid, signal.SIGSEGV)
+            job = await handle.wait(timeout=20)
+            assert job.error is not None
+            assert "SIGSEGV" in job.error.message
+        await until(lambda: not group(pid))
 
 
 async def test_a_handler_past_its_timeout_is_killed_and_retried_by_policy(redis_url: str, folder: str) -> None:
@@ -562,7 +589,7 @@ async def test_a_program_that_a_handler_runs_stops_with_its_job(
     redis_url: str, folder: str, kind: str, how: str
 ) -> None:
     """SIGTERM first, and SIGKILL when half of the grace is over: a cancel needs no force."""
-    async with bench(redis_url, grace_s=0.6) as b:
+    async with bench(redis_url, grace_s=2.0) as b:
         await work(b, concurrency=1)
         handle = await b.bus.options(queue=process_handlers.QUEUES.get(kind, "default")).enqueue(kind, folder, how)
         await until(lambda: there(folder, "up"))
@@ -589,6 +616,20 @@ async def test_a_program_can_be_fed_and_read(redis_url: str) -> None:
 
         await b.work()
         assert await (await shouts.enqueue()).result(timeout=20) == ["HELLO", 0]
+
+
+async def test_in_a_coroutine_a_program_is_not_started_in_a_way_that_blocks(redis_url: str) -> None:
+    async with bench(redis_url) as b:
+
+        @b.bus.job
+        async def hasty() -> None:
+            with busq.current_job().subprocess("true"):
+                pass
+
+        await b.work()
+        job = await (await hasty.enqueue()).wait(timeout=20)
+        assert job.error is not None
+        assert "async with job.subprocess" in job.error.message
 
 
 # Right victim --------------------------------------------------------------------------------------------
@@ -620,6 +661,61 @@ def test_a_number_that_means_another_process_now_is_not_touched(pidfds: bool, mo
         bystander.wait()
         assert gone.stdin is not None
         gone.stdin.close()
+
+
+def test_where_a_sandbox_forbids_pidfds_start_times_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(pid: int, flags: int = 0) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "pidfd_open", forbidden)
+    own = Victim(os.getpid())
+    assert own.pidfd == -1
+    assert own.is_ours()
+    own.started = "1"
+    assert not own.is_ours()
+
+
+REUSE = """
+import os, subprocess, sys, time
+from busq.worker.executors.victim import Victim
+
+if sys.argv[1] == "without pidfds":
+    del os.pidfd_open
+sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+gone = subprocess.Popen(sleep, process_group=0)
+stale = Victim(gone.pid)
+assert (stale.pidfd == -1) == (sys.argv[1] == "without pidfds")
+began = time.monotonic()
+while time.monotonic() - began < 0.03: pass  # start times are told in hundredths of a second
+gone.kill()
+assert stale.signal_group(0), "it has ended, and its number is still its own"
+gone.wait()
+with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+    last.write(str(gone.pid - 1))
+bystander = subprocess.Popen(sleep, process_group=0)
+assert bystander.pid == gone.pid, (bystander.pid, gone.pid)
+assert not stale.signal_group(9)
+assert bystander.poll() is None
+own = Victim(bystander.pid)
+assert own.signal_group(9)
+own.close()
+assert not own.signal_group(0), "who is done with a process signals it no more"
+print(bystander.wait(10))
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/sys/kernel/ns_last_pid", os.W_OK) or os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("how", ["with pidfds", "without pidfds"])
+def test_a_process_that_got_the_number_of_a_collected_child_is_not_touched(how: str) -> None:
+    """A number is really used again: in a pid namespace of our own, where nobody else takes the next one."""
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", REUSE, how],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if "unshare" in done.stderr and done.returncode:
+        pytest.skip(f"no namespace of our own: {done.stderr.strip()}")
+    assert done.stdout.split() == ["-9"], done.stderr
 
 
 # Leaving -------------------------------------------------------------------------------------------------

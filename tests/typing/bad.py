@@ -28,7 +28,11 @@ async def uses() -> None:
     resized.blocking.enqueue(width="3")  # error: arg-type
     (await bus.get("x")).state = busq.State.FAILED  # error: misc
     await bus.cancel("x", grace="5")  # error: arg-type
-    print(text)
+    async with busq.current_job().subprocess("sleep", 5) as program:  # error: arg-type
+        code: int = program.wait()  # error: assignment
+    with busq.current_job().subprocess("sleep", "5") as blocks:
+        await blocks.wait()  # error: misc
+    print(text, code)
     await busq.current_job().spawn(measured, 5)  # error: arg-type
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, assert_type
 
 import busq
@@ -71,6 +72,18 @@ async def inside() -> None:
         job.check_cancelled()
     with job.shield():
         job.progress(0.5, "half")
+    async with job.subprocess("ffmpeg", "-i", Path("a.mp4"), stdout=-1) as awaited:
+        assert_type(await awaited.wait(timeout=5), int)
+        assert_type(awaited.returncode, int | None)
+    assert_type(await (await job.subprocess("true")).communicate(b"x"), tuple[Any, Any])
+
+
+def inside_a_def_handler() -> None:
+    job = busq.current_job()
+    with job.subprocess("ffmpeg", "-i", "a.mp4") as blocks:
+        assert_type(blocks.wait(), int)
+        assert_type(blocks.pid, int)
+        assert_type(blocks.stop(within=1.0), None)
 
 
 def blocking() -> None:

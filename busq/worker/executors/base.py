@@ -73,6 +73,10 @@ class Gone(Told):
         super().__init__(ErrorInfo("ChildProcessEnded", message), cancellation=False)
 
 
+class NotBegun(Exception):
+    """The handler has not been begun and will not be: the job is handed back, somebody else may have room for it."""
+
+
 class Written(msgspec.Struct, frozen=True):
     """What a handler in another process returned, as it will be stored; or why it is `unfit` to be, and its cause."""
 

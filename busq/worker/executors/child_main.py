@@ -1,7 +1,7 @@
 """
 The whole life of a child process: find the handlers, run one job after another, end with the worker.
 
-The main thread reads `work` while it is idle and runs the handler itself, so that the handler has the thread that
+The main thread waits at the door while it is idle and runs the handler itself, so that the handler has the thread that
 signals and many libraries want. A thread of its own hears `control` all the while. There is no connection to Redis
 here and no word of where it is: whatever a job wants of the bus goes through the worker.
 
@@ -19,6 +19,8 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
+from time import monotonic
 
 from busq.errors import BadPayload, BusqError, TooLarge
 from busq.protocol.codec import ErrorInfo, describe_error, encode_result
@@ -27,6 +29,7 @@ from busq.worker.context import CurrentJob
 from busq.worker.executors import addresses
 from busq.worker.executors.base import HandlerExit
 from busq.worker.executors.child_job import ChildAttempt, ChildHands
+from busq.worker.executors.door import TICKET
 from busq.worker.executors.frames import (
     READ_BYTES,
     Born,
@@ -49,12 +52,12 @@ FIRST_FRAME_BYTES = 16 * 1024 * 1024
 STDERR = 2
 
 
-def main(work_fd: int, control_fd: int, stderr_fd: int) -> None:
+def main(work_fd: int, control_fd: int, door_fd: int, stderr_fd: int) -> None:
     """Be a child until the worker has no more work for it."""
-    work, control = (socket.socket(fileno=fd) for fd in (work_fd, control_fd))
-    for end in (work, control):
+    work, control, door = (socket.socket(fileno=fd) for fd in (work_fd, control_fd, door_fd))
+    for end in (work, control, door):
         end.set_inheritable(False)  # what a handler starts must not look like us to the worker
-    child = Child(work, control)
+    child = Child(work, control, door)
     hello = child.next_frame()
     if not isinstance(hello, Hello):
         return
@@ -64,20 +67,24 @@ def main(work_fd: int, control_fd: int, stderr_fd: int) -> None:
     os.close(stderr_fd)
     threading.Thread(target=child.listen, name="busq-control", daemon=True).start()
     child.send(Ready())
-    while isinstance(run := child.next_frame(), Run):
-        child.run(run)
+    child.serve()
 
 
 class Child:
-    def __init__(self, work: socket.socket, control: socket.socket) -> None:
+    def __init__(self, work: socket.socket, control: socket.socket, door: socket.socket) -> None:
         self._work = work
         self._control = control
+        self._door = door
         self._work_inbox = ChildsInbox(FIRST_FRAME_BYTES)
+        self._frames: deque[Frame] = deque()  # read and not looked at yet
+        self._ended_at = 0.0
+        self._busy_since = 0.0
         self._sending = threading.Lock()  # handlers' threads say things, too
         self._plain = contextvars.copy_context()
+        self._last_begun = 0
         self._current: ChildAttempt | None = None
-        self._early: Trip | None = None  # heard before the run that it is meant for
-        self._changing = threading.Lock()  # of the two above
+        self._early: Trip | None = None  # heard before the run that it is meant for, which has its ticket already
+        self._changing = threading.Lock()  # of the three above
 
     # Talking
 
@@ -91,10 +98,12 @@ class Child:
 
     def next_frame(self) -> Frame | None:
         """What the worker wants next; None when it wants nothing more."""
-        while data := self._work.recv(READ_BYTES):
-            for frame in self._work_inbox.frames(data):
-                return frame  # one at a time: the worker sends the next one after our answer
-        return None
+        while not self._frames:
+            data = self._work.recv(READ_BYTES)
+            if not data:
+                return None
+            self._frames.extend(self._work_inbox.frames(data))
+        return self._frames.popleft()
 
     # Beginning
 
@@ -133,29 +142,56 @@ class Child:
         elif isinstance(frame, Trip):
             with self._changing:
                 attempt = self._current
-                if attempt is None or attempt.run != frame.run:
+                if frame.run > self._last_begun:  # what is late for the last one must not push it out
                     self._early = frame
-                    return
-            self._trip(attempt, frame)
+            if attempt is not None and attempt.run == frame.run:
+                self._trip(attempt, frame)
 
     def _trip(self, attempt: ChildAttempt, trip: Trip) -> None:
         if attempt.token.trip(trip.facts):
             for callback in attempt.token.take_callbacks():
                 self._hands.run_callback(attempt, callback, trip.facts)
 
-    # One job
+    # One job after another
+
+    def serve(self) -> None:
+        """Run what comes in at the door, until it is shut."""
+        self._ended_at = monotonic()
+        while True:
+            asked_at = monotonic()
+            ticket = self._door.recv(TICKET)
+            if not ticket:
+                return
+            # What lies between the last answer and our question is work, too: so many more jobs would wait as long.
+            self._busy_since = monotonic() - (asked_at - self._ended_at)
+            run = self._run_for(int.from_bytes(ticket, "big"))
+            if run is None:
+                return
+            self.run(run)
+
+    def _run_for(self, number: int) -> Run | None:
+        """The run of this number. What was sent before it and has not been run was taken back."""
+        while isinstance(frame := self.next_frame(), Run):
+            if frame.run == number:
+                return frame
+        return None
 
     def run(self, run: Run) -> None:
         attempt = ChildAttempt(run, self._handlers[run.kind], self.send)
         with self._changing:
-            self._current, early = attempt, self._early
+            self._current, self._last_begun = attempt, run.run
+            early = self._early
         if early is not None and early.run == run.run:
             self._trip(attempt, early)
         answer = self._plain.copy().run(self._answer, attempt, run.payload)
         attempt.end()
         with self._changing:
-            self._current = self._early = None
+            self._current = None
         self.send(answer)
+
+    def _took_us(self) -> int:
+        self._ended_at = monotonic()
+        return round((self._ended_at - self._busy_since) * 1e6)
 
     def _answer(self, attempt: ChildAttempt, payload: bytes) -> Done | Failed | Unfit:
         """Run the handler, and put into a frame what came of it. Raises nothing."""
@@ -173,15 +209,17 @@ class Child:
         except BaseException as error:
             return self._failed(attempt, error)
         if value is None:
-            return Done(attempt.run, attempt.token.observed, b"")
+            return Done(attempt.run, self._took_us(), attempt.token.observed, b"")
         try:
-            return Done(attempt.run, attempt.token.observed, encode_result(value, self._result_bytes))
+            result = encode_result(value, self._result_bytes)
         except BusqError as error:
             return self._unfit(attempt, "result_too_large" if isinstance(error, TooLarge) else "bad_result", error)
+        return Done(attempt.run, self._took_us(), attempt.token.observed, result)
 
     def _failed(self, attempt: ChildAttempt, error: BaseException) -> Failed:
         info = describe_error(error, self._traceback_bytes)
-        return Failed(attempt.run, attempt.token.observed, is_cancellation(error), info)
+        return Failed(attempt.run, self._took_us(), attempt.token.observed, is_cancellation(error), info)
 
     def _unfit(self, attempt: ChildAttempt, cause: str, error: BusqError) -> Unfit:
-        return Unfit(attempt.run, attempt.token.observed, cause, ErrorInfo(type(error).__name__, str(error)))
+        info = ErrorInfo(type(error).__name__, str(error))
+        return Unfit(attempt.run, self._took_us(), attempt.token.observed, cause, info)

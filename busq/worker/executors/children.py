@@ -1,10 +1,8 @@
 """
 One child process, as its worker sees it: started, talked to, signalled, collected.
 
-Right victim: a child is signalled only while it is certain that its number still means this very process. It leads
-a process group of the same number, and neither can be used again before we have collected it: so the group gets its
-signals before that and never after. Where the system has pidfds, the kernel is asked through one whether the child is
-still uncollected; elsewhere its start time is compared.
+Its jobs run one at a time, in the order in which they were given. Those behind the first may wait at its door, and can
+be taken back for as long as they have not begun; what could not be taken back has begun, or has ended already.
 
 When the first process of the group has ended, whatever else is in the group is killed with it.
 """
@@ -12,6 +10,7 @@ When the first process of the group has ended, whatever else is in the group is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -23,6 +22,7 @@ from collections.abc import Callable, Mapping
 
 from busq.protocol.cancel import TripFacts
 from busq.worker.attempt import Attempt
+from busq.worker.executors.door import Door
 from busq.worker.executors.frames import (
     READ_BYTES,
     Born,
@@ -36,6 +36,8 @@ from busq.worker.executors.frames import (
     WorkersInbox,
     packed,
 )
+from busq.worker.executors.outgoing import Outgoing
+from busq.worker.executors.victim import Victim
 from busq.worker.tie import Tie
 
 STDERR = 2
@@ -44,53 +46,9 @@ LEAVE_WITHIN_S = 1.0  # an idle child that was told to leave
 
 # A child finds modules where we find them, also what was added to our path while we ran; busq itself among them.
 _PROGRAM = (
-    "import sys; w, c, e = map(int, sys.argv[1:4]); sys.path[:] = sys.argv[4:]; "
-    "from busq.worker.executors.child_main import main; main(w, c, e)"
+    "import sys; ends = map(int, sys.argv[1:5]); sys.path[:] = sys.argv[5:]; "
+    "from busq.worker.executors.child_main import main; main(*ends)"
 )
-
-
-class Victim:
-    """A process that may be signalled: its number, and what tells it from a later one with the same number."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.started = start_time(pid)
-        self.pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
-
-    def is_ours(self) -> bool:
-        """Whether the number still means this process, alive or ended and not collected."""
-        if self.pidfd == -1:
-            return self.started is not None and start_time(self.pid) == self.started
-        try:
-            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except OSError:
-            return False  # collected already, by whomever
-        return True
-
-    def signal_group(self, number: int) -> bool:
-        """Send a signal to the group that this process leads; False when that was not done."""
-        if not self.is_ours():
-            return False
-        try:
-            os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return True
-
-    def close(self) -> None:
-        if self.pidfd != -1:
-            os.close(self.pidfd)
-            self.pidfd = -1
-        self.started = None
-
-
-def start_time(pid: int) -> str | None:
-    """When this process started, in the kernel's own ticks; None when there is none, or the system does not say."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
 
 
 class Child:
@@ -98,18 +56,23 @@ class Child:
     Made by starting it. `heard(child, frame)` and `ended(child)` are called in the handlers' loop; nothing else is
     heard of a child that has ended.
 
-    `attempt` is what runs in it. `ready`: it has found its handlers. `doomed`: it was signalled or told to leave and
-    takes no more work.
+    `given`: its jobs that have not ended, by the number of their run; the first one runs, or is about to. `ready`: it
+    has found its handlers. `doomed`: it was signalled or told to leave and takes no more work.
     """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, hello: Hello, environ: Mapping[str, str],
         heard: Callable[[Child, FromChild], None], ended: Callable[[Child], None],
     ) -> None:  # fmt: skip
-        self.attempt: Attempt | None = None
+        self.given: dict[int, Attempt] = {}
+        self.first_since = 0.0  # when the first of them became the first
+        self.held_up = False  # the first should be short, and is not
         self.ready = False
         self.doomed = False
-        self.runs = 0
+        self._runs = 0
+        self._unsent: list[bytes] = []  # frames of runs, and
+        self._to_let_in: list[int] = []  # their numbers
+        self.not_begun: list[Attempt] = []  # of a child that has ended: what it was given in vain
         self.last_words = ""  # what a child that ended before it was ready had to say
         self._loop = loop
         self._heard = heard
@@ -125,10 +88,11 @@ class Child:
     def _start(self, environ: Mapping[str, str]) -> None:
         work, theirs = socket.socketpair()
         control, theirs_control = socket.socketpair()
+        self._door = Door()
         self._tie = tie = Tie()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives until the child is ready
         stderr = os.dup(STDERR)
-        ends = (theirs.fileno(), theirs_control.fileno(), stderr)
+        ends = (theirs.fileno(), theirs_control.fileno(), self._door.far_end.fileno(), stderr)
         # A group of its own: Ctrl-C in a terminal is for the worker, and what the handler starts goes with the child.
         self._process = subprocess.Popen(  # noqa: S603 - the command is ours
             [sys.executable, "-c", _PROGRAM, *map(str, ends), *(folder or os.getcwd() for folder in sys.path)],
@@ -140,7 +104,7 @@ class Child:
         os.close(stderr)
         theirs.close()
         theirs_control.close()
-        self._work, self._control = _Outgoing(self._loop, work), _Outgoing(self._loop, control)
+        self._work, self._control = Outgoing(self._loop, work), Outgoing(self._loop, control)
         self._loop.add_reader(work.fileno(), self._read)
         self._watch_end()
 
@@ -150,29 +114,60 @@ class Child:
             return
 
         def wait() -> None:
-            self._process.wait()
+            if hasattr(os, "waitid"):  # it is collected in the loop, or its number might change hands under a signal
+                with contextlib.suppress(ChildProcessError):
+                    os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            else:
+                self._process.wait()
             self._loop.call_soon_threadsafe(self._gone)
 
         threading.Thread(target=wait, name="busq-child", daemon=True).start()
 
     # Talking
 
-    def run(self, attempt: Attempt, payload: bytes) -> bool:
-        """
-        Run the handler of this attempt; the child is ready and has nothing else to do.
+    @property
+    def attempt(self) -> Attempt | None:
+        """What runs in it, or is about to."""
+        return next(iter(self.given.values()), None)
 
-        False: it has ended, though we have not been told yet, and not a byte of this has reached it.
-        """
-        self.runs += 1
-        run = Run(self.runs, attempt.handler.kind, attempt.jid, attempt.number, payload, attempt.saved)
-        if not self._work.write(packed(run)):
-            self.doomed = True
-            return False
-        self.attempt = attempt
-        return True
+    @property
+    def newest(self) -> Attempt | None:
+        """What it was given last; None when it has nothing to do."""
+        return next(reversed(self.given.values()), None)
 
-    def trip(self, facts: TripFacts) -> None:
-        self._control.write(packed(Trip(self.runs, facts)))
+    def give(self, attempt: Attempt, payload: bytes) -> None:
+        """Run the handler of this attempt after those that were given before. Nothing is sent before `flush`."""
+        self._runs += 1
+        self.given[self._runs] = attempt
+        run = Run(self._runs, attempt.handler.kind, attempt.jid, attempt.number, payload, attempt.saved)
+        self._unsent.append(packed(run))
+        self._to_let_in.append(self._runs)
+
+    def flush(self) -> None:
+        """Send what was given."""
+        if self._to_let_in:
+            self._work.write(b"".join(self._unsent) if len(self._unsent) > 1 else self._unsent[0])
+            self._door.let_in(self._to_let_in)
+            self._unsent.clear()
+            self._to_let_in.clear()
+
+    def take_back(self) -> dict[int, Attempt]:
+        """Whatever has not begun, by its run; none of it will begin here unless it is let in again."""
+        self.flush()
+        left = self._door.take_back()
+        return {run: self.given.pop(run) for run in sorted(left)}
+
+    def let_in_again(self, taken_back: Mapping[int, Attempt]) -> None:
+        """Some of what was taken back may begin after all, in the same order. Nothing was given in between."""
+        if taken_back:
+            self.given.update(taken_back)
+            self._door.let_in(taken_back)
+
+    def trip(self, attempt: Attempt, facts: TripFacts) -> None:
+        """Tell the handler of an attempt that has begun."""
+        for run, each in self.given.items():
+            if each is attempt:
+                self._control.write(packed(Trip(run, facts)))
 
     def saved(self, number: int, lost: str) -> None:
         self._control.write(packed(Saved(number, lost)))
@@ -225,7 +220,7 @@ class Child:
     def leave(self) -> None:
         """Tell an idle child that there is no more work. It is killed when it has not left in time."""
         self.doomed = True
-        self._work.end()
+        self._door.shut()
         self._loop.call_later(LEAVE_WITHIN_S, self.signal, signal.SIGKILL)
 
     @property
@@ -247,9 +242,10 @@ class Child:
         self.doomed = True
         self.victim.signal_group(signal.SIGKILL)
         self._process.wait()
+        self.not_begun = list(self.take_back().values())
         self.last_words = self.last_words or self._early_words().decode("utf-8", "replace").strip()
         self._loop.remove_reader(self._work.sock.fileno())
-        for part in (self._work, self._control, self._stderr, self.victim):
+        for part in (self._work, self._control, self._door, self._stderr, self.victim):
             part.close()
         self._tie.cut()
         self._ended(self)
@@ -261,55 +257,3 @@ class Child:
                     self._heard(self, frame)
         except (OSError, BrokenFrames):
             return
-
-
-class _Outgoing:
-    """Bytes on their way into one socket, without ever making the loop wait."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self.sock = sock
-        self._loop = loop
-        self._left = bytearray()
-        self._closed = False
-
-    def write(self, data: bytes) -> bool:
-        """Write as much as fits now and the rest when it fits. False when there is nobody left to read it."""
-        if self._closed:
-            return False
-        if not self._left:
-            try:
-                sent = self.sock.send(data)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError:
-                return False  # the child has ended, which is told elsewhere
-            if sent == len(data):
-                return True
-            data = data[sent:]
-            self._loop.add_writer(self.sock.fileno(), self._write_more)
-        self._left += data
-        return True
-
-    def _write_more(self) -> None:
-        try:
-            del self._left[: self.sock.send(self._left)]
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self._left.clear()
-        if not self._left:
-            self._loop.remove_writer(self.sock.fileno())
-
-    def end(self) -> None:
-        """Nothing more will be written."""
-        try:
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._loop.remove_writer(self.sock.fileno())
-            self.sock.close()

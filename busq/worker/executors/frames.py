@@ -6,8 +6,10 @@ What a worker and a child of it say to each other: frames, each a length and one
     worker <── work ────── child     Ready or Refused once; Progress, Save, Spawn, Observed;
                                      then one of Done, Failed, Unfit for each Run
 
-Nothing is ever unpickled. `run` counts the runs of one child: what is said about an earlier one is not taken for the
-one that is going on. Two sockets, because a job that ends at once must not cost the child a change of threads.
+A Run says what to do; whether it may begin is said at the door (`door.py`), and a Run that was taken back there is
+passed over. Nothing is ever unpickled. `run` counts the runs of one child: what is said about an earlier one is not
+taken for the one that is going on. Two sockets, because a job that ends at once must not cost the child a change of
+threads.
 """
 
 from __future__ import annotations
@@ -97,7 +99,10 @@ class Save(Frame, frozen=True, tag=7):
 
 
 class Done(Frame, frozen=True, tag=8):
+    """`took_us`: for how long the run has kept the child busy, here and in the two below."""
+
     run: int
+    took_us: int
     observed: bool
     result: bytes
 
@@ -106,6 +111,7 @@ class Failed(Frame, frozen=True, tag=9):
     """The handler raised. `cancellation`: what it raised says "I was cancelled"."""
 
     run: int
+    took_us: int
     observed: bool
     cancellation: bool
     error: ErrorInfo
@@ -115,6 +121,7 @@ class Unfit(Frame, frozen=True, tag=10):
     """What goes in or comes out cannot be read or written, and another attempt would fare alike."""
 
     run: int
+    took_us: int
     observed: bool
     cause: str
     error: ErrorInfo
@@ -164,22 +171,27 @@ class _Inbox:
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
-        self._bytes = bytearray()
+        self._rest = bytearray()
 
     def bodies(self, data: bytes) -> Iterator[bytes]:
-        if not self._bytes and len(data) >= _PREFIX and int.from_bytes(data[:_PREFIX], "big") == len(data) - _PREFIX:
-            yield data[_PREFIX:]  # by far the most: one frame, whole
-            return
-        self._bytes += data
-        while len(self._bytes) >= _PREFIX:
-            size = int.from_bytes(self._bytes[:_PREFIX], "big")
+        """Whatever is complete now. Read it to its end."""
+        rest = self._rest
+        if rest:
+            rest += data
+        buffer = rest or data  # mostly there is no rest, and nothing is copied twice
+        at, end = 0, len(buffer)
+        while end - at >= _PREFIX:
+            size = int.from_bytes(buffer[at : at + _PREFIX], "big")
             if size > self.most_bytes:
                 raise BrokenFrames(f"a frame of {size:,} bytes; the limit is {self.most_bytes:,}")
-            if len(self._bytes) < _PREFIX + size:
-                return
-            body = bytes(self._bytes[_PREFIX : _PREFIX + size])
-            del self._bytes[: _PREFIX + size]
-            yield body
+            if end - at < _PREFIX + size:
+                break
+            yield bytes(buffer[at + _PREFIX : at + _PREFIX + size])
+            at += _PREFIX + size
+        if rest:
+            del rest[:at]
+        else:
+            rest += data[at:]
 
 
 class WorkersInbox(_Inbox):

@@ -5,6 +5,10 @@ Children are made when first needed, as many as there are slots, one job at a ti
 child: its handler hears of it while it runs, and the child takes the next job. One that ignores it is ended together
 with its process group, SIGTERM first and SIGKILL when the force time is over, and the next job that needs it gets a
 new child. A child that ends by itself fails its job, and nothing else.
+
+Short jobs may be started ahead (`pace.py`) and then wait at the door of a child, never behind a long one. Should one
+before them turn out to be long, they go to an idle child, or are handed back. A job that waits is asked to stop, forced
+or killed by taking it back: nothing that is done to it touches the child, in which another one runs.
 """
 
 from __future__ import annotations
@@ -12,19 +16,15 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 from busq import events
-from busq.config import Settings
 from busq.errors import Cancelled
-from busq.handlers import Handler
 from busq.store.forms import NewJob
 from busq.worker.attempt import Attempt
-from busq.worker.executors.addresses import MAIN, address_of, main_program
-from busq.worker.executors.base import Gone, Report, Told, Written
+from busq.worker.executors.base import Gone, NotBegun, Report, Told, Written
 from busq.worker.executors.children import Child
 from busq.worker.executors.frames import (
     Done,
@@ -36,17 +36,20 @@ from busq.worker.executors.frames import (
     Ready,
     Refused,
     Save,
-    Spawn,
     Unfit,
 )
+from busq.worker.pace import Pace
 
 START_WITHIN_S = 60.0  # a child has to find its handlers within this time
 START_AGAIN_S = (0.5, 10.0)  # after a child that could not start: the first wait and the longest
-ROOM_BYTES = 64 * 1024  # in a frame, beside what a handler may give or take
-
-SECRET_NAMES = frozenset({"BUSQ_URL", "REDIS_URL"})
+LOOK_EVERY_S = 0.01  # whether short jobs are short, while there are some
+HELD_UP_S = 0.025  # a child that is busy with one for so long is not given more of them
+MOST_AT_DOOR_S = 0.05
 
 log = events.logger("busq.worker")
+
+Begun = Callable[[Attempt], None]
+"""Called when the handler of an attempt begins, which may be some time after the attempt did."""
 
 
 class Errands(Protocol):
@@ -62,19 +65,24 @@ class ProcessExecutor:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, report: Report, errands: Errands, hello: Hello,
-        environ: Mapping[str, str], *, slots: int,
+        self, loop: asyncio.AbstractEventLoop, report: Report, begun: Begun, errands: Errands, hello: Hello,
+        environ: Mapping[str, str], pace: Pace, *, slots: int,
     ) -> None:  # fmt: skip
         self._loop = loop
         self._report = report
+        self._begun = begun
         self._errands = errands
-        self._slots = slots
+        self._most = slots
+        self._idle_most = slots
+        self._pace = pace
         self._hello = hello
         self._environ = environ
         self._children: set[Child] = set()  # every one that has not been collected
         self._idle: list[Child] = []
-        self._at_work: dict[Attempt, Child] = {}
-        self._waiting: deque[tuple[Attempt, bytes]] = deque()  # for a child that starts
+        self._at_work: dict[Attempt, Child] = {}  # also those that wait at a door
+        self._waiting: deque[Attempt] = deque()  # for a child that starts
+        self._unsent: set[Child] = set()
+        self._look_timer: asyncio.TimerHandle | None = None
         self._start_wait_s = 0.0
         self._start_timer: asyncio.TimerHandle | None = None
         self._nothing_left = asyncio.Event()
@@ -90,22 +98,18 @@ class ProcessExecutor:
 
     def begin(self, attempt: Attempt, payload: bytes) -> None:
         # The child checks the arguments: read here, they would have to be written once more.
-        if self._idle:
-            self._give(self._idle.pop(), attempt, payload)
-        else:
-            self._waiting.append((attempt, payload))
-            self._start_enough()
+        attempt.waits = True
+        self._place(attempt)
 
     def ask_to_stop(self, attempt: Attempt) -> None:
         facts = attempt.token.facts
-        child = self._at_work.get(attempt)
         if facts is None:
             return
-        if child is not None:
-            child.trip(facts)
-        elif self._stop_waiting(attempt):
+        if self._withdraw(attempt):
             attempt.token.observe()
             self._report(attempt, None, Cancelled(facts.cause, facts.reason))
+        elif attempt in self._at_work:
+            self._at_work[attempt].trip(attempt, facts)
 
     def force(self, attempt: Attempt) -> bool:
         self._signal(attempt, signal.SIGTERM)
@@ -117,10 +121,11 @@ class ProcessExecutor:
     async def close(self) -> None:
         """Idle children leave at once; whatever else is there goes with this process at the latest."""
         self._closed = True
-        if self._start_timer is not None:
-            self._start_timer.cancel()
+        for timer in (self._start_timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
         for child in self._children:
-            if child.attempt is None and child.ready:
+            if child.ready and not child.given:
                 child.leave()
             else:
                 child.signal(signal.SIGKILL)
@@ -128,20 +133,179 @@ class ProcessExecutor:
 
     def retire_idle(self) -> None:
         """No new job will come: idle children leave now, the others when their job has ended."""
-        self._slots = 0
+        self._idle_most = 0
         while self._idle:
             self._idle.pop().leave()
 
+    # Who gets which job ------------------------------------------------------------------------------------
+
+    def _place(self, attempt: Attempt) -> None:
+        """Give it to the child that will be free first, or let it wait for one that is yet to be started."""
+        kind = attempt.handler.kind
+        child = self._idle.pop() if self._idle else None
+        if child is None:
+            fit = [each for each in self._children if self._fits(each, kind)]
+            child = min(fit, key=lambda each: len(each.given)) if len(fit) > 1 else fit[0] if fit else None
+        if child is None:
+            self._waiting.append(attempt)
+            self._look_soon()
+        else:
+            self._give(child, attempt)
+        if self._waiting or (attempt.waits and len(self._children) < self._most):
+            self._start_enough()
+
+    def _fits(self, child: Child, kind: str) -> bool:
+        """Whether a job of this kind may wait at this child's door: nothing but short jobs may be before it."""
+        if not child.ready or child.doomed:
+            return False
+        first, last = child.attempt, child.newest
+        if first is None or last is None:
+            return True
+        ahead = self._pace.ahead
+        if child.held_up or not ahead(first.handler.kind) or not ahead(last.handler.kind):
+            return False
+        return len(child.given) <= (ahead(kind) or len(child.given))
+
+    def _give(self, child: Child, attempt: Attempt) -> None:
+        self._at_work[attempt] = child
+        child.give(attempt, attempt.answer.payload)
+        if len(child.given) == 1:
+            self._first_begins(child)
+        if self._look_timer is None and self._pace.ahead(attempt.handler.kind):
+            self._look_soon()
+        if not self._unsent:  # what is begun in the same turn of the loop travels together
+            self._loop.call_soon(self._send)
+        self._unsent.add(child)
+
+    def _send(self) -> None:
+        for child in self._unsent:
+            child.flush()
+        self._unsent.clear()
+
+    def _next(self, child: Child) -> None:
+        """The first job of this child is gone: what is now the first one begins."""
+        if child.held_up:
+            child.held_up = False
+            self._count_children()
+        if child.given:
+            self._first_begins(child)
+        else:
+            self._free(child)
+
+    def _first_begins(self, child: Child) -> None:
+        attempt = child.attempt
+        child.first_since = self._loop.time()
+        if attempt is not None and attempt.waits:
+            attempt.waits = False
+            if attempt.timeout_s is not None:
+                self._begun(attempt)
+
+    def _free(self, child: Child) -> None:
+        """This child has nothing to do."""
+        if child.doomed:
+            child.signal(signal.SIGKILL)  # it was told to end, and its handler was quicker
+            return
+        while self._waiting and self._fits(child, self._waiting[0].handler.kind):
+            self._give(child, self._waiting.popleft())
+        if child.given:
+            return
+        if len(self._idle) < self._idle_most:
+            self._idle.append(child)
+        else:
+            child.leave()
+
+    # Those that wait ---------------------------------------------------------------------------------------
+
+    def _look_soon(self) -> None:
+        if self._look_timer is None and not self._closed:
+            self._look_timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        """Nobody waits for long: not behind a job that turned out to be long, and not for a child that cannot come."""
+        self._look_timer = None
+        now = self._loop.time()
+        for child in list(self._children):
+            if child.given and now - child.first_since >= LOOK_EVERY_S:
+                self._takes_long(child, now)
+        to_come = self._most - sum(child.ready and not child.doomed for child in self._children)
+        while len(self._waiting) > max(0, to_come) and now - self._waiting[-1].started_at > MOST_AT_DOOR_S:
+            self._report(self._waiting.pop(), None, NotBegun())
+        if self._waiting or any(len(child.given) > child.held_up for child in self._children):
+            self._look_soon()
+
+    def _takes_long(self, child: Child, now: float) -> None:
+        """Its first job is not as short as it should be: find another place for those behind it."""
+        if not child.held_up and now - child.first_since >= HELD_UP_S:
+            child.held_up = True
+            self._count_children()
+        if len(child.given) == 1:
+            return
+        again = {}
+        for run, attempt in child.take_back().items():
+            if self._idle:
+                self._give(self._idle.pop(), attempt)
+            elif now - attempt.started_at > MOST_AT_DOOR_S:
+                del self._at_work[attempt]
+                self._report(attempt, None, NotBegun())
+            else:
+                again[run] = attempt
+        self._let_in_again(child, again)
+
+    def _withdraw(self, attempt: Attempt) -> bool:
+        """Take an attempt back that has not begun. False: it has begun, or is not here."""
+        child = self._at_work.get(attempt)
+        if child is None:
+            if attempt not in self._waiting:
+                return False
+            self._waiting.remove(attempt)
+            return True
+        taken = child.take_back()
+        others = {run: each for run, each in taken.items() if each is not attempt}
+        self._let_in_again(child, others)
+        if len(others) == len(taken):
+            return False
+        del self._at_work[attempt]
+        return True
+
+    def _let_in_again(self, child: Child, taken_back: Mapping[int, Attempt]) -> None:
+        child.let_in_again(taken_back)
+        first = child.attempt
+        if first is None or first.waits:
+            self._next(child)
+
+    # Signals -----------------------------------------------------------------------------------------------
+
+    def _signal(self, attempt: Attempt, number: int) -> bool:
+        """End the child in which this attempt runs, and nobody else's."""
+        if self._withdraw(attempt):
+            self._report(attempt, None, NotBegun())
+            return True
+        child = self._at_work.get(attempt)
+        if child is None:
+            return False
+        not_begun = child.take_back()  # and now nothing more begins in there
+        if child.newest is not attempt:
+            # A later one has begun, so this one has ended: its answer is on its way to us.
+            self._let_in_again(child, not_begun)
+            return True
+        attempt.killed = True  # unless it is heard that the handler ended before
+        events.tell(
+            log, events.CHILD_SIGNALLED, **attempt.facts, pid=child.pid, started=child.victim.started,
+            signal=signal.Signals(number).name,
+        )  # fmt: skip
+        signalled = child.signal(number)
+        self._place_again(not_begun.values())
+        return signalled
+
+    def _place_again(self, attempts: Iterable[Attempt]) -> None:
+        for attempt in attempts:
+            del self._at_work[attempt]
+            self._place(attempt)
+
     # Children ----------------------------------------------------------------------------------------------
 
-    def _give(self, child: Child, attempt: Attempt, payload: bytes) -> None:
-        if child.run(attempt, payload):
-            self._at_work[attempt] = child
-        else:
-            self.begin(attempt, payload)
-
     def _start_enough(self) -> None:
-        """Start as many children as wait for one, up to the slots."""
+        """Start as many children as would find something to do, up to the slots."""
         if self._start_timer is not None or self._closed:
             return
         if self._start_wait_s:
@@ -151,8 +315,10 @@ class ProcessExecutor:
 
     def _start_now(self) -> None:
         self._start_timer = None
-        starting = sum(not child.ready and not child.doomed for child in self._children)
-        for _ in range(len(self._waiting) - starting):
+        able = [child for child in self._children if not child.doomed]
+        starting = sum(not child.ready for child in able)
+        waiting = len(self._waiting) + sum(max(0, len(child.given) - 1) for child in able)
+        for _ in range(min(waiting - starting, self._most - len(able))):
             try:
                 child = Child(self._loop, self._hello, self._environ, self._heard, self._ended)
             except OSError as error:
@@ -167,48 +333,28 @@ class ProcessExecutor:
             child.last_words = f"it was not ready within {START_WITHIN_S:g} s"
             child.signal(signal.SIGKILL)
 
-    def _free(self, child: Child) -> None:
-        """This child has nothing to do."""
-        child.attempt = None
-        if child.doomed:
-            child.signal(signal.SIGKILL)  # it was told to end, and its handler was quicker
-        elif self._waiting:
-            self._give(child, *self._waiting.popleft())
-        elif len(self._idle) < self._slots:
-            self._idle.append(child)
-        else:
-            child.leave()
-
-    def _stop_waiting(self, attempt: Attempt) -> bool:
-        for each in self._waiting:
-            if each[0] is attempt:
-                self._waiting.remove(each)
-                return True
-        return False
-
-    def _signal(self, attempt: Attempt, number: int) -> bool:
-        child = self._at_work.get(attempt)
-        if child is None:
-            return False
-        attempt.killed = True  # unless it is heard that the handler ended before
-        events.tell(
-            log, events.CHILD_SIGNALLED, **attempt.facts, pid=child.pid, started=child.victim.started,
-            signal=signal.Signals(number).name,
-        )  # fmt: skip
-        return child.signal(number)
+    def _failed_to_start(self, why: str) -> None:
+        """The job that waits longest fails with it; and the next child is not started at once."""
+        low, high = START_AGAIN_S
+        self._start_wait_s = min(high, max(low, self._start_wait_s * 2))
+        events.tell(log, events.CHILD_REFUSED, why=why[:1000], next_in_s=self._start_wait_s)
+        if self._waiting:
+            self._report(self._waiting.popleft(), None, Gone(why))
 
     # What is heard of them -----------------------------------------------------------------------------------
 
     def _heard(self, child: Child, frame: FromChild) -> None:
-        attempt = child.attempt
-        if isinstance(frame, Ready):
+        if isinstance(frame, Done | Failed | Unfit):
+            self._answered(child, frame)
+        elif isinstance(frame, Ready):
             child.ready, self._start_wait_s = True, 0.0
+            self._count_children()
             child.release_stderr()
             events.tell(log, events.CHILD_STARTED, pid=child.pid)
             self._free(child)
         elif isinstance(frame, Refused):
             child.last_words = frame.message + (f"\n{frame.traceback}" if frame.traceback else "")
-        elif attempt is None or frame.run != child.runs:
+        elif (attempt := child.given.get(frame.run)) is None:
             return  # a thread that an earlier handler left behind
         elif isinstance(frame, Progress):
             attempt.progress = (frame.fraction, frame.words)
@@ -217,50 +363,52 @@ class ProcessExecutor:
         elif isinstance(frame, Save):
             number = frame.number
             self._errands.save(attempt, frame.data).add_done_callback(lambda kept: child.saved(number, _lost(kept)))
-        elif isinstance(frame, Spawn):
+        else:
             number = frame.number
             self._errands.spawn(attempt, frame.job).add_done_callback(lambda told: child.born(number, *_answer(told)))
-        else:
-            if frame.observed:
-                attempt.token.observe()
-            attempt.killed = False
-            self._finished(child, attempt, *_meaning(frame))
 
-    def _finished(self, child: Child, attempt: Attempt, value: Any, error: BaseException | None) -> None:
+    def _answered(self, child: Child, frame: Done | Failed | Unfit) -> None:
+        attempt = child.given.pop(frame.run, None)
+        if attempt is None:
+            return  # nothing that we gave it
         del self._at_work[attempt]
-        self._free(child)
-        self._report(attempt, value, error)
+        self._pace.heard(attempt.handler.kind, frame.took_us / 1e6)
+        if frame.observed:
+            attempt.token.observe()
+        attempt.killed = False
+        self._next(child)
+        self._report(attempt, *_meaning(frame))
 
     def _ended(self, child: Child) -> None:
         """The process has ended and was collected."""
         self._children.discard(child)
+        self._count_children()
         if child in self._idle:
             self._idle.remove(child)
         if not self._children:
             self._nothing_left.set()
-        attempt = child.attempt
-        if attempt is not None:
+        for attempt in child.given.values():  # the one that ran, if any: what had not begun was taken back
             events.tell(log, events.CHILD_DIED, **attempt.facts, pid=child.pid, how=child.how_it_ended)
-            child.attempt = None
             del self._at_work[attempt]
             self._report(attempt, None, Gone(f"the child process that ran the handler {child.how_it_ended}"))
-        elif not child.ready and not self._closed:
+        if not child.ready and not self._closed:
             words = child.last_words or child.how_it_ended
             self._failed_to_start(
                 f"the child process that should run the handler did not start (it has neither BUSQ_URL nor REDIS_URL): "
                 f"{words}"
             )
+        self._place_again(child.not_begun)
         if self._waiting:
             self._start_enough()
 
-    def _failed_to_start(self, why: str) -> None:
-        """The job that waits longest fails with it; and the next child is not started at once."""
-        low, high = START_AGAIN_S
-        self._start_wait_s = min(high, max(low, self._start_wait_s * 2))
-        events.tell(log, events.CHILD_REFUSED, why=why[:1000], next_in_s=self._start_wait_s)
-        if self._waiting:
-            attempt, _ = self._waiting.popleft()
-            self._report(attempt, None, Gone(why))
+    def _has_short(self, child: Child) -> bool:
+        """Whether its first job is of a short kind, whatever it does now; the others do not count among those."""
+        return child.attempt is not None and self._pace.ahead(child.attempt.handler.kind) > 0
+
+    def _count_children(self) -> None:
+        able = [child for child in self._children if child.ready and not child.doomed]
+        self._pace.children = len(able)
+        self._pace.held_up = sum(child.held_up and self._has_short(child) for child in able)
 
 
 def _answer(told: Future[tuple[str, str]]) -> tuple[str, str]:
@@ -281,33 +429,3 @@ def _meaning(frame: Done | Failed | Unfit) -> tuple[Any, BaseException | None]:
     if isinstance(frame, Unfit):
         return Written(unfit=frame.error, cause=frame.cause), None
     return None, Told(frame.error, cancellation=frame.cancellation)
-
-
-def hello_for(settings: Settings, handlers: Iterable[Handler], setup: str) -> Hello:
-    """
-    What every child is told first. Raise `ConfigError` when a child will not find one of these handlers.
-
-    `setup` (module:function) is called in each child before anything of the application is imported there.
-    """
-    found = [address_of(handler) for handler in handlers]
-    main_name, main_path = main_program() if any(each.module == MAIN for each in found) else ("", "")
-    return Hello(
-        handlers=found, main_name=main_name, main_path=main_path, setup=setup,
-        result_bytes=settings.result_bytes, traceback_bytes=settings.traceback_bytes,
-        most_bytes=settings.payload_bytes + 2 * settings.result_bytes + 2 * settings.traceback_bytes + ROOM_BYTES,
-    )  # fmt: skip
-
-
-def without_secrets(environ: Mapping[str, str], url: str | None) -> dict[str, str]:
-    """The environment for a child: nothing in it says where Redis is, or with which password one gets in."""
-    password = urlsplit(url).password if url else None
-    secrets = {each for each in (password, unquote(password or "")) if each}
-
-    def secret(name: str, value: str) -> bool:
-        return (
-            name in SECRET_NAMES
-            or (name.startswith("BUSQ_") and "PASSWORD" in name)
-            or any(each in value for each in secrets)
-        )
-
-    return {name: value for name, value in environ.items() if not secret(name, value)}
