@@ -29,6 +29,7 @@ class Attempt:
 
     __slots__ = (
         "abandoned",
+        "abandoned_at",
         "answer",
         "entry",
         "force_timer",
@@ -85,6 +86,7 @@ class Attempt:
         self.observed_noted = False
         self.over = False
         self.abandoned = False
+        self.abandoned_at = 0.0
         self.killed = False  # the process that ran the handler was ended by force
         self.watched = False
 

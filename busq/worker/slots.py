@@ -24,6 +24,9 @@ class Slots:
     def used(self) -> int:
         return sum(self._used.values())
 
+    def taken(self, pool: Pool) -> int:
+        return self._used[pool]
+
     def take(self, pool: Pool) -> bool:
         """Occupy one; False when this pool is full."""
         if self._used[pool] >= self.limits[pool]:
