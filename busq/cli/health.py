@@ -27,7 +27,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import msgspec
 from cyclopts import Parameter
 
-from busq import events
+from busq import events, tasks
 from busq.cli.redaction import hide
 from busq.errors import ConfigError
 
@@ -117,12 +117,12 @@ class Page:
 
     def __init__(self, report: Callable[[], Report]) -> None:
         self._report = report
-        self._open: dict[asyncio.StreamWriter, None] = {}  # the oldest first
+        self._open: dict[asyncio.Task[None], None] = {}  # connections, the oldest first
 
     async def open(self, address: Address) -> int:
         """Listen; answers with the port. Raise `ConfigError` when that cannot be had."""
         try:
-            self._server = await asyncio.start_server(self._serve, *address, limit=HEAD_BYTES)
+            self._server = await asyncio.start_server(self._connected, *address, limit=HEAD_BYTES)
         except OSError as error:
             where = f"{address.host}:{address.port}"
             raise ConfigError(f"--health-port: cannot listen on {where}: {error.strerror or error}") from None
@@ -130,16 +130,20 @@ class Page:
 
     async def close(self) -> None:
         self._server.close()
-        for writer in list(self._open):
-            writer.transport.abort()
+        await tasks.end(*self._open)
         await self._server.wait_closed()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open[writer] = None
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: those of asyncio's streams are cancelled with a lot of noise when the loop ends.
+        serving = asyncio.create_task(self._serve(reader, writer))
+        self._open[serving] = None
+        serving.add_done_callback(lambda ended: self._open.pop(ended, None))
         if len(self._open) > MOST_OPEN:
             oldest = next(iter(self._open))
             del self._open[oldest]
-            oldest.transport.abort()
+            oldest.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             writer.write(await self._answer(reader))
             async with asyncio.timeout(LINGER_S):
@@ -153,7 +157,6 @@ class Page:
         except (OSError, TimeoutError):
             pass  # whoever asked is gone or does not read
         finally:
-            self._open.pop(writer, None)
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:
