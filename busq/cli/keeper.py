@@ -41,6 +41,7 @@ GOOD_LIFE_S = 60.0
 GIVEN_UP_AFTER = 5  # bad lives in a row; it is started again all the same
 ASK_EVERY_S = 1.0
 ASK_FIRST_EVERY_S = 0.1  # until the first has started, for the others wait for it
+SLOW_S = 3.0  # without an answer: then it is said not to be ready
 SILENT_S = 30.0
 NOES = 3
 MARGIN_S = 10.0  # beyond the time that a worker takes to drain by its own settings
@@ -211,11 +212,15 @@ class Keeper:
             writer.close()
 
     def _hear_nothing(self, for_s: float) -> None:
+        self._judge_silence(for_s, f"has not answered for {for_s:.0f} s")
+
+    def _judge_silence(self, for_s: float, words: str) -> None:
         if self._told is None:
             return
-        self._trouble = f"has not answered for {for_s:.0f} s"
+        if for_s >= SLOW_S:
+            self._trouble = words
         if for_s >= SILENT_S:
-            self._replace(self._trouble)
+            self._replace(words)
 
     def _hear(self, answer: line.Answer) -> None:
         if not answer.late_s:
@@ -229,9 +234,7 @@ class Keeper:
             self._trouble = "; ".join(f"{name}: {words}" for name, words in told.ready.items() if words)
         else:
             no = answer.lifeless
-            self._trouble = no or f"its loop has not answered for {answer.late_s:.0f} s"
-            if self._told is not None and answer.late_s >= SILENT_S:
-                self._replace(self._trouble)
+            self._judge_silence(answer.late_s, f"its loop has not answered for {answer.late_s:.0f} s")
         self._noes = self._noes + 1 if no else 0
         if self._noes >= NOES:
             self._replace(no)

@@ -23,6 +23,8 @@ from busq.worker.intake import Intake
 from busq.worker.runner import Runner
 from busq.worker.slots import Slots
 
+MOST_LISTED = 100  # suspects, the oldest first
+
 
 class PoolSlots(msgspec.Struct, frozen=True, kw_only=True):
     """The slots of one pool: how many there are, and how many have a job in them."""
@@ -139,7 +141,7 @@ def examine(
                 attempt=attempt.number,
                 since_s=round(now - attempt.abandoned_at, 1),
             )
-            for attempt in sorted(runner.suspects, key=lambda attempt: attempt.abandoned_at)
+            for attempt in sorted(runner.suspects, key=lambda attempt: attempt.abandoned_at)[:MOST_LISTED]
         ],
         beat=BeatHealth(reachable=control.reachable, answered_s_ago=round(control.answered_s_ago, 1)),
         listener=ListenerHealth(

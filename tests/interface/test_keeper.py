@@ -26,6 +26,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.setattr(keepers, "PAUSE_S", (0.01, 0.02))
     monkeypatch.setattr(keepers, "ASK_EVERY_S", 0.02)
     monkeypatch.setattr(keepers, "MARGIN_S", 0.1)
+    monkeypatch.setattr(keepers, "SLOW_S", 0.05)
     with capture_logs() as said:
         yield said
 

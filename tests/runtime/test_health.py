@@ -75,9 +75,9 @@ async def test_redis_away_makes_a_worker_unready_and_never_dead(own_server: Redi
         await healthy(worker)
 
 
-async def test_a_deaf_listener_makes_a_worker_unready_while_commands_are_answered(own_server: RedisServer) -> None:
+async def test_a_deaf_listener_makes_a_worker_unready_while_commands_are_answered(redis_url: str) -> None:
     """A connection whose PING was never echoed; the listener's own tests show when it thinks so."""
-    async with bench(own_server.url) as b:
+    async with bench(redis_url) as b:
         worker, _ = await ready_with_handlers(b)
         listener: Any = worker._control._listener
         listener._caught_up = False
