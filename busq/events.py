@@ -75,6 +75,7 @@ _LEVELS: dict[str, int] = {
     CHILD_SIGNALLED: logging.WARNING,
     BUS_LOST: logging.ERROR,
     WORKER_LOST: logging.WARNING,
+    PROCESS_STARTED: logging.DEBUG,
     PROCESS_ENDED: logging.WARNING,
     PROCESS_UNHEALTHY: logging.WARNING,
     PROCESS_KILLED: logging.ERROR,

@@ -121,7 +121,7 @@ class Keeper:
                 events.tell(log, events.PROCESS_ENDED, number=self.number, pid=None, process="", how=self._last_end)
             if self._stopping.is_set():
                 break
-            if self._lives == 1 and not self.started.is_set():
+            if self._never_started:
                 self.first_end = status
                 break
             if time.monotonic() - began >= GOOD_LIFE_S:
@@ -132,6 +132,11 @@ class Keeper:
             await self._rest(pause_s * random.uniform(0.8, 1.0))
             pause_s = min(PAUSE_S[1], pause_s * 2)
         self._state = "ended"
+
+    @property
+    def _never_started(self) -> bool:
+        """Whether the very first life ended by itself, before it had started."""
+        return self._lives == 1 and not self.started.is_set() and not self._stopping.is_set()
 
     async def _live(self) -> int:
         """One process, from its start to its end. Answers with its exit status."""
@@ -175,6 +180,8 @@ class Keeper:
         self.forced |= self._stopping.is_set() and not asked
         name = self._told.name if self._told is not None else ""
         level = logging.INFO if asked else None
+        if self._never_started:
+            level = logging.DEBUG  # it has said why itself, and its exit code becomes that of the whole
         events.tell(
             log, events.PROCESS_ENDED, level=level, number=self.number, pid=pid, process=name, how=self._last_end
         )

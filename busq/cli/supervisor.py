@@ -63,7 +63,6 @@ class Supervisor:
     async def run(self) -> None:
         """Keep the workers until `stop`; returns when all have ended, or when the first one could not start."""
         first, *others = self._keepers
-        events.tell(log, events.SUPERVISOR_STARTED, supervisor=os.getpid(), processes=len(self._keepers))
         running = [asyncio.create_task(first.run())]
         started = asyncio.create_task(first.started.wait())
         try:
@@ -73,6 +72,7 @@ class Supervisor:
                 return
             if not self._draining:
                 self._started = True
+                events.tell(log, events.SUPERVISOR_STARTED, supervisor=os.getpid(), processes=len(self._keepers))
                 running += [asyncio.create_task(keeper.run()) for keeper in others]
             await asyncio.gather(*running)
         finally:

@@ -21,6 +21,8 @@ import pytest
 from tests.interface.commands import LIMIT_S, Service, busq, document, service, terminal
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.timeout(180)  # a dozen processes in some of these, on a machine that may be busy
+
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 TWO = ("worker", "shop:bus", "--processes", "2", "--health-port", "0", "--health-host", "127.0.0.1")
 
@@ -154,19 +156,17 @@ def test_redis_away_makes_it_unready_and_ends_no_process(own_server: RedisServer
 
 def test_an_application_that_cannot_be_run_is_told_once_with_exit_2() -> None:
     for app, said in [("broken:bus", "broken.py, line 6"), ("nothere:bus", "no module 'nothere'")]:
-        answer = busq("worker", app, "--processes", "3", url="redis://127.0.0.1:1/0", BUSQ_LOG_LEVEL="error")
+        answer = busq("worker", app, "--processes", "3", url="redis://127.0.0.1:1/0")
         assert answer.returncode == 2
         assert said in answer.stderr
-        assert answer.stderr.count("APP:") == 1
-        assert "Traceback" not in answer.stderr
+        assert answer.stderr.count("\n") == 1
 
 
 def test_a_server_that_is_not_there_is_told_once_with_exit_3() -> None:
-    answer = busq(
-        "worker", "shop:bus", "--processes", "3", url="redis://:hunter22@127.0.0.1:1/0", BUSQ_LOG_LEVEL="error"
-    )
+    answer = busq("worker", "shop:bus", "--processes", "3", url="redis://:hunter22@127.0.0.1:1/0")
     assert answer.returncode == 3
-    assert answer.stderr.count("not reachable") == 1
+    assert "not reachable" in answer.stderr
+    assert answer.stderr.count("\n") == 1
     assert "hunter22" not in answer.stderr
 
 
