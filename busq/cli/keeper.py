@@ -41,6 +41,7 @@ GOOD_LIFE_S = 60.0
 GIVEN_UP_AFTER = 5  # bad lives in a row; it is started again all the same
 ASK_EVERY_S = 1.0
 ASK_FIRST_EVERY_S = 0.1  # until the first has started, for the others wait for it
+LOOK_S = 2.0  # the most that counts as silence from one look to the next: we may have been stopped ourselves
 SLOW_S = 3.0  # without an answer: then it is said not to be ready
 SILENT_S = 30.0
 NOES = 3
@@ -77,16 +78,20 @@ class ProcessHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Keeper:
-    """`drains_within_s` is taken until the worker has told its own."""
+    """
+    `drains_within_s` is taken until the worker has told its own. `leads`: its first process is the check whether this
+    work can be done at all, and is not started again when it ended before it had started.
+    """
 
-    def __init__(self, number: int, work: Work, *, drains_within_s: float) -> None:
+    def __init__(self, number: int, work: Work, *, drains_within_s: float, leads: bool = False) -> None:
         self.started = asyncio.Event()
         self.first_end: int | None = None
-        """The exit status of the first life, if that ended before it had started."""
+        """The exit status of the first life, if this one leads and that ended before it had started."""
         self.bad_lives = 0
         self.forced = False
         """Whether a process had to be killed, or fell, while it should drain."""
         self.number = number
+        self._leads = leads
         self._work = work
         self._drains_within_s = drains_within_s
         self._stopping = asyncio.Event()
@@ -102,6 +107,8 @@ class Keeper:
         self._told: Told | None = None
         self._health: msgspec.Raw | None = None
         self._heard_at: float | None = None
+        self._looked_at = time.monotonic()
+        self._silent_s = 0.0
         self._noes = 0
         self._trouble = ""
         self._killed = False
@@ -109,7 +116,7 @@ class Keeper:
     # Life after life ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep it alive until `stop`; returns when the last process has ended, or the first before it had started."""
+        """Keep it alive until `stop`; returns when the last process has ended, or with `first_end`."""
         pause_s = PAUSE_S[0]
         while not self._stopping.is_set():
             began = time.monotonic()
@@ -121,7 +128,7 @@ class Keeper:
                 events.tell(log, events.PROCESS_ENDED, number=self.number, pid=None, process="", how=self._last_end)
             if self._stopping.is_set():
                 break
-            if self._never_started:
+            if self._failed_check:
                 self.first_end = status
                 break
             if time.monotonic() - began >= GOOD_LIFE_S:
@@ -134,9 +141,9 @@ class Keeper:
         self._state = "ended"
 
     @property
-    def _never_started(self) -> bool:
-        """Whether the very first life ended by itself, before it had started."""
-        return self._lives == 1 and not self.started.is_set() and not self._stopping.is_set()
+    def _failed_check(self) -> bool:
+        """Whether the life that was the check has ended by itself, before it had started."""
+        return self._leads and self._lives == 1 and not self.started.is_set() and not self._stopping.is_set()
 
     async def _live(self) -> int:
         """One process, from its start to its end. Answers with its exit status."""
@@ -180,7 +187,7 @@ class Keeper:
         self.forced |= self._stopping.is_set() and not asked
         name = self._told.name if self._told is not None else ""
         level = logging.INFO if asked else None
-        if self._never_started:
+        if self._failed_check:
             level = logging.DEBUG  # it has said why itself, and its exit code becomes that of the whole
         events.tell(
             log, events.PROCESS_ENDED, level=level, number=self.number, pid=pid, process=name, how=self._last_end
@@ -201,13 +208,13 @@ class Keeper:
         try:
             while True:
                 writer.write(line.ASK)
-                asked_at, words = time.monotonic(), b""
+                words = b""
                 while not words:
                     try:
                         async with asyncio.timeout(ASK_EVERY_S):
                             words = await reader.readline()
                     except TimeoutError:
-                        self._hear_nothing(time.monotonic() - asked_at)
+                        self._hear_nothing("has not answered")
                     else:
                         if not words:
                             return  # its process is ending, or has given up the line; that is told elsewhere
@@ -218,19 +225,21 @@ class Keeper:
         finally:
             writer.close()
 
-    def _hear_nothing(self, for_s: float) -> None:
-        self._judge_silence(for_s, f"has not answered for {for_s:.0f} s")
-
-    def _judge_silence(self, for_s: float, words: str) -> None:
+    def _hear_nothing(self, words: str) -> None:
+        now = time.monotonic()
+        self._silent_s += min(now - self._looked_at, LOOK_S)
+        self._looked_at = now
+        words = f"{words} for {self._silent_s:.0f} s"
         if self._told is None:
             return
-        if for_s >= SLOW_S:
+        if self._silent_s >= SLOW_S:
             self._trouble = words
-        if for_s >= SILENT_S:
+        if self._silent_s >= SILENT_S:
             self._replace(words)
 
     def _hear(self, answer: line.Answer) -> None:
-        if not answer.late_s:
+        if not answer.late:
+            self._looked_at, self._silent_s = time.monotonic(), 0.0
             told = self._told = msgspec.json.decode(answer.health, type=Told)
             self._health, self._heard_at = answer.health, time.monotonic()
             self._drains_within_s = told.drains_within_s
@@ -241,7 +250,7 @@ class Keeper:
             self._trouble = "; ".join(f"{name}: {words}" for name, words in told.ready.items() if words)
         else:
             no = answer.lifeless
-            self._judge_silence(answer.late_s, f"its loop has not answered for {answer.late_s:.0f} s")
+            self._hear_nothing("its loop has not answered")
         self._noes = self._noes + 1 if no else 0
         if self._noes >= NOES:
             self._replace(no)

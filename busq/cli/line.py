@@ -4,9 +4,9 @@ The line between a supervisor and one of its workers: a socket pair that nobody 
     supervisor ── "?" ──> a thread in the worker ──> the handlers' loop: its health
                <── one line of JSON ──
 
-The thread answers even when the loop does not, and then says for how long; so the supervisor can tell a loop that is
-busy for a while from one that is past help (`lifeless`). The line breaks when either side has ended: a worker whose
-supervisor is gone drains, where the kernel has not ended it already.
+The thread answers even when the loop does not, and says so; thus the supervisor can tell a loop that is busy for a
+while from one that is past help (`lifeless`), and both from a process that is frozen. The line breaks when either side
+has ended: a worker whose supervisor is gone drains, where the kernel has not ended it already.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -35,13 +34,13 @@ SERVE = "from busq.cli.line import serve; serve()"
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What comes back. `health` is the worker's own document; empty when its loop has not answered for `late_s`.
+    What comes back. `health` is the worker's own document; empty when its loop is `late` with it.
 
     `lifeless` is what the worker's own watch over that loop says of it.
     """
 
     health: msgspec.Raw = msgspec.Raw(b"null")
-    late_s: float = 0.0
+    late: bool = False
     lifeless: str = ""
 
 
@@ -78,16 +77,15 @@ class _Waiting:
         self._loop = loop
         self._report = report
         self._asked: Future[bytes] | None = None
-        self._asked_at = 0.0
 
     def answer(self, worker: Answering) -> Answer:
         if self._asked is None:
-            self._asked, self._asked_at = Future(), time.monotonic()
+            self._asked = Future()
             self._loop.call_soon_threadsafe(self._say, self._asked)
         try:
             health = self._asked.result(ANSWER_S)
         except TimeoutError:
-            return Answer(late_s=time.monotonic() - self._asked_at, lifeless=worker.lifeless)
+            return Answer(late=True, lifeless=worker.lifeless)
         self._asked = None
         return Answer(health=msgspec.Raw(health), lifeless=worker.lifeless)
 

@@ -55,7 +55,9 @@ class Supervisor:
         settings = Settings.load(shutdown_timeout_s=work.shutdown_timeout)
         within_s = settings.shutdown_timeout_s + settings.cleanup_s + settings.force_s
         self.exit_code = exits.DONE
-        self._keepers = [Keeper(number, work, drains_within_s=within_s) for number in range(1, processes + 1)]
+        self._keepers = [
+            Keeper(number, work, drains_within_s=within_s, leads=number == 1) for number in range(1, processes + 1)
+        ]
         self._began = time.monotonic()
         self._started = False
         self._draining = False

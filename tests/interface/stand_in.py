@@ -7,7 +7,7 @@ It answers the first question as a worker that has started, `fails` excepted, an
     ends N       ends with this exit code
     fails N      ended with it before any answer
     no           says that only a new process can mend it
-    late, lifeless   says that its loop does not answer, since long, or for a moment and past help
+    late, lifeless   says that its loop does not answer, or that it is past help
     silent       answers no more
     deaf         works, and ignores SIGTERM
 
@@ -39,8 +39,8 @@ def serve() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     answers = {
         "no": healthy(live={"loop": "it was given up"}),
-        "late": {"late_s": 1000.0},
-        "lifeless": {"late_s": 1.0, "lifeless": "it was given up"},
+        "late": {"late": True},
+        "lifeless": {"late": True, "lifeless": "it was given up"},
     }
     now = healthy()
     while line.recv(1):

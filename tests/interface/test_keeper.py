@@ -42,9 +42,9 @@ def pid_of(keeper: Keeper) -> int:
 
 
 @asynccontextmanager
-async def kept(how: str) -> AsyncIterator[tuple[Keeper, asyncio.Task[None]]]:
+async def kept(how: str, **more: Any) -> AsyncIterator[tuple[Keeper, asyncio.Task[None]]]:
     """A keeper at work, stopped at the end."""
-    keeper = Keeper(1, Work(app=how), drains_within_s=0.1)
+    keeper = Keeper(1, Work(app=how), drains_within_s=0.1, **more)
     running = asyncio.create_task(keeper.run())
     try:
         yield keeper, running
@@ -81,10 +81,26 @@ async def test_what_ends_after_it_had_started_is_started_again_whatever_its_exit
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 70])
-async def test_the_first_process_that_ends_before_it_has_started_is_not_started_again(code: int) -> None:
-    async with kept(f"fails {code}") as (keeper, keeping):
+async def test_a_leading_process_that_ends_before_it_has_started_is_not_started_again(code: int) -> None:
+    async with kept(f"fails {code}", leads=True) as (keeper, keeping):
         await keeping
         assert (keeper.first_end, keeper.health.lives) == (code, 1)
+
+
+async def test_one_that_does_not_lead_is_started_again_also_when_it_never_started() -> None:
+    async with kept("fails 70") as (keeper, _):
+        await until(lambda: keeper.health.lives >= 3, 30)
+        assert keeper.first_end is None
+
+
+async def test_a_keeper_that_was_stopped_itself_does_not_take_that_for_silence(said: list[Any]) -> None:
+    """As by Ctrl-Z: when it goes on, its timers are long due, and what was answered meanwhile is not read yet."""
+    async with kept("works") as (keeper, _):
+        await running(keeper)
+        keeper._looked_at -= 1000.0
+        keeper._hear_nothing("has not answered")
+        assert keeper._silent_s == keepers.LOOK_S
+    assert not of(said, "process.unhealthy")
 
 
 async def test_the_pauses_double_up_to_the_longest_and_begin_anew_after_a_good_life(
@@ -125,7 +141,7 @@ async def test_one_that_ends_badly_again_and_again_is_given_up_but_not_for_want_
 
 @pytest.mark.parametrize("how", ["no", "late", "lifeless", "silent"])
 async def test_one_that_is_past_help_is_replaced(said: list[Any], monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    if how == "silent":
+    if how in ("late", "silent"):
         monkeypatch.setattr(keepers, "SILENT_S", 0.05)
     async with kept(how) as (keeper, _):
         await until(lambda: keeper.health.lives >= 2, 30)

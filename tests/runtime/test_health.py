@@ -12,6 +12,7 @@ from busq.callables import Pool
 from busq.clock import ManualClock
 from busq.config import Settings
 from busq.watchdog.watchdog import Watchdog
+from busq.worker import health as workers
 from busq.worker.worker import Worker
 from tests.runtime.bench import PATIENT, Bench, Wait, bench, declare, until
 from tests.servers import RedisServer
@@ -128,10 +129,17 @@ async def test_a_worker_past_its_limit_of_suspects_is_unready_in_its_own_words(r
         assert not wrong(worker.health().live)
 
 
-async def test_a_worker_whose_loop_was_given_up_is_neither_alive_nor_ready(redis_url: str) -> None:
+async def test_a_worker_whose_loop_was_given_up_is_neither_alive_nor_ready(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_facts = workers.Facts
+
+    def past_help(**facts: Any) -> workers.Facts:
+        return of_facts(**{**facts, "lifeless": "blocked past the deadline of a cancel"})
+
     async with bench(redis_url) as b:
         worker, _ = await ready_with_handlers(b)
-        worker.lifeless = "blocked past the deadline of a cancel"
+        monkeypatch.setattr(workers, "Facts", past_help)
         assert wrong(worker.health().live) == {"loop"}
         assert wrong(worker.health().ready) == {"loop"}
 
