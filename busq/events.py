@@ -46,6 +46,14 @@ WATCHDOG_STARTED = "watchdog.started"
 WATCHDOG_STOPPED = "watchdog.stopped"
 WORKER_LOST = "worker.lost"
 WORKER_FORGOTTEN = "worker.forgotten"
+HEALTH_SERVING = "health.serving"
+SUPERVISOR_STARTED = "supervisor.started"
+SUPERVISOR_DRAINING = "supervisor.draining"
+SUPERVISOR_STOPPED = "supervisor.stopped"
+PROCESS_STARTED = "process.started"
+PROCESS_ENDED = "process.ended"
+PROCESS_UNHEALTHY = "process.unhealthy"
+PROCESS_KILLED = "process.killed"
 
 _LEVELS: dict[str, int] = {
     JOB_STARTED: logging.DEBUG,
@@ -67,6 +75,10 @@ _LEVELS: dict[str, int] = {
     CHILD_SIGNALLED: logging.WARNING,
     BUS_LOST: logging.ERROR,
     WORKER_LOST: logging.WARNING,
+    PROCESS_STARTED: logging.DEBUG,
+    PROCESS_ENDED: logging.WARNING,
+    PROCESS_UNHEALTHY: logging.WARNING,
+    PROCESS_KILLED: logging.ERROR,
 }
 
 Log = structlog.typing.FilteringBoundLogger

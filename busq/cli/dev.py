@@ -17,6 +17,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 MARGIN_S = 10.0  # for what a worker does after its own time to drain is over
+WITHOUT_SERVER_S = 1.0  # worker and watchdog have nobody left to tell anything
 
 SERVE = "from busq.cli.dev import serve; serve()"
 
@@ -37,6 +38,7 @@ def dev(app: Annotated[str, Parameter(name="APP")], /) -> int:
     """
     from busq.cli.children import start_busq
     from busq.cli.embedded import embedded_server
+    from busq.cli.health import SETTINGS as OF_THE_PAGE
     from busq.config import Settings
 
     settings = Settings.load()
@@ -45,20 +47,22 @@ def dev(app: Annotated[str, Parameter(name="APP")], /) -> int:
         _say(f"In a second terminal:\n\n    export BUSQ_URL={server.url}\n")
         # A throw-away server may be older than what busq asks of one that keeps jobs.
         environ = {**os.environ, "BUSQ_URL": server.url, "BUSQ_ALLOW_UNFIT": "1"}
+        for name in OF_THE_PAGE:  # two processes cannot share one port
+            environ.pop(name, None)
         out, err = sys.stdout.fileno(), sys.stderr.fileno()
         worker = start_busq("dev", app, server.url, program=SERVE, environ=environ, stdout=out, stderr=err)
         watchdog = start_busq("watchdog", environ=environ, stdout=out, stderr=err)
         within_s = settings.shutdown_timeout_s + settings.cleanup_s + MARGIN_S
-        return asyncio.run(_tend(worker, watchdog, within_s=within_s))
+        return asyncio.run(_tend(server.process, worker, watchdog, within_s=within_s))
 
 
-async def _tend(worker: Process, watchdog: Process, *, within_s: float) -> int:
-    """Wait until somebody asks for the end, or one of the two ends unasked. Return the exit code."""
+async def _tend(server: Process, worker: Process, watchdog: Process, *, within_s: float) -> int:
+    """Wait until somebody asks for the end, or one of the three ends unasked. Return the exit code."""
     from busq.cli.children import end_all, wait_ended
 
     asked = asyncio.Event()
     stopping = asyncio.create_task(asked.wait())
-    fallen = [asyncio.create_task(wait_ended(process)) for process in (worker, watchdog)]
+    fallen = [asyncio.create_task(wait_ended(process)) for process in (worker, watchdog, server)]
 
     def ask() -> None:
         if not asked.is_set():
@@ -73,14 +77,31 @@ async def _tend(worker: Process, watchdog: Process, *, within_s: float) -> int:
         await asyncio.wait({stopping, *fallen}, return_when=asyncio.FIRST_COMPLETED)
         if asked.is_set():
             # The watchdog last: cancels of jobs that ignore them need it until the worker has ended.
-            await asyncio.wait({fallen[0]}, timeout=within_s)
+            # It cannot tell anybody what became of its jobs once the server is gone.
+            await asyncio.wait({fallen[0], fallen[2]}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            if worker.poll() is None and server.poll() is not None:
+                return _mourn(server)
             return 0
+        if server.poll() is not None:
+            return _mourn(server)
         return _blame("worker", worker) or _blame("watchdog", watchdog) or 1
     finally:
         stopping.cancel()
         for task in fallen:
             task.cancel()
-        await end_all([worker, watchdog], within_s=within_s if not asked.is_set() else MARGIN_S)
+        unheard = server.poll() is not None
+        end_s = WITHOUT_SERVER_S if unheard else MARGIN_S if asked.is_set() else within_s
+        await end_all([worker, watchdog], within_s=end_s)
+
+
+def _mourn(server: Process) -> int:
+    """Say that the server ended, which is the end of everything that it held. Return the exit code."""
+    from busq.cli import exits
+    from busq.cli.children import how_it_ended
+
+    how = how_it_ended(server.returncode)
+    exits.tell(f"the server ended unasked ({how}), and all that it held is gone; so busq dev ends too.")
+    return exits.UNREACHABLE
 
 
 def _blame(name: str, process: Process) -> int:

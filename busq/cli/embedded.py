@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -65,7 +65,7 @@ class EmbeddedServer:
     """A running server of ours: where it is (`url`), which one it is (`what`, for people) and its `pid`."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, what: str) -> None:
-        self._process = process
+        self.process = process
         self.port = port
         self.what = what
         self.url = f"redis://{HOST}:{port}/0"
@@ -73,7 +73,7 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """End the server, at once and with all it holds. Safe to repeat."""
-        end_process(self._process)
+        end_process(self.process)
 
 
 @contextmanager
@@ -178,6 +178,7 @@ def tied_process(
     stdout: int | IO[bytes] = subprocess.DEVNULL,
     stderr: int | IO[bytes] = subprocess.DEVNULL,
     env: dict[str, str] | None = None,
+    pass_fds: Collection[int] = (),
 ) -> subprocess.Popen[bytes]:
     """
     Start a command (by its full path) that the kernel kills when the calling thread ends.
@@ -186,7 +187,7 @@ def tied_process(
     """
     tied = [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *command]
     return subprocess.Popen(  # noqa: S603 - the command is ours
-        tied, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=env, process_group=0
+        tied, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=env, process_group=0, pass_fds=pass_fds
     )
 
 

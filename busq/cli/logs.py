@@ -22,10 +22,12 @@ from busq.cli.safe import safe
 from busq.errors import ConfigError
 from busq.worker.context import current_job_or_none
 
-IN_CHILDREN = "busq.cli.logs:configure"
+IN_CHILDREN = "busq.cli.logs:configure_child"
 """What a child process of a worker calls, so that its lines look like the worker's."""
 
 Level = Literal["debug", "info", "warning", "error"]
+
+WORKER = "BUSQ_LOG_WORKER"  # how the children of a worker learn its name; no setting
 
 LEVELS: dict[str, int] = {
     "debug": logging.DEBUG,
@@ -48,6 +50,7 @@ def configure(level: Level | None = None, stream: TextIO | None = None) -> None:
     pretty = stream.isatty()
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_worker,
         _add_job,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -80,6 +83,21 @@ def configure(level: Level | None = None, stream: TextIO | None = None) -> None:
     events.be_quiet_below(lowest)
 
 
+_worker = ""
+
+
+def name_lines(worker: str) -> None:
+    """From now on, say in every line whose it is: for several workers that share one stderr."""
+    global _worker
+    _worker = os.environ[WORKER] = worker
+
+
+def configure_child() -> None:
+    """`configure`, in a child process of a worker."""
+    configure()
+    name_lines(os.environ.get(WORKER, ""))
+
+
 def flush() -> None:
     """Hand on every line that is still in a buffer; for a process that is about to end at once."""
     for handler in logging.getLogger().handlers:
@@ -96,6 +114,12 @@ def _level(given: str | None) -> int:
 
 
 # Processors ----------------------------------------------------------------------------------------------
+
+
+def _add_worker(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
+    if _worker:
+        line.setdefault("worker", _worker)
+    return line
 
 
 def _add_job(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:

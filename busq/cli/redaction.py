@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 HIDDEN = "***"
 SHORTEST = 4  # a shorter password would blank out half of every line
 
-_LOGIN = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@\"'<>]*):[^\s\"'<>]*@", re.IGNORECASE)
+# Without the scheme: on a terminal a colour may stand right before it, and its last letter looks like part of it.
+_LOGIN = re.compile(r"(://[^\s:/@\"'<>]*):[^\s\"'<>]*@")
 _IN_QUERY = re.compile(r"([?&](?:password|passwd|token|secret)=)[^\s&\"'<>]+", re.IGNORECASE)
 _NAMES = re.compile(r"passw|secret|token\b|api_?key|authorization|credential", re.IGNORECASE)
 

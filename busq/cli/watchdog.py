@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from busq.cli.health import NO_PAGE, Address, HealthPage
 from busq.cli.place import HERE, Place
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ def watchdog(
     *,
     interval: float | None = None,
     log_level: Literal["debug", "info", "warning", "error"] | None = None,
+    page: HealthPage = NO_PAGE,
     place: Place = HERE,
 ) -> None:
     """
@@ -33,11 +35,11 @@ def watchdog(
     from busq.cli import logs, loop
 
     logs.configure(log_level)
-    loop.run(_watch(place.settings(watchdog_interval_s=interval)))
+    loop.run(_watch(place.settings(watchdog_interval_s=interval), page.address()))
 
 
-async def _watch(settings: Settings) -> None:
-    from busq.cli import serving
+async def _watch(settings: Settings, address: Address | None) -> None:
+    from busq.cli import health, serving
     from busq.watchdog.watchdog import Watchdog
 
     watchdog = Watchdog(settings)
@@ -46,5 +48,6 @@ async def _watch(settings: Settings) -> None:
         await serving.require_fit(settings)
         await watchdog.run()
 
-    await serving.until_stopped(run(), stop=watchdog.stop, started=lambda: watchdog.last_pass is not None)
+    async with health.served(address, watchdog.health):
+        await serving.until_stopped(run(), stop=watchdog.stop, started=lambda: watchdog.last_pass is not None)
     serving.leave_soon()

@@ -1,18 +1,34 @@
 """
-`busq worker`: run the jobs of an application until asked to stop.
+`busq worker`: run the jobs of an application until asked to stop, in this process or in several.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 from cyclopts import Parameter
 
+from busq.cli.health import NO_PAGE, Address, HealthPage
 from busq.cli.place import HERE, NO_URL, Place
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from busq.client.bus import Bus
     from busq.config import Settings
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one worker process is to do, as the command line says it."""
+
+    app: str
+    queues: list[str] = []
+    concurrency: int | None = None
+    shutdown_timeout: float | None = None
+    log_level: Literal["debug", "info", "warning", "error"] | None = None
+    url: str | None = None
+    namespace: str | None = None
 
 
 def worker(
@@ -21,10 +37,12 @@ def worker(
     *,
     queue: Annotated[list[str] | None, Parameter(negative="")] = None,
     concurrency: int | None = None,
+    processes: int = 1,
     shutdown_timeout: float | None = None,
     log_level: Literal["debug", "info", "warning", "error"] | None = None,
+    page: HealthPage = NO_PAGE,
     place: Place = HERE,
-) -> None:
+) -> int | None:
     """
     Run the jobs of an application.
 
@@ -38,45 +56,76 @@ def worker(
     queue
         A queue to serve; may be repeated. Left out: default, and every queue that a handler names.
     concurrency
-        Jobs at once. Left out: 100 coroutines, and as many threads as there are CPUs.
+        Jobs at once in each process. Left out: 100 coroutines, and as many threads and child processes as there are
+        CPUs.
+    processes
+        Worker processes to keep alive: one that ends or no longer answers is replaced, all of them drain together.
     shutdown_timeout
         Seconds that running jobs get to end when the worker stops; left out: BUSQ_SHUTDOWN_TIMEOUT_S, else 30.
     log_level
         Left out: BUSQ_LOG_LEVEL, else info.
     """
-    from busq.cli import application, logs, loop
     from busq.errors import ConfigError
 
     if concurrency is not None and concurrency < 1:
         raise ConfigError(f"--concurrency: {concurrency} will not do; it takes 1 or more")
-    logs.configure(log_level)
-    bus = application.load(app)
-    settings = application.settle(bus, url=place.url, namespace=place.namespace, shutdown_timeout_s=shutdown_timeout)
-    application.check_runnable(app, bus)
+    if processes < 1:
+        raise ConfigError(f"--processes: {processes} will not do; it takes 1 or more")
+    work = Work(
+        app=app,
+        queues=queue or [],
+        concurrency=concurrency,
+        shutdown_timeout=shutdown_timeout,
+        log_level=log_level,
+        url=place.url,
+        namespace=place.namespace,
+    )
+    if processes == 1:
+        run(work, page.address())
+        return None
+    from busq.cli import supervisor
+
+    return supervisor.run(work, processes, page.address())
+
+
+def run(work: Work, address: Address | None = None, *, line: socket | None = None) -> None:
+    """Do this work in this process until asked to stop. `line`: to the supervisor that keeps us."""
+    from busq.cli import application, logs, loop
+    from busq.errors import ConfigError
+
+    logs.configure(work.log_level)
+    bus = application.load(work.app)
+    settings = application.settle(bus, url=work.url, namespace=work.namespace, shutdown_timeout_s=work.shutdown_timeout)
+    application.check_runnable(work.app, bus)
     if not settings.url:
         raise ConfigError(NO_URL)
     loop.spare_collector()
-    loop.run(_work(bus, settings, queue or [], concurrency))
+    loop.run(_work(bus, settings, work, address, line))
 
 
-async def _work(bus: Bus, settings: Settings, queues: list[str], concurrency: int | None) -> None:
-    from busq.cli import logs, loop, serving
+async def _work(bus: Bus, settings: Settings, work: Work, address: Address | None, line: socket | None) -> None:
+    from busq.cli import health, logs, loop, serving
+    from busq.cli import line as supervised
     from busq.worker.worker import Worker
 
     worker = Worker(
         settings,
         bus.handlers,
-        queues=queues,
-        concurrency=concurrency,
+        queues=work.queues,
+        concurrency=work.concurrency,
         child_setup=logs.IN_CHILDREN,
         loop_factory=loop.factory(),
     )
+    if line is not None:
+        logs.name_lines(worker.name)
+        supervised.answer(line, worker)
 
     async def run() -> None:
         await serving.require_fit(settings)
         await worker.run()
 
-    await serving.until_stopped(run(), stop=worker.stop, started=lambda: worker.ready or worker.draining)
+    async with health.served(address, worker.health):
+        await serving.until_stopped(run(), stop=worker.stop, started=lambda: worker.ready or worker.draining)
     if worker.draining and worker.leftovers:
         serving.leave_now()
     serving.leave_soon()

@@ -121,6 +121,11 @@ class Listener:
         return self._now() - self._heard_at <= self._dead_after_s
 
     @property
+    def subscriptions(self) -> int:
+        """How many channels the server has confirmed on the present connection."""
+        return len(self._book.confirmed)
+
+    @property
     def silent_for_s(self) -> float | None:
         """How long ago the server was last heard (a PONG at the latest); None without a connection."""
         return self._now() - self._heard_at if self.connected_since is not None else None

@@ -11,6 +11,7 @@ Any number of watchdogs may do this at once: each step is a guarded script, and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -28,15 +29,23 @@ from busq.store.streams import Entry
 
 SUSPECT_S = 86_400.0  # a suspect whose node has not been heard of for a day leaves the list
 PRUNE_LIMIT = 500
+PROMOTED = "job.promoted"  # no event of its own: a due job is nothing to be told of
 STEPS = 50  # steps of each kind in one pass, so that one flood does not keep the rest waiting
 
 log = events.logger("busq.watchdog")
 
 
 class Sweeper:
-    """One watchdog's view of one shard; `sightings` is what it remembers from pass to pass."""
+    """
+    One watchdog's view of one shard; `sightings` is what it remembers from pass to pass.
 
-    def __init__(self, settings: Settings, store: Store, shard: int, clock: Clock) -> None:
+    `done` counts by event what came of its passes, and `job.promoted` beside them; for the health page.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, shard: int, clock: Clock, *, done: Counter[str] | None = None
+    ) -> None:
+        self._done: Counter[str] = Counter() if done is None else done
         self._settings = settings
         self._store = store
         self._shard = shard
@@ -53,6 +62,7 @@ class Sweeper:
             except BusUnavailable:
                 raise
             except Exception as error:  # one odd record must not keep the other steps, and other jobs, waiting
+                self._done[events.SWEEP_FAILED] += 1
                 events.tell(log, events.SWEEP_FAILED, step=step.__name__.strip("_"), error=repr(error))
                 continue
             if wait_ms is not None:
@@ -76,6 +86,7 @@ class Sweeper:
                 answers = await self._store.finalize(self._shard, queue, overdue)
                 for (jid, _), (word, _) in zip(overdue, answers, strict=True):
                     if word == "finalized":
+                        self._done[events.JOB_FINALIZED] += 1
                         events.tell(log, events.JOB_FINALIZED, jid=jid, queue=queue)
         return due.next_ms
 
@@ -136,6 +147,7 @@ class Sweeper:
                     self._shard, queue, entry_id, reason="unknown_jid: no record of this jid", raw=raw
                 )
             if word in _TAKEN:
+                self._done[_TAKEN[word]] += 1
                 events.tell(log, _TAKEN[word], jid=jid, queue=queue, worker=worker, state=state)
             moved += word != "alive"
         return moved > 0
@@ -146,6 +158,7 @@ class Sweeper:
         elif any(each.owner == member.name for each in await suspects.listed(self._store, self._shard)):
             return  # its card stays, so that a watchdog beside it can tell when its process is gone
         if await self._store.forget(self._shard, member.name, queues) == "forgotten":
+            self._done[events.WORKER_FORGOTTEN] += 1
             events.tell(log, events.WORKER_FORGOTTEN, worker=member.name)
 
     # Jobs whose time has come ----------------------------------------------------------------------------
@@ -157,7 +170,8 @@ class Sweeper:
             if not due.jobs:
                 break
             for queue, jobs in _by_queue(due.jobs).items():
-                await self._store.promote(self._shard, queue, [jid for jid, _ in jobs])
+                answers = await self._store.promote(self._shard, queue, [jid for jid, _ in jobs])
+                self._done[PROMOTED] += sum(word == "promoted" for word, _ in answers)
         return due.next_ms
 
 

@@ -12,6 +12,7 @@ import os
 import random
 import secrets
 import socket
+from collections import Counter
 
 from busq import events
 from busq.clock import Clock, SystemClock
@@ -19,6 +20,7 @@ from busq.config import Settings
 from busq.errors import BusUnavailable
 from busq.store.roster import process_card
 from busq.store.store import Store
+from busq.watchdog import health
 from busq.watchdog.sweep import Sweeper
 
 SOONEST_S = 0.02  # between two passes, however soon something is due
@@ -38,6 +40,9 @@ class Watchdog:
         self._card = process_card("watchdog")
         self._stop = asyncio.Event()
         self._seen_at = float("-inf")
+        self._began = self._clock.monotonic()
+        self._passes = 0
+        self._done: Counter[str] = Counter()
 
     def stop(self) -> None:
         """End after the present pass. Safe in a signal handler of the loop."""
@@ -46,7 +51,10 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until `stop` is called. Raise `BusUnavailable` or `ConfigError` when it cannot start."""
         await self._store.open()
-        sweepers = [Sweeper(self._settings, self._store, shard, self._clock) for shard in range(self._store.shards)]
+        sweepers = [
+            Sweeper(self._settings, self._store, shard, self._clock, done=self._done)
+            for shard in range(self._store.shards)
+        ]
         events.tell(log, events.WATCHDOG_STARTED, watchdog=self.name, interval_s=self._settings.watchdog_interval_s)
         pause = PAUSE_S[0]
         while not self._stop.is_set():
@@ -60,6 +68,20 @@ class Watchdog:
         await self._leave()
         events.tell(log, events.WATCHDOG_STOPPED, watchdog=self.name)
 
+    def health(self) -> health.Health:
+        """How it fares, at any moment of its life. Call it in its loop."""
+        now = self._clock.monotonic()
+        return health.examine(
+            name=self.name,
+            uptime_s=now - self._began,
+            reachable=self.reachable,
+            stopping=self._stop.is_set(),
+            interval_s=self._settings.watchdog_interval_s,
+            last_pass_s_ago=None if self.last_pass is None else now - self.last_pass,
+            passes=self._passes,
+            done=self._done,
+        )
+
     async def sweep_once(self) -> None:
         """One pass over every shard, for those who drive the watchdog themselves."""
         await self._store.open()
@@ -70,6 +92,7 @@ class Watchdog:
         await self._be_seen()
         waits = [await sweeper.sweep() for sweeper in sweepers]
         self.last_pass = self._clock.monotonic()
+        self._passes += 1
         if not self.reachable:
             self.reachable = True
             events.tell(log, events.BUS_BACK)

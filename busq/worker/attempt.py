@@ -29,6 +29,7 @@ class Attempt:
 
     __slots__ = (
         "abandoned",
+        "abandoned_at",
         "answer",
         "entry",
         "force_timer",
@@ -86,6 +87,7 @@ class Attempt:
         self.observed_noted = False
         self.over = False
         self.abandoned = False
+        self.abandoned_at = 0.0
         self.killed = False  # the process that ran the handler was ended by force
         self.watched = False
         self.waits = False  # for a child process: its handler has not begun

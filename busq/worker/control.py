@@ -67,6 +67,7 @@ class Control:
         self._last_answer = self._clock.monotonic()
         self._lost_at: float | None = None
         self._sent_info = b""
+        self._services: dict[str, asyncio.Task[None]] = {}
         self._beats = 0
 
     # From the handlers' loop -----------------------------------------------------------------------------
@@ -92,12 +93,45 @@ class Control:
     @property
     def reachable(self) -> bool:
         """Whether Redis has answered a beat within the last 3 s."""
-        return self._clock.monotonic() - self._last_answer <= UNREACHABLE_AFTER_S
+        return self.answered_s_ago <= UNREACHABLE_AFTER_S
 
     @property
     def hearing(self) -> bool:
         """Whether a notice sent now would be heard."""
         return self._listener.healthy
+
+    @property
+    def answered_s_ago(self) -> float:
+        """How long ago Redis answered a beat."""
+        return self._clock.monotonic() - self._last_answer
+
+    @property
+    def silent_for_s(self) -> float | None:
+        """How long ago anything was heard on the listener's connection; None without one."""
+        return self._listener.silent_for_s
+
+    @property
+    def subscriptions(self) -> int:
+        return self._listener.subscriptions
+
+    @property
+    def reconnects(self) -> int:
+        return self._listener.reconnects
+
+    @property
+    def last_error(self) -> str | None:
+        """What ended the listener's last connection."""
+        return self._listener.last_error
+
+    @property
+    def fallen(self) -> str:
+        """In words, what of all this has ended unasked; "" while everything goes on."""
+        if self._stop.is_set():
+            return ""
+        if not self._thread.is_alive():
+            return "the control thread has ended"
+        ended = [name for name, service in self._services.items() if service.done()]
+        return f"ended unasked: {', '.join(ended)}" if ended else ""
 
     def _call(self, call: Callable[[], object]) -> None:
         try:
@@ -132,9 +166,12 @@ class Control:
             await self._store.close()
             return
         self._handlers_loop.call_soon_threadsafe(self._ready.set_result, None)
-        services = [self._spawn(self._listener.run()), self._spawn(self._keep_beating())]
+        self._services = {
+            "listener": self._spawn(self._listener.run()),
+            "beat": self._spawn(self._keep_beating()),
+        }
         await self._stop.wait()
-        await tasks.end(*services)
+        await tasks.end(*self._services.values())
         await self._store.close()
 
     async def _keep_beating(self) -> None:

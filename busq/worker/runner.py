@@ -257,7 +257,7 @@ class Runner:
             await self._clear_suspect(attempt)
 
     def _abandon(self, attempt: Attempt, why: str) -> None:
-        attempt.abandoned = True
+        attempt.abandoned, attempt.abandoned_at = True, self._loop.time()
         self._free(attempt)
         self.suspects.add(attempt)
         self._executors[attempt.handler.pool].kill(attempt)  # nothing that it does counts any more

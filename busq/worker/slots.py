@@ -29,6 +29,9 @@ class Slots:
     def used(self) -> int:
         return sum(self._used.values())
 
+    def taken(self, pool: Pool) -> int:
+        return self._used[pool]
+
     def room(self, pools: Iterable[Pool], kinds: Sequence[str]) -> tuple[int, int]:
         """
         How many more jobs fit that need one of these pools, or the process pool for one of these kinds.

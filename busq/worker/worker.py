@@ -19,6 +19,7 @@ from typing import Any
 
 from busq import events, tasks
 from busq.callables import Pool
+from busq.clock import SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
 from busq.handlers import Handler, Handlers
@@ -27,6 +28,7 @@ from busq.store import suspects
 from busq.store.roster import process_card
 from busq.store.store import Store
 from busq.store.streams import Streams
+from busq.worker import health
 from busq.worker.attempt import Attempt
 from busq.worker.control import Control
 from busq.worker.executors.base import Executor
@@ -79,6 +81,16 @@ class Worker:
         }
         self.ready = False
         self.draining = False
+        self.loop_lag_s = 0.0
+        """How late the handlers' loop is."""
+        self.lifeless = ""
+        """Why only a new process can mend this one; "" while all is well."""
+        self.unready = ""
+        """Why it takes no more jobs although it could; "" while it does."""
+        self._clock = SystemClock()
+        self._began = self._clock.monotonic()
+        self._opened = False
+        self._services: dict[str, asyncio.Task[None]] = {}
 
     # The whole life ----------------------------------------------------------------------------------------
 
@@ -91,6 +103,7 @@ class Worker:
         await self._open()
         intake = asyncio.create_task(self._intake.run())
         telling = asyncio.create_task(self._runner.outbox.run())
+        self._services = {"intake": intake, "outbox": telling}
         self.ready = True
         events.tell(
             log, events.WORKER_STARTED, worker=self.name, queues=self._queues, slots=self._limits[Pool.COROUTINE]
@@ -120,6 +133,36 @@ class Worker:
     def leftovers(self) -> int:
         """How many abandoned attempts still run code in this process: then it must not wait for its threads."""
         return len(self._runner.suspects) + len(self._runner.running)
+
+    def health(self) -> health.Health:
+        """How it fares, at any moment of its life. Call it in the handlers' loop."""
+        settings = self._settings
+        facts = health.Facts(
+            name=self.name,
+            queues=self._queues,
+            uptime_s=round(self._clock.monotonic() - self._began, 1),
+            started=self.ready or self.draining,
+            draining=self.draining,
+            drains_within_s=settings.shutdown_timeout_s
+            + settings.cleanup_s
+            + settings.force_s
+            + KILL_PATIENCE_S
+            + TELL_LIMIT_S,
+            loop_lag_s=self.loop_lag_s,
+            lifeless=self.lifeless,
+            unready=self.unready,
+        )
+        if not self._opened:
+            return health.before_opening(facts, self._limits)
+        return health.examine(
+            facts,
+            slots=self._slots,
+            runner=self._runner,
+            control=self._control,
+            intake=self._intake,
+            services=self._services,
+            now=asyncio.get_running_loop().time(),
+        )
 
     # Opening -----------------------------------------------------------------------------------------------
 
@@ -156,6 +199,7 @@ class Worker:
         )
         self._runner.watcher = self._control
         await self._control.start()
+        self._opened = True
 
     def _of_pool(self, pool: Pool) -> list[Handler]:
         return [handler for handler in self._handlers if handler.pool is pool]

@@ -120,10 +120,11 @@ class Terminal:
 
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        # The first terminal that the leader of a session opens becomes its own: then Ctrl-C reaches whom it should.
+        command = ["sh", "-c", 'exec "$@" <"$0"', os.ttyname(theirs), *COMMAND, *words]
         self.process = subprocess.Popen(
-            [*COMMAND, *words], stdin=theirs, stdout=theirs, stderr=theirs, cwd=APPS, env=environ(url, **more),
-            start_new_session=True,
-        )  # fmt: skip
+            command, stdout=theirs, stderr=theirs, cwd=APPS, env=environ(url, **more), start_new_session=True
+        )
         os.close(theirs)
         self.shown = ""
 
@@ -141,6 +142,10 @@ class Terminal:
                 break
             self.shown += chunk.decode(errors="replace")
         return self.shown
+
+    def press_ctrl_c(self) -> None:
+        """As a person does: the terminal then signals every process of the foreground."""
+        os.write(self._ours, b"\x03")
 
     def close(self) -> None:
         self.process.kill()

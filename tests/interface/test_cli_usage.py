@@ -51,6 +51,10 @@ def test_an_unknown_command_is_answered_with_the_nearest_one() -> None:
         (["stats", "--url", "http://x"], "redis://"),
         (["stats", "--namespace", "a b"], "namespace"),
         (["worker", "shop:bus", "--concurrency", "0"], "--concurrency"),
+        (["worker", "shop:bus", "--processes", "0"], "--processes"),
+        (["worker", "shop:bus", "--health-port", "65536"], "--health-port"),
+        (["worker", "shop:bus", "--health-port", "0", "--health-host", "no.such.host.invalid"], "no.such.host.invalid"),
+        (["watchdog", "--health-port", "-1"], "--health-port"),
         (["watchdog", "--interval", "-1"], "watchdog_interval_s"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from redis import Redis
 
 import busq
 from tests.interface.leftovers import Traces
@@ -121,6 +122,16 @@ def test_an_app_that_is_not_there_ends_it_with_the_message_of_the_worker(dev: De
     assert dev.end() == 2
     assert "nowhere" in dev.output or "did you mean shop:bus?" in dev.output
     assert "Traceback" not in dev.output
+    assert dev.traces.left_behind() == []
+
+
+@ON_LINUX
+def test_a_server_that_dies_ends_it_with_exit_3_and_is_named(dev: Dev) -> None:
+    dev.until("worker.started")
+    with Redis.from_url(dev.url) as server:
+        os.kill(server.info("server")["process_id"], signal.SIGKILL)
+    assert dev.end() == 3
+    assert "the server ended unasked (ended by SIGKILL)" in dev.output
     assert dev.traces.left_behind() == []
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 
 import structlog
 
@@ -43,3 +44,14 @@ def ignore() -> None:
 def child() -> int:
     logging.getLogger("library").warning("by way of a child")
     return os.getpid()
+
+
+@bus.job
+async def block(way_out: str) -> None:
+    logging.getLogger("shop").warning("blocking")
+    _wait_for(way_out)
+
+
+def _wait_for(way_out: str) -> None:
+    while not os.path.exists(way_out):
+        time.sleep(0.01)

@@ -1,0 +1,112 @@
+"""
+The line between a supervisor and one of its workers: a socket pair that nobody else can reach.
+
+    supervisor ── "?" ──> a thread in the worker ──> the handlers' loop: its health
+               <── one line of JSON ──
+
+The thread answers even when the loop does not, and says so; thus the supervisor can tell a loop that is busy for a
+while from one that is past help (`lifeless`), and both from a process that is frozen. The line breaks when either side
+has ended: a worker whose supervisor is gone drains, where the kernel has not ended it already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import msgspec
+
+from busq.cli.health import Report, document
+
+ASK = b"?"
+ANSWER_S = 0.5  # for the loop to answer; then it is said to be late
+MOST_BYTES = 4 * 1024 * 1024
+
+SERVE = "from busq.cli.line import serve; serve()"
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What comes back. `health` is the worker's own document; empty when its loop is `late` with it.
+
+    `lifeless` is what the worker's own watch over that loop says of it.
+    """
+
+    health: msgspec.Raw = msgspec.Raw(b"null")
+    late: bool = False
+    lifeless: str = ""
+
+
+class Answering(Protocol):
+    """As much of a worker as matters here."""
+
+    lifeless: str
+
+    def health(self) -> Report: ...
+
+
+def answer(line: socket.socket, worker: Answering) -> None:
+    """Answer for this worker until the line breaks. Call it in the handlers' loop."""
+    loop = asyncio.get_running_loop()
+    waiting = _Waiting(loop, lambda: msgspec.json.encode(document(worker.health())))
+
+    def serve() -> None:
+        try:
+            while line.recv(1):
+                line.sendall(msgspec.json.encode(waiting.answer(worker)) + b"\n")
+        except OSError:
+            pass  # the supervisor is gone, as it is when it has nothing more to ask
+        except RuntimeError:
+            return  # the loop is closed, so we are about to end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=serve, name="busq-line", daemon=True).start()
+
+
+class _Waiting:
+    """A question to the loop; asked once, however often it is looked at before the loop answers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, report: Callable[[], bytes]) -> None:
+        self._loop = loop
+        self._report = report
+        self._asked: Future[bytes] | None = None
+
+    def answer(self, worker: Answering) -> Answer:
+        if self._asked is None:
+            self._asked = Future()
+            self._loop.call_soon_threadsafe(self._say, self._asked)
+        try:
+            health = self._asked.result(ANSWER_S)
+        except TimeoutError:
+            return Answer(late=True, lifeless=worker.lifeless)
+        self._asked = None
+        return Answer(health=msgspec.Raw(health), lifeless=worker.lifeless)
+
+    def _say(self, asked: Future[bytes]) -> None:
+        try:
+            asked.set_result(self._report())
+        except Exception as error:
+            asked.set_exception(error)
+
+
+# In the worker's process ------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Run the worker that the words after the line's descriptor describe."""
+    from busq.cli import exits
+    from busq.cli.worker import Work, run
+
+    def work() -> Any:
+        number = int(sys.argv[1])
+        os.set_inheritable(number, False)
+        return run(msgspec.json.decode(sys.argv[2], type=Work), line=socket.socket(fileno=number))
+
+    sys.exit(exits.run(work))
