@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
+import inspect
 import os
 import re
 import time
@@ -54,6 +55,11 @@ def _at_once(body: Any) -> Any:
         raise AssertionError("in a `def` handler every answer is there at once")
 
     return handler
+
+
+async def answer(told: Any) -> Any:
+    """What `current_job()` answers: awaited in a coroutine, there at once in a `def`."""
+    return await told if inspect.isawaitable(told) else told
 
 
 def in_coroutine() -> bool:
