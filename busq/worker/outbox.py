@@ -126,20 +126,17 @@ class Outbox:
                 pause = min(PAUSE_S[1], pause * 2)
 
     async def _flush(self) -> None:
-        """Lines first: a job's lines were written before its ending, and must not come after it."""
-        while self._lines:
-            await self._send_line(self._lines[0])
-            del self._lines[0]
-        while self._endings:
-            where = next(iter(self._endings))
-            waiting = self._endings[where]  # more may be put in while the first are on their way
-            chosen = waiting[:BATCH]
-            answers = await self._store.settle(*where, [settlement for _, settlement in chosen])
-            del waiting[: len(chosen)]
-            if not waiting:
-                del self._endings[where]
-            for (attempt, _), (word, state) in zip(chosen, answers, strict=True):
-                self._settled(attempt, word, state)
+        """
+        Lines first: a job's lines were written before its ending, and nothing is added to it afterwards.
+
+        Before each batch of endings, for both are put in while an earlier one is on its way.
+        """
+        while self._lines or self._endings:
+            if self._lines:
+                await self._send_line(self._lines[0])
+                del self._lines[0]
+            else:
+                await self._settle_some()
         while self._returns:
             returned = _alike(self._returns, lambda each: (each.shard, each.queue))
             refusals = [each.refusal for each in returned]
@@ -150,6 +147,17 @@ class Outbox:
                     await self._store.bury(each.shard, each.queue, each.refusal.entry, reason=UNKNOWN_JID, raw=each.raw)
                 event = _RETURNED.get(word, events.JOB_REFUSED)
                 events.tell(log, event, jid=each.refusal.jid, why=each.refusal.why, state=state)
+
+    async def _settle_some(self) -> None:
+        where = next(iter(self._endings))
+        waiting = self._endings[where]  # more may be put in while the first are on their way
+        chosen = waiting[:BATCH]
+        answers = await self._store.settle(*where, [settlement for _, settlement in chosen])
+        del waiting[: len(chosen)]
+        if not waiting:
+            del self._endings[where]
+        for (attempt, _), (word, state) in zip(chosen, answers, strict=True):
+            self._settled(attempt, word, state)
 
     async def _send_line(self, line: _Line) -> None:
         attempt = line.attempt

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
+import inspect
 import os
 import re
 import time
@@ -56,10 +57,9 @@ def _at_once(body: Any) -> Any:
     return handler
 
 
-async def wait_cancelled(timeout_s: float) -> bool:
-    """`job.wait_cancelled`, whose answer is awaited in a coroutine alone."""
-    answer: Any = busq.current_job().wait_cancelled(timeout_s)
-    return bool(await answer if in_coroutine() else answer)
+async def answer(told: Any) -> Any:
+    """What `current_job()` answers: awaited in a coroutine, there at once in a `def`."""
+    return await told if inspect.isawaitable(told) else told
 
 
 def in_coroutine() -> bool:

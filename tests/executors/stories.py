@@ -70,7 +70,7 @@ async def reports(folder: str) -> None:
 async def resumes() -> Any:
     job = busq.current_job()
     found = job.saved
-    await job.save({"cursor": job.attempt, "found": found})
+    await stage.answer(job.save({"cursor": job.attempt, "found": found}))
     if job.attempt < 3:
         raise ValueError("not yet")
     return found
@@ -135,8 +135,8 @@ async def hears(folder: str, how: str) -> None:
             await pause()
     async with stage.shield():  # where a coroutine is not interrupted before it has looked
         if how == "wait":
-            assert not await stage.wait_cancelled(0.001)
-            assert await stage.wait_cancelled(30)
+            assert not await stage.answer(job.wait_cancelled(timeout=0.001))
+            assert await stage.answer(job.wait_cancelled(timeout=30))
         while not job.cancelled:
             await pause()
 
@@ -289,7 +289,7 @@ async def runs_too_long(folder: str, how: str) -> None:
     except CANCELLATIONS:
         note(folder, "causes", job.cause)
         if how == "cleans up":
-            await job.save({"tidied": job.attempt})
+            await stage.answer(job.save({"tidied": job.attempt}))
         raise
 
 
@@ -313,7 +313,7 @@ async def leaves(folder: str, how: str) -> Any:
     except CANCELLATIONS:
         note(folder, "causes", job.cause)
         if how == "tidies up":
-            await job.save("tidied")
+            await stage.answer(job.save("tidied"))
             raise
         await swallow_all(folder)
     return [job.attempt, job.saved]

@@ -40,6 +40,7 @@ class Moments:
         self._reach_s *= {"cancelled": 1.05, "already_finished": 0.96}.get(verdict, 1.0)
 
 
+@pytest.mark.timeout(240)  # some seconds, where nobody else uses the machine
 async def test_cancels_round_the_end_of_a_job_leave_no_contradiction(
     redis_url: str, executor: str, tmp_path: Path, record_property: Any
 ) -> None:

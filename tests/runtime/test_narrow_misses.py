@@ -49,6 +49,48 @@ async def test_an_attempt_whose_start_was_not_heard_of_waits_for_a_slot_of_its_w
         assert sorted(ran) == [0, 1, 2]
 
 
+async def test_an_ending_does_not_overtake_the_lines_of_its_job(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were put in while an earlier ending was on its way; after its ending nothing is added to a history."""
+    async with bench(redis_url, lease_s=60.0, grace_s=30.0) as b:
+        on_its_way, arrived, tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        @b.bus.job
+        async def short() -> None: ...
+
+        @b.bus.job
+        async def waits() -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await tidy.wait()
+                raise
+
+        real = Store.settle
+
+        async def slow(self: Store, *args: Any, **kwargs: Any) -> Any:
+            if not arrived.is_set():
+                on_its_way.set()
+                await arrived.wait()
+            return await real(self, *args, **kwargs)
+
+        monkeypatch.setattr(Store, "settle", slow)
+        worker = await b.work()
+        handle = await waits.enqueue()
+        await b.reaches(handle.jid, "running")
+        await short.enqueue()
+        await on_its_way.wait()
+        await handle.cancel()
+        await until(lambda: worker._runner.outbox._lines)
+        tidy.set()
+        await until(lambda: not worker.running)
+        arrived.set()
+        await handle.wait(timeout=20)
+        told = ["enqueued", "started", "requested", "tripped", "observed", "stopped", "finalized"]
+        assert await b.names(handle.jid) == told
+
+
 async def test_a_queue_that_nobody_has_ever_read_does_not_end_the_watchdog(redis_url: str) -> None:
     """It has no group; a worker that died leaves the watchdog to look into every queue."""
     async with bench(redis_url) as b:
