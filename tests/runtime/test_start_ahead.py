@@ -101,6 +101,7 @@ async def test_short_jobs_are_started_ahead_and_run_one_at_a_time(
             assert await b.names(handle.jid) == ["enqueued", "started", "finalized"]
 
 
+@pytest.mark.usefixtures("patience")
 async def test_one_script_call_starts_many_short_jobs(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     start = Store.start

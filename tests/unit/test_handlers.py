@@ -449,17 +449,17 @@ def test_a_kind_declared_twice_names_both_functions() -> None:
     assert len(handlers) == 1
 
 
-def test_the_registry_knows_kinds_queues_and_pools() -> None:
+def test_the_registry_knows_kinds_and_queues() -> None:
     handlers = Handlers()
-    assert (handlers.queues(), handlers.pools_of("default")) == ({"default"}, set())
-    handlers.add(Handler(transcode, options=HandlerOptions(queue="media")))
-    handlers.add(Handler(plain, options=HandlerOptions(queue="media", pool=Pool.PROCESS)))
-    handlers.add(Handler(bare))
+    assert (handlers.queues(), handlers.of_queue("default")) == ({"default"}, [])
+    first = handlers.add(Handler(transcode, options=HandlerOptions(queue="media")))
+    second = handlers.add(Handler(plain, options=HandlerOptions(queue="media", pool=Pool.PROCESS)))
+    third = handlers.add(Handler(bare))
     assert handlers.kinds() == ["bare", "plain", "transcode"]
     assert handlers.queues() == {"default", "media"}
-    assert handlers.pools_of("media") == {Pool.COROUTINE, Pool.PROCESS}
-    assert handlers.pools_of("default") == {Pool.COROUTINE}
-    assert handlers.pools_of("other") == set()
+    assert handlers.of_queue("media") == [first, second]
+    assert handlers.of_queue("default") == [third]
+    assert handlers.of_queue("other") == []
     assert handlers.get("trancsode") is None
     assert handlers.near("trancsode") == ["transcode"]
     assert handlers.near("zzz") == []

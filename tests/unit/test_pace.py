@@ -66,6 +66,8 @@ def test_an_unknown_kind_has_room_for_as_many_jobs_as_there_are_children() -> No
     assert room(some, "unknown") == (0, 0)
     some.give_back(handler("unknown"))
     assert room(some, "unknown") == (1, 1)
+    some.give_back(handler("unknown"))
+    assert (room(some, "unknown"), some.used) == ((2, 2), 0)
 
 
 def test_a_short_kind_has_room_for_some_more_before_each_child() -> None:

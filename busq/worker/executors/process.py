@@ -142,15 +142,15 @@ class ProcessExecutor:
     def _place(self, attempt: Attempt) -> None:
         """Give it to the child that will be free first, or let it wait for one that is yet to be started."""
         kind = attempt.handler.kind
-        child = self._idle.pop() if self._idle else None
-        if child is None:
-            fit = [each for each in self._children if self._fits(each, kind)]
-            child = min(fit, key=lambda each: len(each.given)) if len(fit) > 1 else fit[0] if fit else None
-        if child is None:
+        if self._idle:
+            fit = [self._idle.pop()]
+        else:  # nobody overtakes those that wait
+            fit = [] if self._waiting else [child for child in self._children if self._fits(child, kind)]
+        if fit:
+            self._give(min(fit, key=lambda child: len(child.given)), attempt)
+        else:
             self._waiting.append(attempt)
             self._look_soon()
-        else:
-            self._give(child, attempt)
         if self._waiting or (attempt.waits and len(self._children) < self._most):
             self._start_enough()
 
@@ -164,7 +164,8 @@ class ProcessExecutor:
         ahead = self._pace.ahead
         if child.held_up or not ahead(first.handler.kind) or not ahead(last.handler.kind):
             return False
-        return len(child.given) <= (ahead(kind) or len(child.given))
+        most = ahead(kind)
+        return not most or len(child.given) <= most  # a longer one waits for however many there are
 
     def _give(self, child: Child, attempt: Attempt) -> None:
         self._at_work[attempt] = child
@@ -183,13 +184,15 @@ class ProcessExecutor:
         self._unsent.clear()
 
     def _next(self, child: Child) -> None:
-        """The first job of this child is gone: what is now the first one begins."""
+        """This child is free for its next job: one that waits at its door, or elsewhere."""
         if child.held_up:
             child.held_up = False
             self._count_children()
         if child.given:
             self._first_begins(child)
-        else:
+        while self._waiting and self._fits(child, self._waiting[0].handler.kind):
+            self._give(child, self._waiting.popleft())
+        if not child.given:
             self._free(child)
 
     def _first_begins(self, child: Child) -> None:
@@ -204,12 +207,7 @@ class ProcessExecutor:
         """This child has nothing to do."""
         if child.doomed:
             child.signal(signal.SIGKILL)  # it was told to end, and its handler was quicker
-            return
-        while self._waiting and self._fits(child, self._waiting[0].handler.kind):
-            self._give(child, self._waiting.popleft())
-        if child.given:
-            return
-        if len(self._idle) < self._idle_most:
+        elif len(self._idle) < self._idle_most:
             self._idle.append(child)
         else:
             child.leave()
@@ -294,6 +292,7 @@ class ProcessExecutor:
             signal=signal.Signals(number).name,
         )  # fmt: skip
         signalled = child.signal(number)
+        self._count_children()
         self._place_again(not_begun.values())
         return signalled
 
@@ -351,7 +350,7 @@ class ProcessExecutor:
             self._count_children()
             child.release_stderr()
             events.tell(log, events.CHILD_STARTED, pid=child.pid)
-            self._free(child)
+            self._next(child)
         elif isinstance(frame, Refused):
             child.last_words = frame.message + (f"\n{frame.traceback}" if frame.traceback else "")
         elif (attempt := child.given.get(frame.run)) is None:
