@@ -95,7 +95,7 @@ def test_a_header_that_does_not_fit_its_body_is_refused(
 
 
 def test_every_verb_has_a_script() -> None:
-    assert set(names()) == set(Verb) | {"bury", "forget", "prune"}
+    assert set(names()) == set(Verb) | {"bury", "declare", "forget", "prune"}
 
 
 @pytest.mark.parametrize("path", sorted(LUA.rglob("*.lua")), ids=lambda path: path.stem)

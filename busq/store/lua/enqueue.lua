@@ -5,7 +5,7 @@
   KEYS     events, cancelled, tombstones, deadlines, scheduled, counters, succeeded, failed, cancelled_jobs, queues, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, call, queue, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
            per job: kind, payload, delay_ms, count of further fields, then name and value of each
-  Uses     clock, record, ending
+  Uses     clock, record, hook, ending
   Answers  {'enqueued', state}     a record was written; queued or scheduled
            {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
            {'in_use', state}       another call made a job of this jid, whose record still exists
