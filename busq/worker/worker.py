@@ -69,7 +69,7 @@ class Worker:
         self._handlers = handlers
         self._queues = list(queues) or sorted(handlers.queues())
         hooked = map(hook_queue, self._queues) if handlers.have_hooks else ()
-        self._read = list(dict.fromkeys([*self._queues, *hooked]))
+        self._served = list(dict.fromkeys([*self._queues, *hooked]))
         self._loop_factory = loop_factory
         self._child_setup = child_setup
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -130,7 +130,7 @@ class Worker:
         hello = hello_for(self._settings, self._of_pool(Pool.PROCESS), self._child_setup)
         self._store = Store(self._settings, by=self.name)
         await self._store.open()
-        self._streams = Streams(self._store, self._read)
+        self._streams = Streams(self._store, self._served)
         await self._streams.open()
         self._slots = Slots(self._limits)
         self._runner = Runner(self._settings, self._store, self._slots, loop)
@@ -148,7 +148,7 @@ class Worker:
         reception = Reception(
             self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin
         )
-        pools = {queue: self._pools_of(queue) or {Pool.COROUTINE} for queue in self._read}
+        pools = {queue: self._pools_of(queue) or {Pool.COROUTINE} for queue in self._served}
         self._intake = Intake(self._streams, self._slots, reception, pools, self._runner.knows)
         self._card = process_card("worker")
         self._control = Control(
@@ -221,7 +221,7 @@ class Worker:
                 await self._runner.outbox.empty()
                 self._control.stop()  # before the good-bye: a beat after it would put us on the roster again
                 for shard in range(self._store.shards):
-                    await self._store.forget(shard, self.name, self._read, own_wish=True)
+                    await self._store.forget(shard, self.name, self._served, own_wish=True)
                     # What still runs here ends with this process, and that is about to end.
                     await suspects.clear_owner(self._store, shard, self.name)
         except (TimeoutError, BusUnavailable) as error:

@@ -47,6 +47,11 @@ local function admit_hook(job)
   redis.call('HINCRBY', counters, 'enqueued', 1)
 end
 
+-- 'attempted' spares the jobs that never started.
+local function is_wanted(occasion, attempt)
+  return occasion == 'always' or (occasion == 'attempted' and tonumber(attempt) > 0)
+end
+
 -- A job has just become cancelled. What its record says of a hook (its producer, or the worker that started it, had the
 -- handler's code) stands before what workers have declared. A hook has none itself.
 local function clean_up_after(job, attempt, ended)
@@ -57,12 +62,13 @@ local function clean_up_after(job, attempt, ended)
     return
   end
   local occasion = was[2] or string.match(redis.call('HGET', prefix .. 'hooks', was[1]) or '', '^%a+')
-  if occasion == 'always' or (occasion == 'attempted' and tonumber(attempt) > 0) then admit_hook(job) end
+  if is_wanted(occasion, attempt) then admit_hook(job) end
 end
 
--- The same for a job that was cancelled before it ever started, while nobody could say that its kind has a hook.
+-- The same when the entry of a job that was cancelled unread comes to a worker with the handler's code, and nobody could
+-- say until now that its kind has a hook.
 local function clean_up_late(job, occasion)
-  if occasion ~= 'always' then return end
+  if occasion == '' then return end
   local was = redis.call('HMGET', job, 'hook', 'on_cancel', 'attempt')
-  if not was[1] and not was[2] and not was[3] then admit_hook(job) end
+  if not was[1] and not was[2] and is_wanted(occasion, was[3] or 0) then admit_hook(job) end
 end
