@@ -57,7 +57,10 @@ async def hook_of(b: Bench, jid: str) -> busq.Job:
 async def tries(b: Bench, jid: str) -> list[str]:
     """What the job's history tells of its hook: `started`, and how each try ended."""
     found = [event for event in await b.bus.history(jid) if event.name.startswith("hook_")]
-    return [event.facts.partition(": ")[2] or event.name.removeprefix("hook_") for event in found]
+    facts = [event.facts.rpartition(" (")[0] for event in found]
+    return [
+        told.partition(": ")[2] or event.name.removeprefix("hook_") for told, event in zip(facts, found, strict=True)
+    ]
 
 
 def takes(b: Bench, **options: Any) -> Any:
@@ -116,7 +119,7 @@ async def test_a_hook_runs_after_its_handler_has_stopped_and_is_told_of_it(
         assert job.ended is Ended.CONFIRMED
         assert (await b.names(handle.jid))[-len(STORY) :] == STORY
         (ended,) = [event for event in await handle.history() if event.name == "hook_ended"]
-        assert ended.facts == f"{hook.jid} try 1: succeeded"
+        assert ended.facts == f"try 1: succeeded ({hook.jid})"
 
 
 @pytest.fixture

@@ -269,8 +269,8 @@ async def lines(bench: Bench, jid: str) -> list[str]:
     """What the job's history tells of its hook, without the hook's jid."""
     found = [event for event in await bench.history(jid) if event.name.startswith("hook_")]
     hook = (await bench.job(jid)).hook or "?"
-    assert all(event.facts.startswith(hook) and event.attempt == 1 for event in found)
-    return [event.name + event.facts.removeprefix(hook) for event in found]
+    assert all(event.facts.endswith(f" ({hook})") and event.attempt == 1 for event in found)
+    return [f"{event.name} {event.facts.removesuffix(f' ({hook})')}" for event in found]
 
 
 async def test_a_hook_is_told_of_its_job(url: str) -> None:
@@ -347,7 +347,7 @@ async def test_a_hook_whose_kind_nobody_knows_is_told_to_have_failed(url: str) -
         refusal = Refusal(jid=hook.jid, entry=hook.entry, why="unknown_kind", delay_ms=1, most_ms=1, limit=10)
         assert await bench.a.refuse(0, HOOKS, [refusal]) == [("buried", "failed")]
         told = [event.facts for event in await bench.history(jid) if event.name == "hook_ended"]
-        assert told == [f"{hook.jid} try 0: failed: unknown_kind"]
+        assert told == [f"try 0: failed: unknown_kind ({hook.jid})"]
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -363,7 +363,7 @@ async def test_a_hook_may_be_cancelled_by_its_jid_and_has_no_hook_itself(url: st
         else:
             await bench.cancel(hook)
         ended, tries = ("confirmed", "try 1") if running else ("before_start", "try 0")
-        assert (await bench.history(held.jid))[-1].facts == f"{hook} {tries}: cancelled, {ended}"
+        assert (await bench.history(held.jid))[-1].facts == f"{tries}: cancelled, {ended} ({hook})"
         assert await bench.state(hook) is S.CANCELLED
         assert await bench.entries(hook_queue(QUEUE)) == ([] if running else [(await bench.record(hook))[b"entry"]])
         assert [name for name in await bench.redis.keys("*queue:*") if name.count(b"/on_cancel") > 1] == []

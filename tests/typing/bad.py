@@ -31,6 +31,18 @@ async def uses() -> None:
     print(text)
 
 
+@measured.on_cancel  # error: type-var
+async def unasked() -> None: ...
+
+
+@measured.on_cancel(timeout="soon")  # error: call-overload, untyped-decorator
+async def impatient(job: busq.CancelledJob) -> None: ...
+
+
+@resized.on_cancel()  # error: type-var
+def misled(job: str) -> None: ...
+
+
 @bus.job(retries="two")  # error: call-overload, untyped-decorator
 async def wrong(path: str) -> None: ...
 

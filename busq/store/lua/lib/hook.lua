@@ -13,7 +13,7 @@ local function tell_parent(hook, name, attempt, words)
   local was = redis.call('HMGET', parent, 'hook', 'n', 'attempt')
   if was[1] ~= jid then return end
   local fields = {}
-  local facts = jid .. ' try ' .. attempt .. (words and ': ' .. words or '')
+  local facts = 'try ' .. attempt .. (words and ': ' .. words or '') .. ' (' .. jid .. ')'
   put(fields, 'n', remember(fields, parent, tonumber(was[2]), name, was[3] or '0', facts))
   redis.call('HSET', parent, unpack(fields))
 end
