@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 import busq
 from busq.protocol.cancel import Cause, Ended
+from busq.store.streams import Streams
 from tests.runtime import hook_handlers
 from tests.runtime.bench import PATIENT, Bench, bench, until
 
@@ -561,3 +562,36 @@ async def test_a_hook_cannot_be_enqueued(redis_url: str) -> None:
         async with busq.Bus(redis_url) as producer:
             with pytest.raises(busq.UsageError, match="'/' at position 5"):
                 await producer.enqueue("takes/on_cancel")
+
+
+@pytest.mark.parametrize("backlog", [0, 40])
+async def test_a_small_pool_for_hooks_does_not_make_the_reads_of_other_queues_small(
+    redis_url: str, backlog: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads for hooks beside a hundred coroutines: jobs are read as if there were no hooks, and hooks are run."""
+    sizes: list[tuple[tuple[str, ...], int]] = []
+    read = Streams.read
+
+    async def noting(self: Streams, places: Any, *, each: int, block_ms: int = 0) -> Any:
+        sizes.append((tuple(queue for _, queue in places), each))
+        return await read(self, places, each=each, block_ms=block_ms)
+
+    monkeypatch.setattr(Streams, "read", noting)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    async with bench(redis_url) as b:
+
+        @b.bus.job
+        async def short() -> None: ...
+
+        told = note(short, "thread")
+        cancelled = await b.bus.enqueue_many(short.spec() for _ in range(backlog))
+        await b.bus.cancel_many(handle.jid for handle in cancelled)
+        handles = await b.bus.enqueue_many(short.spec() for _ in range(200))
+        await b.work()
+        for handle in handles:
+            await handle.wait(timeout=10)
+        await until(lambda: len(told) == backlog, timeout=20)
+        assert max(each for queues, each in sizes if queues == ("default",)) == 50
+        assert max(each for queues, each in sizes if "default/on_cancel" in queues) <= 2
+        for handle in cancelled:
+            assert (await hook_of(b, handle.jid)).attempt == 1
