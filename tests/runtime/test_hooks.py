@@ -595,3 +595,23 @@ async def test_a_small_pool_for_hooks_does_not_make_the_reads_of_other_queues_sm
         assert max(each for queues, each in sizes if "default/on_cancel" in queues) <= 2
         for handle in cancelled:
             assert (await hook_of(b, handle.jid)).attempt == 1
+
+
+async def test_a_worker_that_leaves_leaves_nothing_in_the_queues_of_hooks(redis_url: str) -> None:
+    """Its name goes from the roster, so what stood under it in a stream would be looked for by nobody."""
+    async with bench(redis_url) as b:
+        note(takes(b), "coroutine")
+        worker = await b.work()
+        handle = await b.bus.enqueue("takes")
+        await b.reaches(handle.jid, "running")
+        await handle.cancel()
+        await hook_of(b, handle.jid)
+        other = await b.work()
+        stream = other._store.keys(0).stream("default/on_cancel")
+
+        async def readers() -> set[str]:
+            return {each["name"].decode() for each in await other._store.redis.xinfo_consumers(stream, "busq")}
+
+        assert worker.name in await readers()
+        await b.end(worker)
+        assert worker.name not in await readers()
