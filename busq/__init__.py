@@ -32,6 +32,7 @@ from busq.errors import (
     UsageError,
 )
 from busq.protocol.cancel import CancelAnswer, Cause, Ended, Verdict
+from busq.protocol.hook import CancelledJob
 from busq.protocol.job import Event, Job
 from busq.protocol.states import State
 from busq.worker.context import CurrentJob, current_job
@@ -48,6 +49,7 @@ __all__ = [
     "BusqError",
     "CancelAnswer",
     "Cancelled",
+    "CancelledJob",
     "Cause",
     "ConfigError",
     "CurrentJob",

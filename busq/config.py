@@ -50,6 +50,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backoff_max_s: Positive = 300.0
     max_losses: Annotated[int, Meta(ge=0)] = 5
 
+    # Hooks
+    hook_limit_s: Positive = 10.0
+
     # Shutdown of a worker
     shutdown_timeout_s: NotNegative = 30.0
     cleanup_s: NotNegative = 3.0

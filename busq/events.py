@@ -21,6 +21,7 @@ JOB_STARTED = "job.started"
 JOB_SUCCEEDED = "job.succeeded"
 JOB_FAILED = "job.failed"
 JOB_RETRIED = "job.retried"
+HOOK_FAILED = "hook.failed"
 JOB_CANCELLED = "job.cancelled"
 JOB_HANDED_BACK = "job.handed_back"
 JOB_REFUSED = "job.refused"
@@ -59,6 +60,7 @@ _LEVELS: dict[str, int] = {
     JOB_STARTED: logging.DEBUG,
     JOB_SUCCEEDED: logging.DEBUG,
     JOB_FAILED: logging.WARNING,
+    HOOK_FAILED: logging.ERROR,
     JOB_REFUSED: logging.WARNING,
     JOB_BURIED: logging.ERROR,
     JOB_FORCED: logging.WARNING,

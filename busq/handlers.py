@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -33,7 +33,11 @@ from busq.protocol.codec import (
     readable,
     reason_of,
 )
+from busq.protocol.hook import is_hook, without_hook
 from busq.protocol.jids import flaw_of
+
+if TYPE_CHECKING:
+    from busq.hooks import Hook
 
 DEFAULT_QUEUE = "default"
 
@@ -109,6 +113,7 @@ class Handler:
     options: Final[HandlerOptions]
     pool: Final[Pool]
     signature: Final[inspect.Signature]
+    hook: Hook | None = None
 
     def __init__(
         self, function: Callable[..., Any], *, kind: str | None = None, options: HandlerOptions | None = None
@@ -117,7 +122,7 @@ class Handler:
             function = function.__func__
         self.function = function
         refuse_unfit(function)
-        self.kind = check_kind(kind_of(function) if kind is None else kind)
+        self.kind = self._check_kind(kind_of(function) if kind is None else kind)
         self.options = (options or HandlerOptions()).checked(self.kind)
         self.pool = pool_of(self.kind, function, self.options.pool)
         self.signature = signature_of(self.kind, function)
@@ -128,7 +133,11 @@ class Handler:
         self._all_named = len(self._names) == len(parameters)
 
     def __repr__(self) -> str:
-        return f"<Handler {self.kind} ({self.pool}): {self.where}>"
+        return f"<{type(self).__name__} {self.kind} ({self.pool}): {self.where}>"
+
+    @staticmethod
+    def _check_kind(kind: str) -> str:
+        return check_kind(kind)
 
     @property
     def where(self) -> str:
@@ -330,15 +339,32 @@ class Handlers:
 
     def near(self, kind: str) -> list[str]:
         """Up to three kinds that read much like this one, the nearest first."""
-        return difflib.get_close_matches(kind, self._by_kind, n=3, cutoff=0.6)
+        return difflib.get_close_matches(kind, self.kinds(), n=3, cutoff=0.6)
 
     def kinds(self) -> list[str]:
-        return sorted(self._by_kind)
+        """Every kind that may be enqueued: those of hooks are not among them."""
+        return sorted(kind for kind in self._by_kind if not is_hook(kind))
+
+    @property
+    def have_hooks(self) -> bool:
+        return any(handler.hook is not None for handler in self)
 
     def queues(self) -> set[str]:
         """Every queue that a handler names, and `default`."""
-        return {DEFAULT_QUEUE, *(handler.options.queue or DEFAULT_QUEUE for handler in self)}
+        return {DEFAULT_QUEUE, *map(_queue_of, self)}
 
     def of_queue(self, queue: str) -> list[Handler]:
-        """The handlers whose jobs come from this queue unless told otherwise."""
-        return [handler for handler in self if (handler.options.queue or DEFAULT_QUEUE) == queue]
+        """
+        The handlers whose jobs come from this queue unless told otherwise.
+
+        Of a queue of hooks: the hooks of those handlers, and with none among them, all hooks.
+        """
+        if not is_hook(queue):
+            return [handler for handler in self if _queue_of(handler) == queue and not is_hook(handler.kind)]
+        hooked = [handler for handler in self if handler.hook is not None]
+        chosen = [handler for handler in hooked if _queue_of(handler) == without_hook(queue)] or hooked
+        return [handler.hook for handler in chosen if handler.hook is not None]
+
+
+def _queue_of(handler: Handler) -> str:
+    return handler.options.queue or DEFAULT_QUEUE

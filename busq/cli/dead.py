@@ -129,6 +129,7 @@ async def _retry(place: Place, ids: list[str]) -> list[Retried]:
     from busq.cli.place import opened_bus, opened_reader
     from busq.errors import UsageError
     from busq.protocol.codec import decode_payload
+    from busq.protocol.hook import is_hook
     from busq.store import letters
 
     done: list[Retried] = []
@@ -139,6 +140,9 @@ async def _retry(place: Place, ids: list[str]) -> list[Retried]:
                 done.append(Retried(id=letter_id, error="there is no such letter"))
             elif not letter.kind:
                 done.append(Retried(id=letter_id, error="it was no job: nothing to enqueue"))
+            elif is_hook(letter.kind):
+                why = "it was an on_cancel hook, and what it was to be told of its job is gone"
+                done.append(Retried(id=letter_id, error=why))
             else:
                 try:
                     args, kwargs = decode_payload(letter.payload)

@@ -27,7 +27,8 @@ Jid = Annotated[str, Parameter(name="JID")]
 def get(jid: Jid, /, *, output: Output = "table", place: Place = HERE) -> None:
     """One job: its record as it is now."""
     wanted = _checked(jid)
-    print_job(_read(place, lambda reader: reader.job(wanted)), output)
+    job, hook = _read(place, lambda reader: _with_hook(reader, wanted))
+    print_job(job, output, hook=hook)
 
 
 def jobs(
@@ -120,6 +121,17 @@ def _read(place: Place, ask: Callable[[Reader], Awaitable[T]]) -> T:
     return loop.run(read())
 
 
+async def _with_hook(reader: Reader, jid: str) -> tuple[Job, Job | None]:
+    """A job, and the one that cleans up after it, as long as that one has a record."""
+    from busq.errors import JobNotFound
+
+    job = await reader.job(jid)
+    try:
+        return job, await reader.job(job.hook) if job.hook else None
+    except JobNotFound:
+        return job, None
+
+
 async def _with_now(reader: Reader, found: Awaitable[T]) -> tuple[T, datetime]:
     """An answer together with the server's present moment, from which ages are counted."""
     return await found, await server_now(reader)
@@ -149,18 +161,18 @@ def _print(value: Any, output: str, as_table: Callable[[], None]) -> None:
         as_table()
 
 
-def print_job(job: Job, output: str) -> None:
-    """One record in full."""
+def print_job(job: Job, output: str, *, hook: Job | None = None) -> None:
+    """One record in full; `hook`: that of the job that cleans up after it."""
     from busq.cli.output import print_facts
 
-    _print(job, output, lambda: print_facts(_facts(job)))
+    _print(job, output, lambda: print_facts(_facts(job, hook)))
     if output == "table" and job.error is not None and job.error.traceback:
         from busq.cli.safe import safe
 
         sys.stdout.write("\n" + safe(job.error.traceback, newlines=True).rstrip() + "\n")
 
 
-def _facts(job: Job) -> list[tuple[str, object]]:
+def _facts(job: Job, hook: Job | None) -> list[tuple[str, object]]:
     from busq.cli.output import duration, json_document, moment
 
     def document(value: Any) -> str:
@@ -184,6 +196,8 @@ def _facts(job: Job) -> list[tuple[str, object]]:
         ("group", job.group),
         ("tags", ", ".join(f"{name}={value}" for name, value in job.tags.items())),
         ("parent", job.parent),
+        ("hook", f"{job.hook}  ({hook.state})" if hook else job.hook),
+        ("hook of", job.hook_of),
         ("args", document(job.args) if job.args else None),
         ("kwargs", document(job.kwargs) if job.kwargs else None),
         ("saved", document(job.saved)),

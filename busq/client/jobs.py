@@ -4,12 +4,15 @@ What `@bus.job` makes of a function: still callable as before, and a way to enqu
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from busq.client.handle import BlockingHandle, JobHandle
 from busq.client.spec import JobOptions, JobSpec, make_spec
+from busq.errors import ConfigError
 from busq.handlers import Handler
+from busq.hooks import RETRIES, Hook
+from busq.protocol.hook import CancelledJob
 from busq.protocol.states import State
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+F = TypeVar("F", bound=Callable[[CancelledJob], object])
 
 
 class Enqueuer(Generic[P, R_co]):
@@ -81,7 +85,48 @@ class Enqueuer(Generic[P, R_co]):
         return f"<{type(self).__name__} {self.kind} ({self.handler.pool})>"
 
 
-class AsyncJob(Enqueuer[P, R_co]):
+class Declared(Enqueuer[P, R_co]):
+    """What `@bus.job` gives: an enqueuer that can be told more about its handler."""
+
+    @overload
+    def on_cancel(self, function: F, /) -> F: ...
+    @overload
+    def on_cancel(
+        self, *, timeout: float | None = None, retries: int = RETRIES, never_started: bool = True
+    ) -> Callable[[F], F]: ...
+
+    def on_cancel(
+        self,
+        function: Callable[[CancelledJob], object] | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int = RETRIES,
+        never_started: bool = True,
+    ) -> Any:
+        """
+        Declare what cleans up after a cancelled job: `@transcode.on_cancel`, or `@transcode.on_cancel(timeout=10)`.
+
+        The function gets one argument, a `busq.CancelledJob`, and stays callable. It runs at least once, after the
+        handler has stopped or was abandoned, as a job of its own: when its worker dies, another one runs it.
+        `timeout` is its limit in seconds (10 unless set otherwise: `hook_limit_s`), `retries` counts its failures;
+        `never_started=False` spares jobs that had no attempt. A job that succeeded or failed runs no hook. Raise
+        `ConfigError` for a function that will not do, or when the handler has a hook already.
+        """
+
+        def declare(declared: Callable[[CancelledJob], object]) -> Callable[[CancelledJob], object]:
+            if isinstance(declared, Enqueuer):
+                raise ConfigError(
+                    f"the on_cancel hook of {self.kind!r} is a function, and {declared!r} is a handler; call it in one"
+                )
+            hook = Hook(declared, self.handler, timeout_s=timeout, retries=retries, never_started=never_started)
+            self._bus.handlers.add(hook)
+            self.handler.hook = hook
+            return declared
+
+        return declare if function is None else declare(function)
+
+
+class AsyncJob(Declared[P, R_co]):
     """An `async def` handler."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
@@ -89,7 +134,7 @@ class AsyncJob(Enqueuer[P, R_co]):
         return self.handler.function(*args, **kwargs)  # type: ignore[no-any-return]
 
 
-class SyncJob(Enqueuer[P, R_co]):
+class SyncJob(Declared[P, R_co]):
     """A `def` handler."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:

@@ -96,7 +96,7 @@ def make_spec(
         queue=own.queue or DEFAULT_QUEUE,
         payload=payload,
         delay_ms=_delay_ms(options.delay),
-        fields=tuple(_fields(options, own)),
+        fields=tuple(_fields(options, own, handler)),
     )
     return JobSpec(job, handler.result_type if handler is not None else Any)
 
@@ -136,7 +136,7 @@ def _delay_ms(delay: float | None) -> int:
     return math.ceil(delay * 1000)
 
 
-def _fields(options: JobOptions, own: HandlerOptions) -> list[str | int]:
+def _fields(options: JobOptions, own: HandlerOptions, handler: Handler | None) -> list[str | int]:
     """Further fields of the record, names and values in turn."""
     fields: list[str | int] = []
     for name, value in (("retries", own.retries), ("max_losses", own.max_losses)):
@@ -152,6 +152,9 @@ def _fields(options: JobOptions, own: HandlerOptions) -> list[str | int]:
             fields += (name, round(seconds * 1000))
     if own.late_success == "keep":
         fields += ("late", "keep")
+    if handler is not None and handler.hook is not None:
+        # Known by the record itself, the hook runs also for a job that is cancelled before any worker was there.
+        fields += ("on_cancel", str(handler.hook.occasion))
     if options.group is not None:
         fields += ("group", clean_words(options.group, "group"))
     if options.tags:

@@ -46,6 +46,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `attempt` counts starts; `failures` handler failures, `losses` workers that died of it. `cause` says why a
     failed or cancelled job ended, `ended` how the execution of a cancelled one did. `progress` is 0 to 1.
     `result` is the handler's value when it succeeded; `evidence` what a cancelled handler still returned or raised.
+    `hook` is the jid of the job that cleans up after this one, `hook_of` that of the job that this one cleans up after.
     """
 
     jid: str
@@ -72,6 +73,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None = None
     tags: dict[str, str] = {}
     parent: str | None = None
+    hook: str | None = None
+    hook_of: str | None = None
     grace_s: float | None = None
     timeout_s: float | None = None
     enqueued_at: datetime | None = None
@@ -139,6 +142,8 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         group=text(get(b"group")),
         tags=_tags(get(b"tags")),
         parent=text(get(b"parent")),
+        hook=text(get(b"hook")),
+        hook_of=text(get(b"hook_of")),
         grace_s=terms[1],
         timeout_s=terms[2],
         enqueued_at=moment(get(b"enqueued")),

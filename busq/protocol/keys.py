@@ -75,6 +75,10 @@ class ShardKeys:
         return self._key("suspects")
 
     @cached_property
+    def hooks(self) -> bytes:
+        return self._key("hooks")
+
+    @cached_property
     def dead(self) -> bytes:
         return self._key("dead")
 
@@ -115,7 +119,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "enqueue, workers, watchdog",
         "entries leave when their attempt ends",
     ),
-    ("{s}:queues", "set", "enqueue", "one member for each queue name ever used"),
+    ("{s}:queues", "set", "enqueue, every cancel of a job with a hook", "one member for each queue name ever used"),
     ("{s}:scheduled", "sorted set, by due time", "enqueue, retry, promote", "members leave when due or cancelled"),
     (
         "{s}:cancelled",
@@ -134,6 +138,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "finalize, reclaim, every ending",
         "until the process is known to be gone, or a day",
     ),
+    ("{s}:hooks", "hash", "declare", "fields leave when workers declare that the kind has no hook any more"),
     ("{s}:dead", "stream", "refuse, bury, finish", "until `busq dead purge` or `retry`"),
     ("{s}:events", "stream", "every script", "about the newest 100,000 entries"),
     ("{s}:counters", "hash", "every script", "none: a dozen fields"),

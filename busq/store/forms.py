@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from busq.protocol.cancel import CancelAnswer, Verdict
+from busq.protocol.hook import write_clean_up
 from busq.protocol.job import moment
 from busq.protocol.states import State
 
@@ -34,7 +35,8 @@ class KindTerms(msgspec.Struct, frozen=True):
     """
     What a worker's handler says where the producer left it open. `slack_ms` is beat + force.
 
-    The backoff (seconds) stays with the worker, which alone reckons with it.
+    The backoff (seconds) stays with the worker, which alone reckons with it. `occasion` is that of the kind's
+    `on_cancel` hook, "" when it has none.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class KindTerms(msgspec.Struct, frozen=True):
     timeout_ms: int | None = None
     backoff_s: float = 1.0
     backoff_max_s: float = 300.0
+    occasion: str = ""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -57,7 +60,11 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class StartAnswer(msgspec.Struct, frozen=True):
-    """`word` is started, stale, other_kind, newer or missing; the rest is set for started, or explains."""
+    """
+    `word` is started, stale, other_kind, newer or missing; the rest is set for started, or explains.
+
+    Of a hook, `payload` is what it is told of the job that it cleans up after.
+    """
 
     word: str
     detail: str = ""
@@ -86,6 +93,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
 
     `stopped` False: its worker has given it up while its code runs on, and it becomes a suspect. `gone`: it stopped
     because the process that it ran in was ended by force. `keep`: its handler's return counts after a cancel, too.
+    `hook`: of a hook, how this try ended, in words.
     """
 
     jid: str
@@ -101,6 +109,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     error: bytes = b""
     cause: str = ""
     delay_ms: int = 0
+    hook: str = ""
     notes: tuple[Note, ...] = ()
 
     @property
@@ -121,6 +130,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
             facts += ("cause", self.cause)
         if self.delay_ms:
             facts += ("delay_ms", self.delay_ms)
+        if self.hook:
+            facts += ("hook", self.hook)
         for note in self.notes:
             facts += ("note", f"{note.name}\t{note.ago_ms}\t{note.facts}")
         return facts
@@ -185,7 +196,9 @@ def start_answer(answer: Sequence[Any], terms: KindTerms) -> StartAnswer:
     if len(answer) == 3:  # a first attempt, everything left to the handler
         timeout_s = None if terms.timeout_ms is None else terms.timeout_ms / 1000
         return StartAnswer(word, "", answer[1], answer[2], 0, terms.retries, terms.grace_ms / 1000, timeout_s)
-    _, attempt, payload, failures, retries, grace, timeout, backoff, backoff_max, saved = answer
+    _, attempt, payload, failures, retries, grace, timeout, backoff, backoff_max, saved, *of = answer
+    if of:
+        payload = _clean_up(payload, of, saved)
     return StartAnswer(
         word,
         "",
@@ -199,6 +212,11 @@ def start_answer(answer: Sequence[Any], terms: KindTerms) -> StartAnswer:
         int(backoff_max) / 1000 if backoff_max else None,
         saved,
     )
+
+
+def _clean_up(payload: bytes, of: Sequence[bytes], saved: bytes) -> bytes:
+    jid, attempt, cause, reason, source, ended = (part.decode("utf-8", "replace") for part in of)
+    return write_clean_up(payload, jid, int(attempt or 0), cause, reason, source, ended, saved)
 
 
 def renew_answer(answer: Sequence[Any]) -> RenewAnswer:

@@ -7,7 +7,8 @@ be stands in `protocol/states.py`. Nobody else in busq writes a job's record.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -186,7 +187,7 @@ class Store:
         for i, term in enumerate(terms):
             at[term.kind] = i
             args += (term.kind, term.retries, term.max_losses, term.grace_ms, term.slack_ms)
-            args.append("-" if term.timeout_ms is None else term.timeout_ms)
+            args += ("-" if term.timeout_ms is None else term.timeout_ms, term.occasion)
         for delivery in deliveries:
             args += (delivery.entry, at[delivery.kind], delivery.token)
         named: dict[str, Value] = {"adopt": int(adopt), "kinds": len(terms)}
@@ -228,6 +229,15 @@ class Store:
             args += (each.token, each.progress, each.progress_note)
         heard = await self._run(Verb.RENEW, shard, [each.jid for each in renewals], args, named={"info": info})
         return [forms.renew_answer(answer) for answer in heard]
+
+    async def declare(self, shard: int, occasions: Mapping[str, str], *, keep_s: float) -> None:
+        """
+        Say which kinds have an `on_cancel` hook, and on which occasion it runs ("": they have none).
+
+        A hook that another worker has declared within the last `keep_s` stays.
+        """
+        pairs = itertools.chain.from_iterable(occasions.items())
+        await self._run("declare", shard, (), list(pairs), named={"keep_ms": _ms(keep_s)})
 
     async def note(
         self, jid: str, *, token: str, attempt: int, note: Note | None = None, saved: bytes = b""

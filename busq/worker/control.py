@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
 from busq import events, tasks
@@ -31,6 +31,7 @@ from busq.worker.attempt import Attempt
 
 UNREACHABLE_AFTER_S = 3.0  # without a good answer: then the worker says that it cannot reach Redis
 CARD_EVERY = 10  # beats after which the card is sent again, unchanged: a server that lost its data has lost it too
+HOOKS_KEPT_CARDS = 6  # cards that may be missed before another worker may say that a kind has no hook any more
 
 log = events.logger("busq.worker")
 
@@ -53,6 +54,7 @@ class Control:
         *,
         by: str,
         info: Callable[[], bytes],
+        occasions: Mapping[str, str],
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         self._settings = settings
@@ -60,6 +62,7 @@ class Control:
         self._handlers_loop = handlers_loop
         self._by = by
         self._info = info
+        self._occasions = occasions
         self._loop_factory = loop_factory
         self._clock = SystemClock()
         self._thread = threading.Thread(target=self._main, name="busq-control", daemon=True)
@@ -194,8 +197,16 @@ class Control:
             own = [attempt for attempt in attempts if attempt.shard == shard]
             for start in range(0, max(1, len(own)), BATCH):
                 await self._ask(shard, own[start : start + BATCH], "beat", info=fresh)
+        if self._occasions and self._beats % CARD_EVERY == 1:
+            await self._declare()
         self._sent_info = info
         self._answered()
+
+    async def _declare(self) -> None:
+        """Say which kinds have a hook: a job that is cancelled before it starts needs somebody who knows."""
+        keep_s = self._settings.beat_s * CARD_EVERY * HOOKS_KEPT_CARDS
+        for shard in range(self._store.shards):
+            await self._store.declare(shard, self._occasions, keep_s=keep_s)
 
     def _notice(self, channel: bytes) -> None:
         jid = channel[len(self._store.notice_prefix) :].decode("ascii", "replace")

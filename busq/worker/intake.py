@@ -7,6 +7,9 @@ not, a read trusts that most entries need the emptier pool; what then finds its 
 and that queue is read by the fullest pool for a while. Handlers that block for long deserve a queue of their own.
 
 Reads are at most half of all slots, so that Redis fetches one half while the handlers of the other run.
+
+Queues of hooks are nearly always empty, and may have a small pool: they must not make the reads of the others smaller.
+So while there is work they are read by themselves, now and then; all queues together are read only to wait.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from busq import events
 from busq.callables import Pool
 from busq.errors import BusUnavailable
 from busq.handlers import Handler
+from busq.protocol.hook import is_hook
 from busq.store.connection import BLOCK_MS
 from busq.store.streams import Entry, Place, Streams
 from busq.worker.reception import Reception
@@ -30,6 +34,7 @@ GATHER_S = 0.001
 RECONCILE_AGAIN_S = 1.0
 AT_ONCE = 2  # starts on their way while the next entries are read
 SOME_FULL_BLOCK_MS = 20
+HOOKS_EVERY_S = 0.01  # so often are queues of hooks read while others have entries
 WARY_S = (0.1, 2.0)  # after a read that brought more than its pool could take: the first and the longest
 PAUSE_S = (0.05, 2.0)  # between tries while Redis is away: the first and the longest
 
@@ -55,6 +60,7 @@ class Intake:
         self._trust = {queue: _Trust() for queue in self._needs}
         self._taking: set[asyncio.Task[None]] = set()
         self._turn = 0
+        self._hooks_read_at = 0.0
         self.reachable = True
 
     async def run(self) -> None:
@@ -123,21 +129,36 @@ class Intake:
     async def _read(self) -> list[Entry]:
         room = await self._some_room()
         most = {queue: self._slots.most(*self._needs[queue]) for queue in room}
-        if all(free < most[queue] // 4 for queue, free in room.items()):
+        if all(free < most[queue] // 4 for queue, free in room.items() if not is_hook(queue)):
             # Jobs end one by one: a moment later there is room for several, in one read instead of many.
             await asyncio.sleep(GATHER_S)
             room = self._room() or room
         places = [place for place in self._streams.places if place[1] in room]
-        room_for_all = min(room.values())
+        hooks = [place for place in places if is_hook(place[1])]
+        if hooks and len(hooks) < len(places):
+            now = asyncio.get_running_loop().time()
+            if now - self._hooks_read_at >= HOOKS_EVERY_S:
+                self._hooks_read_at = now
+                if found := await self._read_places(hooks, room, block_ms=0):
+                    return found
+            others = [place for place in places if place not in hooks]
+            if found := await self._read_places(others, room, block_ms=0):
+                return found
         # A read that waits cannot be called back without losing what it is just being given, and a slot that is freed
         # meanwhile would stay empty for as long: so it waits for long only when it waits for every queue.
         block_ms = BLOCK_MS if len(room) == len(self._needs) else SOME_FULL_BLOCK_MS
-        if room_for_all < len(places):
+        return await self._read_places(places, room, block_ms=block_ms)
+
+    async def _read_places(self, places: Sequence[Place], room: Mapping[str, int], *, block_ms: int) -> list[Entry]:
+        most = min(room[queue] for _, queue in places)
+        if most < len(places):
             # Less room than streams: one entry of one after another, the first one changing.
-            found = await self._read_in_turn(places, room_for_all)
-            return found or await self._streams.read(places, each=1, block_ms=block_ms)
+            found = await self._read_in_turn(places, most)
+            if found or not block_ms:
+                return found
+            return await self._streams.read(places, each=1, block_ms=block_ms)
         half = max(self._slots.most(*needs) for needs in self._needs.values()) // 2
-        each = min(MOST, room_for_all, half) // len(places)
+        each = min(MOST, most, half) // len(places)
         return await self._streams.read(places, each=max(1, each), block_ms=block_ms)
 
     async def _read_in_turn(self, places: Sequence[Place], most: int) -> list[Entry]:

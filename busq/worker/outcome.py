@@ -47,6 +47,15 @@ class Outcome(msgspec.Struct, frozen=True):
     def error_bytes(self) -> bytes:
         return b"" if self.error is None else encode_error(self.error)
 
+    @property
+    def in_words(self) -> str:
+        """For the history of the job that a hook cleans up after."""
+        if self.verb is Verb.RELEASE:
+            return "handed_back"
+        if self.error is None or self.cause == "timed_out":
+            return self.cause or self.word
+        return f"{self.word}: {self.error.type}"
+
 
 SUCCEEDED = Outcome(Verb.FINISH, "succeeded")
 

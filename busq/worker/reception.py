@@ -18,6 +18,7 @@ from busq import events
 from busq.config import Settings
 from busq.errors import BadRecord
 from busq.handlers import Handler, Handlers
+from busq.hooks import Hook
 from busq.protocol.codec import ErrorInfo, encode_error
 from busq.protocol.judgement import REFUSAL_FIRST_S, REFUSAL_MOST_S, REFUSALS
 from busq.store.forms import Delivery, KindTerms, Refusal, StartAnswer
@@ -45,6 +46,11 @@ class Reception:
         self._begin = begin
         self._terms = {handler.kind: terms_of(handler, settings) for handler in handlers}
         self._numbers = itertools.count(1)
+
+    @property
+    def occasions(self) -> dict[str, str]:
+        """After which cancelled jobs of a kind its hook runs, for every kind that may be enqueued; "" for no hook."""
+        return {kind: self._terms[kind].occasion for kind in self._handlers.kinds()}
 
     async def take(self, entries: Iterable[Entry], *, adopt: bool = False) -> set[str]:
         """
@@ -179,6 +185,9 @@ def _raw(entry: Entry) -> bytes:
 def terms_of(handler: Handler, settings: Settings) -> KindTerms:
     """What this handler says where a producer left it open."""
     options = handler.options
+    timeout_s = options.timeout_s
+    if timeout_s is None and isinstance(handler, Hook):
+        timeout_s = settings.hook_limit_s
 
     def ms(own: float | None, default: float) -> int:
         return round((default if own is None else own) * 1000)
@@ -189,7 +198,8 @@ def terms_of(handler: Handler, settings: Settings) -> KindTerms:
         settings.max_losses if options.max_losses is None else options.max_losses,
         ms(options.grace_s, settings.grace_s),
         ms(None, settings.beat_s + settings.force_s),
-        None if options.timeout_s is None else ms(options.timeout_s, 0),
+        None if timeout_s is None else ms(timeout_s, 0),
         options.backoff_s or settings.backoff_s,
         options.backoff_max_s or settings.backoff_max_s,
+        "" if handler.hook is None else str(handler.hook.occasion),
     )

@@ -20,6 +20,7 @@ from busq import events, tasks
 from busq.callables import Pool
 from busq.config import Settings
 from busq.errors import BadArguments, BadPayload
+from busq.hooks import Hook
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store import suspects
@@ -136,6 +137,7 @@ class Runner:
         self._settle(attempt, outcome)
 
     def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        hook = isinstance(attempt.handler, Hook)
         self.outbox.settle(
             attempt,
             outcome.verb,
@@ -153,14 +155,17 @@ class Runner:
                 error=outcome.error_bytes,
                 cause=outcome.cause,
                 delay_ms=outcome.delay_ms,
+                hook=outcome.in_words if hook else "",
                 notes=attempt.take_notes(self._loop.time()),
             ),
         )
-        if outcome.error is not None and outcome.verb is not Verb.RELEASE and not attempt.token.tripped:
+        told = attempt.token.facts
+        unasked = told is None or (hook and told.cause is Cause.TIMEOUT)
+        if outcome.error is not None and outcome.verb is not Verb.RELEASE and unasked:
             facts: dict[str, Any] = {"error": outcome.error.type, "cause": outcome.cause}
             if outcome.cause == "error":  # the other messages quote the payload, and payloads stay out of logs
                 facts["message"] = outcome.error.message
-            events.tell(log, events.JOB_FAILED, **attempt.facts, **facts)
+            events.tell(log, events.HOOK_FAILED if hook else events.JOB_FAILED, **attempt.facts, **facts)
 
     def _free(self, attempt: Attempt) -> None:
         attempt.over = True

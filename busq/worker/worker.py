@@ -24,6 +24,7 @@ from busq.config import Settings
 from busq.errors import BusUnavailable
 from busq.handlers import Handler, Handlers
 from busq.protocol.cancel import Cause, TripFacts
+from busq.protocol.hook import hook_queue
 from busq.store import suspects
 from busq.store.roster import process_card
 from busq.store.store import Store
@@ -71,6 +72,8 @@ class Worker:
         self._settings = settings
         self._handlers = handlers
         self._queues = list(queues) or sorted(handlers.queues())
+        hooked = map(hook_queue, self._queues) if handlers.have_hooks else ()
+        self._served = list(dict.fromkeys([*self._queues, *hooked]))
         self._loop_factory = loop_factory
         self._child_setup = child_setup
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -172,7 +175,7 @@ class Worker:
         hello = hello_for(self._settings, self._of_pool(Pool.PROCESS), self._child_setup)
         self._store = Store(self._settings, by=self.name)
         await self._store.open()
-        self._streams = Streams(self._store, self._queues)
+        self._streams = Streams(self._store, self._served)
         await self._streams.open()
         self._pace = Pace()
         self._slots = Slots(self._limits, self._pace)
@@ -191,12 +194,13 @@ class Worker:
         reception = Reception(
             self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin
         )
-        served = {queue: self._handlers.of_queue(queue) for queue in self._queues}
+        served = {queue: self._handlers.of_queue(queue) for queue in self._served}
         self._intake = Intake(self._streams, self._slots, reception, served, self._runner.knows)
         self._card = process_card("worker")
         self._control = Control(
-            self._settings, self, loop, by=self.name, info=self._info, loop_factory=self._loop_factory
-        )
+            self._settings, self, loop, by=self.name, info=self._info, occasions=reception.occasions,
+            loop_factory=self._loop_factory,
+        )  # fmt: skip
         self._runner.watcher = self._control
         await self._control.start()
         self._opened = True
@@ -259,7 +263,7 @@ class Worker:
                 await self._runner.outbox.empty()
                 self._control.stop()  # before the good-bye: a beat after it would put us on the roster again
                 for shard in range(self._store.shards):
-                    await self._store.forget(shard, self.name, self._queues, own_wish=True)
+                    await self._store.forget(shard, self.name, self._served, own_wish=True)
                     # What still runs here ends with this process, and that is about to end.
                     await suspects.clear_owner(self._store, shard, self.name)
         except (TimeoutError, BusUnavailable) as error:

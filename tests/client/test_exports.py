@@ -18,6 +18,7 @@ PUBLIC = [
     "BusqError",
     "CancelAnswer",
     "Cancelled",
+    "CancelledJob",
     "Cause",
     "ConfigError",
     "CurrentJob",

@@ -63,7 +63,12 @@ class Child:
 
 
 def declare(bus: busq.Bus, folder: Path) -> tuple[Any, Any, Any]:
-    """The handlers: a coroutine and a thread that can be stopped, and a thread that cannot."""
+    """
+    The handlers: a coroutine and a thread that can be stopped, and a thread that cannot.
+
+    The coroutine has a hook. It leaves `<jid>.cleaned`, a line for each try, in the name of the job that it cleans up
+    after, and ends when `<jid>.clean` appears.
+    """
 
     def note(suffix: str, line: str) -> None:
         with (folder / f"{busq.current_job().jid}.{suffix}").open("a") as trace:
@@ -96,6 +101,13 @@ def declare(bus: busq.Bus, folder: Path) -> tuple[Any, Any, Any]:
         way_out = begin()
         while not way_out.exists():
             time.sleep(0.01)
+
+    @hold.on_cancel
+    async def clean(job: busq.CancelledJob) -> str:
+        _append(folder / f"{job.jid}.cleaned", f"{os.getpid()} {job.ended}")
+        while not (folder / f"{job.jid}.clean").exists():  # noqa: ASYNC110 - another process opens it
+            await asyncio.sleep(0.01)
+        return "clean"
 
     return hold, hold_thread, deaf_thread
 

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from redis import Redis
 
+from busq.client.bus import Bus
 from tests.interface.commands import COMMAND, busq, document, environ, service, terminal
 
 EVIL = "\x1b]0;owned\x07\x1b[31m\u202e"
@@ -70,6 +71,27 @@ def test_cancel_with_wait_says_how_the_job_ended(redis_url: str) -> None:
     assert 0 <= line["took_s"] < 20
 
 
+def test_a_cancelled_job_shows_what_cleans_up_after_it(redis_url: str) -> None:
+    with service("worker", "shop:bus", url=redis_url) as worker:
+        busq("enqueue", "wait", "--jid", "a", url=redis_url)
+        worker.until("waiting")
+        busq("cancel", "a", "--wait", "20", url=redis_url)
+        hook = document(busq("get", "a", "-o", "json", url=redis_url))["hook"]
+        bus = Bus(redis_url).blocking
+        bus.wait(hook, timeout=20)
+        bus.close()
+    assert re.search(rf"^hook +{re.escape(hook)}  \(succeeded\)$", busq("get", "a", url=redis_url).stdout, re.MULTILINE)
+    shown = document(busq("get", hook, "-o", "json", url=redis_url))
+    assert (shown["kind"], shown["queue"]) == ("wait/on_cancel", "default/on_cancel")
+    assert (shown["hook_of"], shown["result"]) == ("a", "tidied up after a")
+    told = busq("history", "a", url=redis_url).stdout
+    assert re.search(rf"hook_started.*try 1 \({re.escape(hook)}\)$", told, re.MULTILINE)
+    assert re.search(rf"hook_ended.*try 1: succeeded \({re.escape(hook)}\)$", told, re.MULTILINE)
+    assert "default/on_cancel" in busq("stats", url=redis_url).stdout
+    listed = document(busq("list", "--queue", "default/on_cancel", "-o", "json", url=redis_url))
+    assert [job["jid"] for job in listed] == [hook]
+
+
 def test_what_is_not_there_is_the_answer_no(redis_url: str) -> None:
     for words in (["get", "nope"], ["history", "nope"]):
         answer = busq(*words, url=redis_url)
@@ -110,17 +132,20 @@ def test_dead_letters_are_tried_again_or_thrown_away(redis_url: str) -> None:
         good = client.xadd("busq:{0}:dead", letter).decode()
         bad = client.xadd("busq:{0}:dead", {"reason": "bad_entry", "raw": b"\xff\x1b"}).decode()
         torn = client.xadd("busq:{0}:dead", letter | {"payload": b"\xff"}).decode()
-    assert len(busq("dead", "list", url=redis_url).stdout.splitlines()) == 4
-    answer = busq("dead", "retry", f"0/{good}", f"0/{bad}", f"0/{torn}", "-o", "json", url=redis_url)
+        hook = client.xadd("busq:{0}:dead", letter | {"kind": "add/on_cancel", "queue": "late/on_cancel"}).decode()
+    assert len(busq("dead", "list", url=redis_url).stdout.splitlines()) == 5
+    letters = [f"0/{each}" for each in (good, bad, torn, hook)]
+    answer = busq("dead", "retry", *letters, "-o", "json", url=redis_url)
     assert answer.returncode == 1
-    first, second, third = document(answer)
-    assert second["jid"] is third["jid"] is None
+    first, second, third, fourth = document(answer)
+    assert second["jid"] is third["jid"] is fourth["jid"] is None
+    assert "hook" in fourth["error"]
     assert "no job" in second["error"]
     job = document(busq("get", first["jid"], "-o", "json", url=redis_url))
     assert (job["kind"], job["queue"], job["args"], job["state"]) == ("add", "late", [1], "queued")
-    assert len(document(busq("dead", "list", "-o", "json", url=redis_url))) == 2
+    assert len(document(busq("dead", "list", "-o", "json", url=redis_url))) == 3
     assert busq("dead", "purge", "0/1-1", url=redis_url).returncode == 1
-    assert busq("dead", "purge", "--all", url=redis_url).stdout == "2 purged\n"
+    assert busq("dead", "purge", "--all", url=redis_url).stdout == "3 purged\n"
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from busq.worker.worker import Worker
+from tests.runtime.bench import until
 
 REPO = Path(__file__).parents[2]
 
@@ -55,3 +56,29 @@ async def test_the_first_example_runs_as_it_stands(
     first, second = [line for line in capsys.readouterr().out.splitlines() if "[" not in line]
     assert first.startswith("signalled ")
     assert second == "cancelled confirmed user deleted the video"
+
+
+async def test_the_example_of_a_hook_runs_as_it_stands(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BUSQ_URL", redis_url)
+    first, *others = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    (hook,) = [block for block in others if ".on_cancel" in block]
+    (tmp_path / "hooked.py").write_text(first + hook)
+    app = loaded(tmp_path / "hooked.py")
+    worker = Worker(app.bus.settings, app.bus.handlers)
+    working = asyncio.create_task(worker.run())
+    async with app.bus:
+        handle = await app.convert.enqueue("a", to="mp4")
+
+        async def saved() -> bool:
+            return (await handle.get()).saved is not None
+
+        await until(saved)
+        await handle.cancel(reason="no")
+        job = await handle.wait(timeout=10)
+        assert (await app.bus.wait(job.hook, timeout=10)).state == "succeeded"
+    worker.stop()
+    await working
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cleaning")]
+    assert lines == ["cleaning up after a mp4 confirmed no {'parts': '/tmp/a.mp4.parts'}"]

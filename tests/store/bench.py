@@ -41,6 +41,7 @@ class Held:
     token: str = "no-token"
     attempt: int = 0
     settled: bool = False
+    queue: str = QUEUE
 
 
 class Bench:
@@ -159,17 +160,17 @@ class Bench:
         parent_jid, token = wrong.get("parent", held.jid), wrong.get("token", held.token)
         return await self.a.spawn(parent_jid, token, job, call=call or self.fresh("call"))
 
-    async def read(self, by: Store | None = None, count: int = 1000) -> list[Entry]:
+    async def read(self, by: Store | None = None, count: int = 1000, queue: str = QUEUE) -> list[Entry]:
         """Take what stands in the queue and nobody has read yet."""
-        streams = Streams(by or self.a, [QUEUE])
+        streams = Streams(by or self.a, [queue])
         await streams.open()
         return await streams.read(streams.places, each=count, block_ms=0)
 
-    async def take(self, jid: str, by: Store | None = None) -> Held:
+    async def take(self, jid: str, by: Store | None = None, *, queue: str = QUEUE) -> Held:
         """Read entries until that of this job, which then is held and not started."""
-        for entry in await self.read(by):
+        for entry in await self.read(by, queue=queue):
             if entry.jid == jid:
-                return Held(jid, entry.id)
+                return Held(jid, entry.id, queue=queue)
         raise AssertionError(f"no unread entry of {jid}")
 
     async def begin(
@@ -182,13 +183,15 @@ class Bench:
         max_losses: int = 5,
         kind: str = KIND,
         adopt: bool = False,
+        occasion: str = "",
     ) -> StartAnswer:
         """Start what was taken; `held` is brought up to date when that works."""
         store = by or self.a
         token = token or self.fresh("token")
-        terms = KindTerms(kind, retries, max_losses, round(GRACE_S * 1000), round(SLACK_S * 1000))
+        ms = round(GRACE_S * 1000), round(SLACK_S * 1000)
+        terms = KindTerms(kind, retries, max_losses, *ms, occasion=occasion)
         (answer,) = await store.start(
-            store.shard_of(held.jid), QUEUE, [Delivery(held.entry, held.jid, kind, token)], [terms], adopt=adopt
+            store.shard_of(held.jid), held.queue, [Delivery(held.entry, held.jid, kind, token)], [terms], adopt=adopt
         )
         if answer.word == "started":
             held.token, held.attempt = token, answer.attempt
@@ -225,6 +228,7 @@ class Bench:
         error: bytes = b"",
         cause: str = "",
         delay_s: float = 0.0,
+        hook: str = "",
         notes: Sequence[Note] = (),
     ) -> tuple[str, str]:
         store = by or self.a
@@ -241,9 +245,10 @@ class Bench:
             error=error,
             cause=cause,
             delay_ms=round(delay_s * 1000),
+            hook=hook,
             notes=tuple(notes),
         )
-        (answer,) = await store.settle(verb, store.shard_of(held.jid), QUEUE, [end])
+        (answer,) = await store.settle(verb, store.shard_of(held.jid), held.queue, [end])
         return answer
 
     async def cancel(
@@ -260,13 +265,18 @@ class Bench:
         shard = store.shard_of(held[0].jid) if held else 0
         return await store.renew(shard, [Renewal(each.jid, each.token) for each in held], info=b"info")
 
-    async def finalize(self, jid: str, *, gone: bool = False) -> tuple[str, str]:
-        (answer,) = await self.dog.finalize(self.dog.shard_of(jid), QUEUE, [(jid, gone)])
+    async def finalize(self, jid: str, *, gone: bool = False, queue: str = QUEUE) -> tuple[str, str]:
+        (answer,) = await self.dog.finalize(self.dog.shard_of(jid), queue, [(jid, gone)])
         return answer
 
     async def reclaim(self, held: Held, *, owner: str = "a", gone: bool = False) -> tuple[str, str]:
         (answer,) = await self.dog.reclaim(
-            self.dog.shard_of(held.jid), QUEUE, owner, [(held.jid, held.entry)], owner_gone=gone, failure=b"\x01lost"
+            self.dog.shard_of(held.jid),
+            held.queue,
+            owner,
+            [(held.jid, held.entry)],
+            owner_gone=gone,
+            failure=b"\x01lost",
         )
         return answer
 

@@ -11,7 +11,7 @@ from busq.protocol.keys import KEY_TABLE
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store.forms import Note
 from busq.store.streams import Streams, read_entry
-from tests.store.bench import DEADLINE_S, LEASE_S, QUEUE, Bench, put_in
+from tests.store.bench import DEADLINE_S, KIND, LEASE_S, QUEUE, Bench, put_in
 
 S = State
 
@@ -184,7 +184,7 @@ async def test_a_stale_call_does_not_keep_a_record_alive(url: str) -> None:
 
 def _pattern(named: str) -> re.Pattern[bytes]:
     place = re.escape(named).replace(re.escape("{s}"), r"\{\d+\}")
-    place = re.sub(r"<(jid|queue)>", "[A-Za-z0-9_.:-]+", place).replace("<state>", "(succeeded|failed|cancelled)")
+    place = re.sub(r"<(jid|queue)>", "[A-Za-z0-9_.:/-]+", place).replace("<state>", "(succeeded|failed|cancelled)")
     return re.compile(f"busq:{place}".encode())
 
 
@@ -195,6 +195,7 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
             await put_in(bench, state)
         await bench.cancel("nobody", tombstone_s=60)
         await bench.beat()
+        await bench.a.declare(0, {KIND: "always"}, keep_s=60)
         late = await put_in(bench, S.CANCELLING)
         bench.clock.advance(DEADLINE_S)
         await bench.finalize(late.jid)

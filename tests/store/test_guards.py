@@ -19,6 +19,7 @@ from busq.store import scripts
 from tests.store import test_attempts as attempts
 from tests.store import test_bounds as bounds
 from tests.store import test_cancels as cancels
+from tests.store import test_hooks as hooks
 from tests.store import test_transitions as transitions
 
 S, V = State, Verb
@@ -105,12 +106,57 @@ def taken_over(who: str) -> Keeper:
     return lambda url: cancels.test_the_pending_list_names_no_owner_of_an_attempt_that_was_taken_over(url, who)
 
 
+def admitted(way: str) -> Keeper:
+    return lambda url: hooks.test_whoever_makes_a_job_cancelled_admits_its_hook_once(url, way)
+
+
+def no_hook(way: str) -> Keeper:
+    return lambda url: hooks.test_a_kind_without_a_hook_leaves_nothing_to_do(url, way)
+
+
+def opted_out(way: str) -> Keeper:
+    return lambda url: hooks.test_a_hook_that_opted_out_is_admitted_only_after_an_attempt(url, way)
+
+
+def said(word: str, declared: str, count: int) -> Keeper:
+    return lambda url: hooks.test_what_the_producer_says_of_the_hook_stands_before_what_workers_say(
+        url, word, declared, count
+    )
+
+
+def late_hook(occasion: str, count: int) -> Keeper:
+    return lambda url: hooks.test_a_hook_that_nobody_knew_of_is_admitted_when_the_entry_comes_to_a_worker_that_does(
+        url, occasion, count
+    )
+
+
+def decided(known: str) -> Keeper:
+    return lambda url: hooks.test_a_hook_is_not_admitted_late_where_it_had_been_decided(url, known)
+
+
+def told(words: str) -> Keeper:
+    return lambda url: hooks.test_how_a_hook_ends_is_told_in_the_history_of_its_job_and_changes_nothing_else(url, words)
+
+
+def untold(reused: bool) -> Keeper:
+    return lambda url: hooks.test_nothing_is_told_of_a_hook_whose_job_has_no_record_any_more(url, reused)
+
+
+def hook_cancelled(running: bool) -> Keeper:
+    return lambda url: hooks.test_a_hook_may_be_cancelled_by_its_jid_and_has_no_hook_itself(url, running)
+
+
 ACKED = "redis.call('XACK', stream, group, unpack(acked))\n"
 DELETED = "redis.call('XDEL', stream, unpack(acked))\n"
 LATE = "keeps_late(job, told)"
 KEPT = f"outcome == 'succeeded' and {LATE}"
 HASTENED = "if nearer < tonumber(deadline) then"
 CANCELLING_HELD = "elseif state == 'cancelling' and held then"
+
+ENDED_BY = {
+    "queued": "cancel", "tombstoned": "enqueue", "finish": "finish", "retry": "retry", "release": "release",
+    "finalize": "finalize", "reclaim": "reclaim",
+}  # fmt: skip
 
 GUARDS = [
     # enqueue
@@ -307,6 +353,55 @@ GUARDS = [
           attempts.test_what_was_delivered_but_never_started_costs_no_loss),
     Guard("reclaim", ACKED, "", attempts.test_a_reclaimed_job_stands_in_the_queue_once_and_nobody_holds_it),
     Guard("reclaim", DELETED, "", attempts.test_a_reclaimed_job_stands_in_the_queue_once_and_nobody_holds_it),
+    # hooks
+    *(Guard(script, "  clean_up_after(job, attempt, ended)\n", "", admitted(way)) for way, script in ENDED_BY.items()),
+    Guard("cancel", "  redis.call('HSET', job, 'hook', jid)\n", "", admitted("queued")),
+    Guard("cancel", "  redis.call('SADD', prefix .. 'queues', queue_name)\n", "", admitted("queued")),
+    Guard("cancel", "'for_attempt', was[4] or 0", "'for_attempt', 0", admitted("handed back")),
+    Guard("cancel", "if is_wanted(occasion, attempt) then", "if true then", no_hook("queued")),
+    Guard("cancel", "(occasion == 'attempted' and tonumber(attempt) > 0)", "occasion == 'attempted'",
+          opted_out("scheduled")),
+    Guard("cancel", "(occasion == 'attempted' and tonumber(attempt) > 0)", "false", opted_out("handed back")),
+    Guard("enqueue", "(occasion == 'attempted' and tonumber(attempt) > 0)", "occasion == 'attempted'",
+          opted_out("tombstoned")),
+    Guard("cancel", "was[2] or string.match(", "string.match(", said("always", "", 1)),
+    Guard("cancel", "was[2] or string.match(", "string.match(", said("attempted", "always", 0)),
+    Guard("cancel", "if is_hook(was[1]) then", "if false then", hook_cancelled(False)),
+    Guard("finish", "if is_hook(was[1]) then", "if false then", hook_cancelled(True)),
+    Guard("cancel", "redis.call('EXISTS', prefix .. 'job:' .. jid) == 0", "true",
+          hooks.test_a_hook_takes_no_jid_that_is_in_use),
+    Guard("finish", "if was[9] then put(fields, 'saved', was[9]) end", "", hooks.test_a_hook_is_told_of_its_job),
+    Guard("cancel", "%020x.%04x', now, count, shard)", "%020x.%04x', now, count, 0)",
+          hooks.test_a_hook_lives_in_the_shard_of_its_job),
+    Guard("start", "if ARGV[kind_at + 6] ~= '' then put(fields, 'on_cancel', ARGV[kind_at + 6]) end", "",
+          hooks.test_a_job_remembers_the_hook_of_the_worker_that_started_it),
+    Guard("start", "clean_up_late(job, ARGV[kind_at + 6])", "", late_hook("always", 1)),
+    Guard("start", "  if occasion == '' then return end\n", "  if occasion == '' then occasion = 'always' end\n",
+          late_hook("", 0)),
+    Guard("start", "and is_wanted(occasion, was[3] or 0)", "", late_hook("attempted", 0)),
+    Guard("start", "not was[1] and not was[2] and", "not was[2] and", decided("by a worker")),
+    Guard("start", "not was[1] and not was[2] and", "not was[1] and", decided("by its record")),
+    Guard("start", "if state == 'cancelled' and was[4] == ARGV[kind_at] then", "if state == 'cancelled' then",
+          decided("by another kind")),
+    Guard("start", "        if own[9] then tell_parent(job, 'hook_started', digits[attempt]) end\n", "",
+          told("succeeded")),
+    Guard("start", "      local answer = { 'started', attempt, was[8] }\n",
+          "      if own[9] then tell_parent(job, 'hook_started', digits[attempt]) end\n"
+          "      local answer = { 'started', attempt, was[8] }\n", hooks.test_a_hook_is_told_of_its_job),
+    Guard("finish", "if told.hook then", "if false then", told("failed: E")),
+    Guard("retry", "(state == 'scheduled' and ', retried' or '')", "''", told("timed_out, retried")),
+    Guard("retry", "(state == 'scheduled' and ', retried' or '')", "', retried'",
+          hooks.test_a_hook_is_tried_again_after_a_failure_and_after_a_loss),
+    Guard("reclaim", "if is_hook(was[7]) then tell_parent(job, 'hook_ended', attempt, 'lost with ' .. owner) end", "",
+          told("lost with a")),
+    Guard("refuse", "if is_hook(was[6]) then", "if false then",
+          hooks.test_a_hook_whose_kind_nobody_knows_is_told_to_have_failed),
+    Guard("finish", "if was[1] ~= jid then return end", "", untold(True)),
+    Guard("finish", "if was[1] ~= jid then return end", "if not was[2] then was[2] = 0 end", untold(False)),
+    Guard("declare", "if said and tonumber(string.match(said, '%d+$') or 0) + tonumber(keep_ms) < now then",
+          "if said then", hooks.test_a_kind_loses_its_hook_only_when_no_worker_has_declared_it_for_a_while),
+    Guard("declare", "redis.call('HDEL', hooks, kind)", "redis.call('HLEN', hooks)",
+          hooks.test_a_kind_loses_its_hook_only_when_no_worker_has_declared_it_for_a_while),
     # bury, forget, prune
     Guard("bury", "if #pending == 0 then", "if false then",
           lambda url: bounds.test_an_entry_that_is_no_job_is_buried_with_its_bytes(url, {b"jid": b"j"})),

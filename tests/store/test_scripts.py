@@ -95,7 +95,7 @@ def test_a_header_that_does_not_fit_its_body_is_refused(
 
 
 def test_every_verb_has_a_script() -> None:
-    assert set(names()) == set(Verb) | {"bury", "forget", "prune"}
+    assert set(names()) == set(Verb) | {"bury", "declare", "forget", "prune"}
 
 
 @pytest.mark.parametrize("path", sorted(LUA.rglob("*.lua")), ids=lambda path: path.stem)
@@ -132,6 +132,7 @@ async def test_a_script_loads_with_and_without_its_flags_line(redis_url: str, na
 async def test_a_script_survives_the_loss_of_the_script_cache(url: str, name: str) -> None:
     others: dict[str, Callable[[Bench], Awaitable[Any]]] = {
         "bury": lambda bench: bench.a.bury(0, QUEUE, NO_ENTRY, reason="x", raw=b"x"),
+        "declare": lambda bench: bench.a.declare(0, {"k": "always"}, keep_s=1),
         "forget": lambda bench: bench.a.forget(0, "a", [QUEUE]),
         "prune": lambda bench: bench.a.prune(0, limit=1, suspect_s=1),
     }
@@ -184,6 +185,7 @@ async def test_keys_and_arguments_are_laid_out_in_the_order_of_the_header(
                 await case.call(bench, held)
         await bench.a.prune(0, limit=1, suspect_s=1)
         await bench.a.forget(0, "a", [QUEUE])
+        await bench.a.declare(0, {"k": "always"}, keep_s=1)
         await bench.a.bury(0, QUEUE, NO_ENTRY, reason="x", raw=b"x")
     own = ShardKeys("busq", 0)
     assert {script.name for script, *_ in seen} == set(names())

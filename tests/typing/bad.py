@@ -36,6 +36,18 @@ async def uses() -> None:
     await busq.current_job().spawn(measured, 5)  # error: arg-type
 
 
+@measured.on_cancel  # error: type-var
+async def unasked() -> None: ...
+
+
+@measured.on_cancel(timeout="soon")  # error: call-overload, untyped-decorator
+async def impatient(job: busq.CancelledJob) -> None: ...
+
+
+@resized.on_cancel()  # error: type-var
+def misled(job: str) -> None: ...
+
+
 @bus.job(retries="two")  # error: call-overload, untyped-decorator
 async def wrong(path: str) -> None: ...
 

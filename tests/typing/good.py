@@ -31,6 +31,29 @@ def crunched(numbers: list[float]) -> dict[str, float]:
     return {}
 
 
+@transcode.on_cancel(timeout=10)
+async def drop_parts(job: busq.CancelledJob) -> None:
+    assert_type(job.jid, str)
+    assert_type(job.args, dict[str, Any])
+    assert_type(job.cause, busq.Cause)
+    assert_type(job.ended, busq.Ended)
+
+
+@crunched.on_cancel
+def cleared(job: busq.CancelledJob) -> int:
+    return job.attempt
+
+
+@resized.on_cancel(retries=0, never_started=False)
+async def redrawn(job: busq.CancelledJob) -> None: ...
+
+
+async def hooks(job: busq.CancelledJob) -> None:
+    await drop_parts(job)
+    assert_type(cleared(job), int)
+    assert_type((await bus.get("x")).hook, str | None)
+
+
 async def uses() -> None:
     one = await measured.enqueue("a.mp4", precise=True)
     assert_type(one, busq.JobHandle[int])

@@ -10,7 +10,7 @@ from busq.protocol.keys import KEY_TABLE, ShardKeys, done_prefix, meta, notice_p
 
 NAMES = [
     "events", "cancelled", "tombstones", "deadlines", "scheduled", "queues", "counters", "workers", "worker_info",
-    "suspects", "dead", "succeeded", "failed", "cancelled_jobs",
+    "suspects", "hooks", "dead", "succeeded", "failed", "cancelled_jobs",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@
            parent, parent_token, per_job...
            parent: '' or the jid of the running job whose attempt `parent_token` asks for these children
            per job: kind, payload, delay_ms, count of further fields, then name and value of each
-  Uses     clock, record, ending
+  Uses     clock, record, hook, ending
   Answers  {'enqueued', state}     a record was written; queued or scheduled
            {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
            {'in_use', state}       another call made a job of this jid, whose record still exists

@@ -5,7 +5,7 @@
   KEYS     events, cancelled, deadlines, counters, succeeded, failed, cancelled_jobs, dead, suspects, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
            per job: as lib/settle.lua says; outcome is 'succeeded' or 'failed'
-  Uses     clock, record, ending, settle
+  Uses     clock, record, hook, ending, settle
   Answers  {'settled', state}   this call ended the job
            {'stale', state}     another attempt owns it, or it has ended already
            {'missing'}          no such job

@@ -7,7 +7,7 @@
            failure, default_max_losses, per_job...
            owner_gone: '1' when the owner's process is known to be gone; failure: the error of a job lost too often
            per job: entry
-  Uses     clock, record, ending
+  Uses     clock, record, hook, ending
   Answers  {'reclaimed', state}   queued again
            {'lost', state}        failed: too many workers died of it
            {'ended', state}       it had been asked to stop: cancelled
@@ -64,6 +64,7 @@ for i = jobs, #KEYS do
     else
       requeue(job, fields, n, attempt, owner)
     end
+    if is_hook(was[7]) then tell_parent(job, 'hook_ended', attempt, 'lost with ' .. owner) end
   elseif state == 'cancelling' and held then
     claim(entry)
     local ended = owner_gone == '1' and 'killed' or 'abandoned'

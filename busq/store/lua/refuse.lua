@@ -6,7 +6,7 @@
   ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
            per job: entry, why, delay_ms, most_ms, limit, error
            limit: refusals after which the job fails, 0 when it does not count; a counted delay doubles up to most_ms
-  Uses     clock, record, ending
+  Uses     clock, record, hook, ending
   Answers  {'refused', state}   queued again, or scheduled after delay_ms
            {'buried', state}    refused for the last time: failed, with a dead letter
            {'stale', state}     the entry no longer stands for the job; it has been removed
@@ -42,6 +42,7 @@ for i = jobs, #KEYS do
       redis.call('XADD', dead, '*', 'reason', why, 'jid', jid, 'kind', was[6], 'queue', was[7], 'payload', was[8],
         'at', stamp)
       close(job, fields, n, attempt, 'failed', why)
+      if is_hook(was[6]) then tell_parent(job, 'hook_ended', attempt, 'failed: ' .. why) end
       answers[#answers + 1] = { 'buried', 'failed' }
     else
       put(fields, 'n', remember(fields, job, n, 'handed_back', attempt, why))

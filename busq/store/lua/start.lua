@@ -4,11 +4,12 @@
   Flags    none
   KEYS     events, cancelled, counters, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, group, adopt, kinds, per_kind...
-           per kind: kind, retries, max_losses, grace_ms, slack_ms, timeout_ms or '-'
+           per kind: kind, retries, max_losses, grace_ms, slack_ms, timeout_ms or '-', occasion of its on_cancel hook or ''
            then per job: entry, which kind (from 0), token
-  Uses     clock, record
+  Uses     clock, record, hook
   Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
            failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
+           and of a hook, of the job that it cleans up after: jid, attempt, cause, reason, source, ended
            {'stale', state}    nothing to start behind this entry; it has been removed
            {'other_kind', kind}   the entry lied about its kind; nothing was changed
            {'newer', version}  written by a newer busq; nothing was changed
@@ -18,11 +19,11 @@
            then an attempt that it owns but does not know of may begin anew.
 ]]
 local answers, leftovers, begun = {}, {}, 0
-local at = per_kind + tonumber(kinds) * 6
+local at = per_kind + tonumber(kinds) * 7
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local entry, token = ARGV[at], ARGV[at + 2]
-  local kind_at = per_kind + tonumber(ARGV[at + 1]) * 6
+  local kind_at = per_kind + tonumber(ARGV[at + 1]) * 7
   local was = redis.call('HMGET', job, 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n', 'own')
   local state = was[1]
   local resent = state == 'running' and was[5] == token
@@ -46,7 +47,7 @@ for i = jobs, #KEYS do
       local attempt = tonumber(was[7] or 0)
       -- Most jobs start once and leave everything to their handler: then there is nothing more to read.
       local own = (was[7] or was[10]) and redis.call('HMGET', job, 'failures', 'retries', 'max_losses', 'grace',
-        'timeout', 'backoff', 'backoff_max', 'saved') or {}
+        'timeout', 'backoff', 'backoff_max', 'saved', 'hook_of') or {}
       local before = was[7] and terms_of(job) or {}
       local retries = own[2] or before.retries or ARGV[kind_at + 1]
       local losses = own[3] or before.max_losses or ARGV[kind_at + 2]
@@ -59,14 +60,20 @@ for i = jobs, #KEYS do
           'state', 'running', 'attempt', digits[attempt], 'token', token, 'owner', by, 'started', stamp,
           'terms', terms,
         }
+        if ARGV[kind_at + 6] ~= '' then put(fields, 'on_cancel', ARGV[kind_at + 6]) end
         put(fields, 'n', remember(fields, job, was[9], 'started', digits[attempt]))
         redis.call('HSET', job, unpack(fields))
+        if own[9] then tell_parent(job, 'hook_started', digits[attempt]) end
         begun = begun + 1
       end
       local answer = { 'started', attempt, was[8] }
       if was[7] or was[10] then
         for k, value in ipairs({ own[1] or '0', retries, grace, timeout, own[6] or '', own[7] or '', own[8] or '' }) do
           answer[3 + k] = value
+        end
+        if own[9] then
+          local of = redis.call('HMGET', job, 'hook_of', 'for_attempt', 'for_cause', 'for_reason', 'for_source', 'for_ended')
+          for k = 1, 6 do answer[10 + k] = of[k] or '' end
         end
       end
       answers[#answers + 1] = answer
@@ -76,6 +83,7 @@ for i = jobs, #KEYS do
     answers[#answers + 1] = { 'stale', state }
   else
     if state == 'cancelled' then redis.call('ZREM', cancelled, jid_of(job)) end
+    if state == 'cancelled' and was[4] == ARGV[kind_at] then clean_up_late(job, ARGV[kind_at + 6]) end
     leftovers[#leftovers + 1] = entry
     answers[#answers + 1] = { 'stale', state }
   end

@@ -12,12 +12,14 @@ import importlib
 import runpy
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from busq.callables import Pool
 from busq.errors import ConfigError
 from busq.handlers import Handler, HandlerOptions
+from busq.hooks import Hook
+from busq.protocol.hook import is_hook, without_hook
 from busq.worker.executors.frames import Address
 
 MAIN = "__main__"
@@ -74,7 +76,8 @@ def load(addresses: Iterable[Address], main_name: str, main_path: str) -> dict[s
     addresses = list(addresses)
     if any(address.module == MAIN for address in addresses):
         _load_main(main_name, main_path)
-    return {address.kind: _handler_at(address) for address in addresses}
+    found = {address.kind: _handler_at(address) for address in addresses if not is_hook(address.kind)}
+    return found | {address.kind: _hook_at(address, found) for address in addresses if is_hook(address.kind)}
 
 
 def _load_main(name: str, path: str) -> None:
@@ -93,6 +96,12 @@ def _handler_at(address: Address) -> Handler:
     if isinstance(handler, Handler):
         return handler
     return Handler(found, kind=address.kind, options=HandlerOptions(pool=Pool.PROCESS))
+
+
+def _hook_at(address: Address, handlers: Mapping[str, Handler]) -> Handler:
+    """The hook that its handler has here; where only the worker put the two together, it is done again."""
+    of = handlers[without_hook(address.kind)]
+    return of.hook or Hook(_look_up(importlib.import_module(address.module), address.name), of)
 
 
 def _look_up(module: Any, name: str) -> Any:

@@ -34,6 +34,11 @@ async def wait() -> None:
     await asyncio.sleep(3600)
 
 
+@wait.on_cancel
+def tidy(job: busq.CancelledJob) -> str:
+    return f"tidied up after {job.jid}"
+
+
 @bus.job(grace=0.1)
 def ignore() -> None:
     logging.getLogger("shop").warning("ignoring")

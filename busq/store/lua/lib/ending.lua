@@ -25,10 +25,12 @@ local function close(job, fields, n, attempt, state, facts)
   redis.call('PUBLISH', done_prefix .. jid, state)
 end
 
--- An accepted cancel has come to its end: the job leaves the cancelled set and the watchdog's list of deadlines.
+-- An accepted cancel has come to its end: the job leaves the cancelled set and the watchdog's list of deadlines, and
+-- what cleans up after it is admitted in the same step.
 local function close_cancelled(job, fields, n, attempt, ended)
   redis.call('ZREM', cancelled, jid_of(job))
   redis.call('ZREM', deadlines, jid_of(job))
   put(fields, 'ended', ended)
   close(job, fields, n, attempt, 'cancelled', ended)
+  clean_up_after(job, attempt, ended)
 end

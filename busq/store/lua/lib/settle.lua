@@ -6,8 +6,8 @@
 -- its code runs on. Nothing claims then that it stopped: it is listed as a suspect, and a cancel ends as abandoned.
 --
 -- Per job: entry, token, attempt, outcome, count of further facts, then name and value of each: observed, result, error,
--- cause, delay_ms, keep ('1': its handler was made with late_success="keep"), and any number of notes (name, ms ago and
--- facts, with tabs between). Most jobs have none of them.
+-- cause, delay_ms, keep ('1': its handler was made with late_success="keep"), hook (how it ended, in words; set for hooks
+-- only), and any number of notes (name, ms ago and facts, with tabs between). Most jobs have none of them.
 local FIXED = 5
 local NOTHING_MORE = { result = '', error = '', cause = '', delay_ms = '0', notes = {} }
 local ENDED = { ['1'] = 'confirmed', runs = 'abandoned', gone = 'killed' }
@@ -65,6 +65,9 @@ local function settle_all(first_job, first_arg, act)
           redis.call('ZREM', deadlines, jid_of(job))
         end
         state = act(job, fields, n, attempt, outcome, told)
+        if told.hook then
+          tell_parent(job, 'hook_ended', attempt, told.hook .. (state == 'scheduled' and ', retried' or ''))
+        end
       end
       acked[#acked + 1] = entry
       answers[#answers + 1] = { 'settled', state }

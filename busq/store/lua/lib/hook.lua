@@ -1,0 +1,74 @@
+-- What cleans up after a cancelled job is a job too, admitted by the script that makes its parent cancelled: of kind
+-- <kind>/on_cancel, in queue <queue>/on_cancel. No user's kind or queue has a '/', so no cancel of those reaches it.
+-- Its keys are made here and not declared: they begin like every key of the shard, so they lie in the same slot.
+local HOOK = '/on_cancel'
+local prefix = string.sub(events, 1, #events - #'events')
+
+local function is_hook(kind) return kind and string.sub(kind, -#HOOK) == HOOK end
+
+-- A line in the history of the job that this hook cleans up after, as long as that one has its record.
+local function tell_parent(hook, name, attempt, words)
+  local jid = jid_of(hook)
+  local parent = prefix .. 'job:' .. (redis.call('HGET', hook, 'hook_of') or '')
+  local was = redis.call('HMGET', parent, 'hook', 'n', 'attempt')
+  if was[1] ~= jid then return end
+  local fields = {}
+  local facts = 'try ' .. attempt .. (words and ': ' .. words or '') .. ' (' .. jid .. ')'
+  put(fields, 'n', remember(fields, parent, tonumber(was[2]), name, was[3] or '0', facts))
+  redis.call('HSET', parent, unpack(fields))
+end
+
+-- A jid of this shard, under any number of shards: the moment, a count, and as its place the shard's own number.
+local function hook_jid()
+  local shard = tonumber(string.match(prefix, '{(%d+)}'))
+  local jid
+  repeat
+    local count = redis.call('HINCRBY', counters, 'hooks', 1)
+    jid = string.format('%012x%020x.%04x', now, count, shard)
+  until redis.call('EXISTS', prefix .. 'job:' .. jid) == 0
+  return jid
+end
+
+local function admit_hook(job)
+  local was = redis.call('HMGET', job, 'kind', 'queue', 'payload', 'attempt', 'cause', 'reason', 'source', 'ended', 'saved')
+  local kind, queue_name, jid = was[1] .. HOOK, (was[2] or '') .. HOOK, hook_jid()
+  local hook = prefix .. 'job:' .. jid
+  local fields = {
+    'v', WIRE, 'kind', kind, 'queue', queue_name, 'payload', was[3] or '', 'enqueued', stamp, 'own', 1,
+    'hook_of', jid_of(job), 'for_attempt', was[4] or 0, 'for_cause', was[5] or '', 'for_reason', was[6] or '',
+    'for_source', was[7] or '', 'for_ended', was[8] or '', 'state', 'queued',
+  }
+  if was[9] then put(fields, 'saved', was[9]) end
+  put(fields, 'entry', redis.call('XADD', prefix .. 'queue:' .. queue_name, '*', 'jid', jid, 'kind', kind))
+  put(fields, 'n', remember(fields, hook, 0, 'enqueued', 0, kind))
+  redis.call('HSET', hook, unpack(fields))
+  redis.call('HSET', job, 'hook', jid)
+  redis.call('SADD', prefix .. 'queues', queue_name)
+  redis.call('HINCRBY', counters, 'enqueued', 1)
+end
+
+-- 'attempted' spares the jobs that never started.
+local function is_wanted(occasion, attempt)
+  return occasion == 'always' or (occasion == 'attempted' and tonumber(attempt) > 0)
+end
+
+-- A job has just become cancelled. What its record says of a hook (its producer, or the worker that started it, had the
+-- handler's code) stands before what workers have declared. A hook has none itself.
+local function clean_up_after(job, attempt, ended)
+  local was = redis.call('HMGET', job, 'kind', 'on_cancel')
+  if not was[1] then return end
+  if is_hook(was[1]) then
+    tell_parent(job, 'hook_ended', attempt, 'cancelled, ' .. ended)
+    return
+  end
+  local occasion = was[2] or string.match(redis.call('HGET', prefix .. 'hooks', was[1]) or '', '^%a+')
+  if is_wanted(occasion, attempt) then admit_hook(job) end
+end
+
+-- The same when the entry of a job that was cancelled unread comes to a worker with the handler's code, and nobody could
+-- say until now that its kind has a hook.
+local function clean_up_late(job, occasion)
+  if occasion == '' then return end
+  local was = redis.call('HMGET', job, 'hook', 'on_cancel', 'attempt')
+  if not was[1] and not was[2] and is_wanted(occasion, was[3] or 0) then admit_hook(job) end
+end
