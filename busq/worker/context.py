@@ -96,14 +96,17 @@ class CurrentJob:
     @property
     def cancelled(self) -> bool:
         """Whether the token is tripped; `cause` says whether the job is cancelled or only this attempt stops."""
-        tripped = self._attempt.token.tripped
-        if tripped:
-            self._attempt.token.observe()
-        return tripped
+        return self._attempt.token.observe() is not None
 
     @property
     def cause(self) -> Cause | None:
-        facts = self._attempt.token.facts
+        """
+        Why the token is tripped, None when it is not.
+
+        `shutdown`, `timeout` and `lease_lost` stop this attempt only. A cancel that comes after one of them takes its
+        place: clean-up that looks again can tell one from the other.
+        """
+        facts = self._attempt.token.observe()
         return None if facts is None else facts.cause
 
     @property

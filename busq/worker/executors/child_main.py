@@ -170,15 +170,15 @@ class Child:
         except BaseException as error:
             return self._failed(attempt, error)
         if value is None:
-            return Done(attempt.run, attempt.token.observed, b"")
+            return Done(attempt.run, attempt.token.observed_cause, b"")
         try:
-            return Done(attempt.run, attempt.token.observed, encode_result(value, self._result_bytes))
+            return Done(attempt.run, attempt.token.observed_cause, encode_result(value, self._result_bytes))
         except BusqError as error:
             return self._unfit(attempt, "result_too_large" if isinstance(error, TooLarge) else "bad_result", error)
 
     def _failed(self, attempt: ChildAttempt, error: BaseException) -> Failed:
         info = describe_error(error, self._traceback_bytes)
-        return Failed(attempt.run, attempt.token.observed, is_cancellation(error), info)
+        return Failed(attempt.run, attempt.token.observed_cause, is_cancellation(error), info)
 
     def _unfit(self, attempt: ChildAttempt, cause: str, error: BusqError) -> Unfit:
-        return Unfit(attempt.run, attempt.token.observed, cause, ErrorInfo(type(error).__name__, str(error)))
+        return Unfit(attempt.run, attempt.token.observed_cause, cause, ErrorInfo(type(error).__name__, str(error)))

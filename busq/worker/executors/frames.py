@@ -5,7 +5,8 @@ What a worker and a child of it say to each other: frames, each a length and one
     worker ── control ───> child     Trip, Saved: heard by a thread of its own while a handler runs
     worker <── work ────── child     Ready or Refused once; Progress, Save; then one of Done, Failed, Unfit for each Run
 
-Nothing is ever unpickled. `run` counts the runs of one child: what is said about an earlier one is not taken for the
+Nothing is ever unpickled. `observed` is what the handler had learned of at its end: the worker may have heard of more
+meanwhile. `run` counts the runs of one child: what is said about an earlier one is not taken for the
 one that is going on. Two sockets, because a job that ends at once must not cost the child a change of threads.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from busq.protocol.cancel import TripFacts
+from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.codec import ErrorInfo
 
 _PREFIX = 4
@@ -96,7 +97,7 @@ class Save(Frame, frozen=True, tag=7):
 
 class Done(Frame, frozen=True, tag=8):
     run: int
-    observed: bool
+    observed: Cause | None
     result: bytes
 
 
@@ -104,7 +105,7 @@ class Failed(Frame, frozen=True, tag=9):
     """The handler raised. `cancellation`: what it raised says "I was cancelled"."""
 
     run: int
-    observed: bool
+    observed: Cause | None
     cancellation: bool
     error: ErrorInfo
 
@@ -113,7 +114,7 @@ class Unfit(Frame, frozen=True, tag=10):
     """What goes in or comes out cannot be read or written, and another attempt would fare alike."""
 
     run: int
-    observed: bool
+    observed: Cause | None
     cause: str
     error: ErrorInfo
 

@@ -90,6 +90,11 @@ class ProcessExecutor:
             attempt.token.observe()
             self._report(attempt, None, Cancelled(facts.cause, facts.reason))
 
+    def tell_anew(self, attempt: Attempt) -> None:
+        facts, child = attempt.token.facts, self._at_work.get(attempt)
+        if facts is not None and child is not None:
+            child.trip(facts)
+
     def force(self, attempt: Attempt) -> bool:
         self._signal(attempt, signal.SIGTERM)
         return False
@@ -197,8 +202,8 @@ class ProcessExecutor:
             number = frame.number
             self._keep(attempt, frame.data).add_done_callback(lambda kept: child.saved(number, _lost(kept)))
         else:
-            if frame.observed:
-                attempt.token.observe()
+            if frame.observed is not None:
+                attempt.token.observe(frame.observed)
             attempt.killed = False
             self._finished(child, attempt, *_meaning(frame))
 
