@@ -210,8 +210,11 @@ GUARDS = [
     Guard("start", "if due_by and not own[10] then", "if false then",
           moments.test_a_handlers_deadline_runs_from_the_enqueueing_and_is_written_at_the_start),
     Guard("start", "        leftovers[#leftovers + 1] = entry\n        answer = {", "        answer = {", too_late),
-    Guard("start", "elseif unknown and state == 'cancelling' then", "elseif false then", table(V.START, S.CANCELLING)),
-    Guard("start", "elseif unknown and state == 'cancelling' then", "elseif state == 'cancelling' then",
+    Guard("start", "elseif (unknown or was[5] == token) and state", "elseif was[5] == token and state",
+          moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
+    Guard("start", "elseif (unknown or was[5] == token) and state", "elseif unknown and state",
+          moments.test_a_start_that_is_sent_again_after_a_cancel_ends_the_job_that_nobody_runs),
+    Guard("start", "elseif (unknown or was[5] == token) and state", "elseif state",
           moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
     *(
         Guard(verb, "if #ended_jids > 0 then redis.call('ZREM', timers, unpack(ended_jids)) end", "", timer_goes(how))

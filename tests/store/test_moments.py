@@ -367,6 +367,18 @@ async def test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_s
         assert (await bench.cancel(held.jid, request="one")).verdict is answer.verdict, "sent again"
 
 
+async def test_a_start_that_is_sent_again_after_a_cancel_ends_the_job_that_nobody_runs(url: str) -> None:
+    """Whoever sends it again has not heard the first answer, so it has begun nothing."""
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.QUEUED)
+        await bench.begin(held, token="one")
+        await bench.cancel(held.jid)
+        answer = await bench.begin(held, token="one")
+        assert (answer.word, answer.detail) == ("stale", "cancelled")
+        assert (await bench.job(held.jid)).ended is Ended.BEFORE_START
+        assert await bench.entries() == []
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_an_attempt_that_never_came_to_run_is_given_back_without_spending_anything(
     url: str, cancelled: bool

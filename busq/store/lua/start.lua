@@ -84,8 +84,8 @@ for i = jobs, #KEYS do
       end
       answers[#answers + 1] = answer
     end
-  elseif unknown and state == 'cancelling' then
-    -- It was cancelled before its worker could learn that it had started: nothing of it has run.
+  elseif (unknown or was[5] == token) and state == 'cancelling' then
+    -- It was cancelled before its worker learned, found here or by sending again, that it had started: nothing has run.
     close_cancelled(job, {}, was[9], was[7], 'before_start')
     leftovers[#leftovers + 1] = entry
     answers[#answers + 1] = { 'stale', 'cancelled' }
