@@ -95,6 +95,13 @@ class Intake:
     async def _take(self, entries: list[Entry]) -> None:
         self._learn({entry.queue for entry in entries}, await self._reception.take(entries))
 
+    def _heed_ended_starts(self) -> None:
+        """Raise what a start raised, without waiting: one that failed gave its slot back, and it may be taken again."""
+        ended = {taking for taking in self._taking if taking.done()}
+        self._taking -= ended
+        for taking in ended:
+            taking.result()
+
     async def reconcile(self) -> None:
         """
         A reply may have been lost: start what is pending under our name and not known to us.
@@ -150,6 +157,7 @@ class Intake:
 
     async def _some_room(self) -> dict[str, int]:
         while not (room := self._room()):
+            self._heed_ended_starts()
             wary_until = min((trust.wary_until for trust in self._trust.values()), default=0.0)
             wait = wary_until - asyncio.get_running_loop().time()
             await self._a_slot_is_freed(within_s=wait if wait > 0 else None)

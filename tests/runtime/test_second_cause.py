@@ -14,6 +14,7 @@ import pytest
 import busq
 from busq.protocol.cancel import Cause
 from busq.worker.control import Control
+from busq.worker.executors.process import ProcessExecutor
 from busq.worker.worker import Worker
 from tests.runtime import process_handlers
 from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, Wait, bench, declare, until
@@ -91,6 +92,26 @@ async def test_a_child_process_hears_a_users_cancel_in_a_drains_clean_up(
             assert (tmp_path / "knows").read_text() == "user no longer wanted"
 
 
+async def test_a_child_process_that_ended_before_it_heard_of_the_cancel_has_not_learned_of_it(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It learned of the shutdown, and says so at its end; the frame that tells it more is still on its way."""
+    monkeypatch.setattr(ProcessExecutor, "tell_anew", lambda self, attempt: None)
+    async with bench(redis_url, **DRAINING) as b:
+        worker = await b.work(handlers=process_handlers.bus.handlers, concurrency=1)
+        handle = await b.bus.enqueue("tidies", str(tmp_path), True)
+        await until(lambda: (tmp_path / "running").exists(), 20)
+        worker.stop()
+        await until(lambda: (tmp_path / "told").exists())
+        await handle.cancel()
+        await heard(worker, handle.jid, Cause.USER)
+        (tmp_path / "go on").touch()
+        await b.ended(worker)
+        assert (tmp_path / "knows").read_text().split()[0] == "shutdown"
+        job = await handle.get()
+        assert (job.state, job.ended, job.cause) == ("cancelled", "completed", "user")
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 async def test_a_cancel_that_the_worker_never_heard_of_is_not_confirmed_by_the_shutdown(
     redis_url: str, executor: str, monkeypatch: pytest.MonkeyPatch
@@ -123,7 +144,8 @@ async def test_a_cancel_that_the_worker_never_heard_of_is_not_confirmed_by_the_s
 
 
 async def test_a_cancel_with_a_short_grace_brings_force_nearer(redis_url: str) -> None:
-    async with bench(redis_url, **DRAINING) as b:
+    """At once, and not with the next beat."""
+    async with bench(redis_url, **SILENT) as b:
         gate, told, story = b.gate(), b.gate(), []
 
         @b.bus.job
@@ -140,11 +162,13 @@ async def test_a_cancel_with_a_short_grace_brings_force_nearer(redis_url: str) -
 
         worker = await b.work()
         handle = await lingers.enqueue()
-        await b.reaches(handle.jid, "running")
+        await until(lambda: any(attempt.watched for attempt in worker.running.values()))
+        await until(lambda: worker._control.hearing)
         worker.stop()
         await told.wait()
         await handle.cancel(grace=0.05)
-        await b.ended(worker)
+        async with asyncio.timeout(SILENT["cleanup_s"] / 2):
+            await b.ended(worker)
         assert story == [Cause.USER]
         assert (await handle.get()).ended == "confirmed"
 
