@@ -145,7 +145,8 @@ class CurrentJob:
         Have `callback(facts)` called once when the token is tripped; at once when it is tripped already.
 
         A coroutine handler's callback runs in its loop, that of a `def` handler in a thread of its own. It must be
-        quick; what it raises is logged and changes nothing.
+        quick; what it raises is logged and changes nothing. A cancel that later takes the place of a shutdown or a
+        timeout does not call it again: `cause` shows it.
         """
         if inspect.iscoroutinefunction(callback):
             raise UsageError(
