@@ -80,7 +80,7 @@ class Ladder:
             self._hasten(attempt, shown)
             self._executor_of(attempt).tell_anew(attempt)
             return
-        self._force_in(attempt, self._grace_left(shown))
+        self._force_in(attempt, min(self._grace_left(shown), self._grace_left(facts)))
         if attempt.shields:
             attempt.shut_out = True
         else:

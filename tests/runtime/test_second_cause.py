@@ -143,6 +143,44 @@ async def test_a_cancel_that_the_worker_never_heard_of_is_not_confirmed_by_the_s
         assert (job.state, job.ended, job.cause) == ("cancelled", "completed", "user")
 
 
+async def test_a_deaf_thread_that_a_user_cancels_during_the_drain_is_cancelled_and_not_handed_back(
+    redis_url: str,
+) -> None:
+    async with bench(redis_url, **{**DRAINING, "cleanup_s": 0.5}) as b:
+        gate = b.gate()
+
+        @b.bus.job
+        def deaf() -> None:
+            gate.block()
+
+        worker = await b.work()
+        handle = await deaf.enqueue()
+        await b.reaches(handle.jid, "running")
+        worker.stop()
+        await heard(worker, handle.jid, Cause.SHUTDOWN)
+        await handle.cancel()
+        await b.ended(worker)
+        job = await handle.get()
+        assert (job.state, job.ended, job.cause) == ("cancelled", "abandoned", "user")
+        assert "handed_back" not in await b.names(handle.jid)
+
+
+async def test_a_deaf_child_process_that_a_user_cancels_during_the_drain_is_killed(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with bench(redis_url, **DRAINING) as b:
+        worker = await b.work(handlers=process_handlers.bus.handlers, concurrency=1)
+        handle = await b.bus.enqueue("deaf", str(tmp_path), "to SIGTERM")
+        await until(lambda: (tmp_path / "running").exists(), 20)
+        worker.stop()
+        await heard(worker, handle.jid, Cause.SHUTDOWN)
+        await handle.cancel(grace=0.05)
+        await b.ended(worker)
+        job = await handle.get()
+        assert (job.state, job.ended, job.cause) == ("cancelled", "killed", "user")
+        assert "handed_back" not in await b.names(handle.jid)
+
+
 async def test_a_cancel_with_a_short_grace_brings_force_nearer(redis_url: str) -> None:
     """At once, and not with the next beat."""
     async with bench(redis_url, **SILENT) as b:
