@@ -141,7 +141,7 @@ class Runner:
                 token=attempt.token_id,
                 attempt=attempt.number,
                 outcome=outcome.word,
-                observed=attempt.token.observed and _is_cancel(attempt),
+                observed=_is_cancel(attempt) and attempt.token.observed,
                 stopped=not attempt.abandoned,
                 gone=attempt.killed,
                 result=outcome.result,
