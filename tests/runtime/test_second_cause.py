@@ -257,7 +257,7 @@ async def test_a_deadline_during_a_drains_clean_up_is_a_cancel_too(redis_url: st
         kind = declare(b.bus, executor, tidies)
         worker = await b.work()
         await b.watch()
-        handle = await kind.options(deadline=0.5).enqueue()
+        handle = await kind.options(deadline=2.0).enqueue()
         await b.reaches(handle.jid, "running")
         worker.stop()
         await until(lambda: told.is_open)

@@ -18,6 +18,7 @@ from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, Bench, Wait, 
 
 Steps = Generator[Any, Any, Any]
 LATE_S = 0.05  # past a moment that a story waits for
+START_S = 1.0  # long enough to be started within, on a busy machine too
 
 every_executor = pytest.mark.parametrize("executor", EXECUTORS)
 
@@ -101,7 +102,7 @@ async def test_a_handler_that_runs_past_the_jobs_deadline_is_asked_to_stop(redis
                 causes.append(busq.current_job().cause)
                 raise
 
-        kind = declare(b.bus, executor, waits, retries=5, deadline=0.2)
+        kind = declare(b.bus, executor, waits, retries=5, deadline=START_S)
         await b.work()
         await b.watch()
         handle = await kind.enqueue()
@@ -124,17 +125,19 @@ async def test_a_deadline_counts_over_all_attempts(redis_url: str) -> None:
 
         await b.work()
         await b.watch()
-        job = await (await fails.options(deadline=0.3).enqueue()).wait(timeout=10)
+        job = await (await fails.options(deadline=START_S).enqueue()).wait(timeout=10)
         assert (job.state, job.cause) == ("cancelled", "deadline")
-        assert len(attempts) == job.attempt > 1
+        assert job.attempt > 1
+        told = len(attempts)
+        assert told in (job.attempt - 1, job.attempt), "the last one may have been cancelled before its first step"
         await asyncio.sleep(b.settings.backoff_max_s * 2)  # nothing more comes, however long one waits
-        assert len(attempts) == job.attempt
+        assert len(attempts) == told
 
 
 async def test_a_job_that_waits_for_its_retry_ends_at_its_deadline(redis_url: str) -> None:
     async with bench(redis_url, backoff_s=60.0, backoff_max_s=60.0) as b:
 
-        @b.bus.job(retries=3, deadline=0.2)
+        @b.bus.job(retries=3, deadline=START_S)
         async def fails() -> None:
             raise ValueError
 
@@ -148,7 +151,7 @@ async def test_a_handler_that_does_not_stop_is_abandoned_by_the_cancels_own_dead
     async with bench(redis_url) as b:
         gate = b.gate()
 
-        @b.bus.job(deadline=0.1)
+        @b.bus.job(deadline=START_S)
         def deaf() -> None:
             gate.block()
 
@@ -173,7 +176,7 @@ async def test_a_child_process_is_stopped_at_the_jobs_deadline(
         await b.work(handlers=process_handlers.bus.handlers, concurrency=1)
         await b.watch()
         assert await (await b.bus.enqueue("pid_of")).result(timeout=20)  # its start does not count then
-        job = await (await b.bus.options(deadline=0.3).enqueue(kind, str(tmp_path), *more)).wait(timeout=20)
+        job = await (await b.bus.options(deadline=START_S).enqueue(kind, str(tmp_path), *more)).wait(timeout=20)
         assert (job.state, job.ended, job.cause) == ("cancelled", ended, "deadline")
         if kind == "checks":
             assert (tmp_path / "why").read_text() == "deadline  True"
