@@ -64,6 +64,8 @@ class HandlerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     backoff_s: SomeLength | None = None
     backoff_max_s: SomeLength | None = None
     max_losses: Count | None = None
+    expires_s: SomeLength | None = None
+    deadline_s: SomeLength | None = None
     late_success: Literal["cancel", "keep"] = "cancel"
     pool: Pool | None = None
     """Left out: coroutine for `async def`, thread for `def`."""

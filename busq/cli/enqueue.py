@@ -40,6 +40,8 @@ def enqueue(
     retries: int | None = None,
     timeout: float | None = None,
     grace: float | None = None,
+    expires: float | None = None,
+    deadline: float | None = None,
     wait: float | None = None,
     output: Output = "table",
     place: Place = HERE,
@@ -71,6 +73,10 @@ def enqueue(
         Seconds that one attempt may take.
     grace
         Seconds that the handler gets after a cancel, before force.
+    expires
+        Never start it when it is older than that many seconds.
+    deadline
+        Cancel it when it has not ended that many seconds from now, over all attempts.
     wait
         Wait for the ending, that many seconds at most; without a number, without end. Prints the record then, and
         exits 1 unless the job succeeded.
@@ -87,6 +93,8 @@ def enqueue(
         "retries": retries,
         "timeout": timeout,
         "grace": grace,
+        "expires": expires,
+        "deadline": deadline,
     }
     given = {name: value for name, value in options.items() if value is not None}
     return loop.run(_enqueue(place, kind, positional, named, given, wait, output))

@@ -205,6 +205,8 @@ def _facts(job: Job, hook: Job | None) -> list[tuple[str, object]]:
         ("timeout", duration(job.timeout_s)),
         ("enqueued", moment(job.enqueued_at)),
         ("due", moment(job.due_at) if job.state is State.SCHEDULED else None),
+        ("expires", moment(job.expires_at)),
+        ("due by", moment(job.due_by)),
         ("started", moment(job.started_at)),
         ("requested", moment(job.requested_at)),
         ("deadline", moment(job.deadline)),

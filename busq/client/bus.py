@@ -100,6 +100,8 @@ class Bus:
         backoff: float | None = None,
         backoff_max: float | None = None,
         max_losses: int | None = None,
+        expires: float | None = None,
+        deadline: float | None = None,
         late_success: Literal["cancel", "keep"] = "cancel",
     ) -> _JobDecorator: ...
 
@@ -276,7 +278,7 @@ class Bus:
         return link
 
 
-_SECONDS = {"timeout": "timeout_s", "grace": "grace_s", "backoff": "backoff_s", "backoff_max": "backoff_max_s"}
+_SECONDS = {name: f"{name}_s" for name in ("timeout", "grace", "backoff", "backoff_max", "expires", "deadline")}
 
 
 def _handler_options(given: dict[str, Any]) -> HandlerOptions:

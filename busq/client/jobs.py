@@ -76,6 +76,8 @@ class Enqueuer(Generic[P, R_co]):
         backoff: float | None = None,
         backoff_max: float | None = None,
         max_losses: int | None = None,
+        expires: float | None = None,
+        deadline: float | None = None,
     ) -> Enqueuer[P, R_co]:
         """The same handler, whose next jobs say this for themselves; see `JobOptions`. Lengths of time in seconds."""
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}

@@ -30,8 +30,9 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
     What one job may say for itself; None leaves it to the handler, then to the worker.
 
-    Lengths of time in seconds. `delay`: not before that many seconds from now. `parent`: a jid in whose shard this
-    job shall live.
+    Lengths of time in seconds. `delay`: not before that many seconds from now. `expires`: never started when it has
+    waited longer than that for its first start. `deadline`: cancelled when it has not ended that long after its
+    enqueueing, over all attempts. `parent`: a jid in whose shard this job shall live.
     """
 
     jid: str | None = None
@@ -46,6 +47,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     backoff: float | None = None
     backoff_max: float | None = None
     max_losses: int | None = None
+    expires: float | None = None
+    deadline: float | None = None
 
     def over(self, given: Mapping[str, Any]) -> JobOptions:
         """These options with `given` on top. Raise `UsageError` for a name that is none of them."""
@@ -89,13 +92,15 @@ def make_spec(
     else:
         check_kind(kind)
     own = _options(kind, options, handler)
+    delay_ms = _delay_ms(options.delay)
+    _check_in_time(kind, delay_ms / 1000, own)
     payload = encode_payload(tuple(args), dict(kwargs), settings.payload_bytes)
     job = NewJob(
         jid=_jid(options),
         kind=kind,
         queue=own.queue or DEFAULT_QUEUE,
         payload=payload,
-        delay_ms=_delay_ms(options.delay),
+        delay_ms=delay_ms,
         fields=tuple(_fields(options, own, handler)),
     )
     return JobSpec(job, handler.result_type if handler is not None else Any)
@@ -110,6 +115,8 @@ def _options(kind: str, options: JobOptions, handler: Handler | None) -> Handler
         "backoff_s": options.backoff,
         "backoff_max_s": options.backoff_max,
         "max_losses": options.max_losses,
+        "expires_s": options.expires,
+        "deadline_s": options.deadline,
     }
     given = {name: value for name, value in given.items() if value is not None}
     base = HandlerOptions() if handler is None else handler.options
@@ -136,6 +143,15 @@ def _delay_ms(delay: float | None) -> int:
     return math.ceil(delay * 1000)
 
 
+def _check_in_time(kind: str, delay: float, own: HandlerOptions) -> None:
+    for name, seconds in (("expires", own.expires_s), ("deadline", own.deadline_s)):
+        if delay and seconds is not None and seconds <= delay:
+            raise UsageError(
+                f"{name}: {seconds:g} s are over when the delay of {delay:g} s is, so this {kind!r} would never start; "
+                f"{name} runs from the enqueueing too, so give it more than the delay"
+            )
+
+
 def _fields(options: JobOptions, own: HandlerOptions, handler: Handler | None) -> list[str | int]:
     """Further fields of the record, names and values in turn."""
     fields: list[str | int] = []
@@ -147,6 +163,8 @@ def _fields(options: JobOptions, own: HandlerOptions, handler: Handler | None) -
         ("grace", own.grace_s),
         ("backoff", own.backoff_s),
         ("backoff_max", own.backoff_max_s),
+        ("expires", own.expires_s),
+        ("due_by", own.deadline_s),
     ):
         if seconds is not None:
             fields += (name, round(seconds * 1000))

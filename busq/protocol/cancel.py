@@ -29,6 +29,21 @@ class Cause(StrEnum):
     LEASE_LOST = "lease_lost"
     SHUTDOWN = "shutdown"
 
+    @property
+    def cancels(self) -> bool:
+        """Whether it is the job that shall stop, and not this attempt only."""
+        return self not in (Cause.TIMEOUT, Cause.LEASE_LOST, Cause.SHUTDOWN)
+
+    @property
+    def rank(self) -> int:
+        """
+        A cause takes the place of another in a handler's token when its rank is higher; among equals the first stands.
+
+        A cancel stands above all: it decides what becomes of the job. Then a lost lease: nothing that the attempt does
+        counts any more. A timeout and a shutdown only end the attempt.
+        """
+        return 2 if self.cancels else int(self is Cause.LEASE_LOST)
+
 
 class Verdict(StrEnum):
     """What a cancel was told. Each says what is true now and never more."""

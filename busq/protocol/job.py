@@ -45,6 +45,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `attempt` counts starts; `failures` handler failures, `losses` workers that died of it. `cause` says why a
     failed or cancelled job ended, `ended` how the execution of a cancelled one did. `progress` is 0 to 1.
+    `expires_at`: never started after that; `due_by`: cancelled if it has not ended by then; `deadline` is that of an
+    accepted cancel: it is finalized by then.
     `result` is the handler's value when it succeeded; `evidence` what a cancelled handler still returned or raised.
     `hook` is the jid of the job that cleans up after this one, `hook_of` that of the job that this one cleans up after.
     """
@@ -79,6 +81,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     enqueued_at: datetime | None = None
     due_at: datetime | None = None
+    expires_at: datetime | None = None
+    due_by: datetime | None = None
     started_at: datetime | None = None
     requested_at: datetime | None = None
     deadline: datetime | None = None
@@ -148,6 +152,8 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         timeout_s=terms[2],
         enqueued_at=moment(get(b"enqueued")),
         due_at=moment(get(b"due")),
+        expires_at=moment(get(b"expires")),
+        due_by=moment(get(b"due_by")),
         started_at=moment(get(b"started")),
         requested_at=moment(get(b"requested")),
         deadline=moment(get(b"deadline")),

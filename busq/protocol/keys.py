@@ -51,6 +51,10 @@ class ShardKeys:
         return self._key("deadlines")
 
     @cached_property
+    def timers(self) -> bytes:
+        return self._key("timers")
+
+    @cached_property
     def scheduled(self) -> bytes:
         return self._key("scheduled")
 
@@ -124,11 +128,17 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     (
         "{s}:cancelled",
         "sorted set, by expiry",
-        "cancel",
+        "cancel, expire",
         "members leave when the job ends or its entry is read; tombstones expire",
     ),
     ("{s}:tombstones", "hash", "cancel", "fields leave with their tombstone"),
-    ("{s}:deadlines", "sorted set, by deadline", "cancel, finalize", "members leave when the job ends"),
+    ("{s}:deadlines", "sorted set, by deadline", "cancel, expire, finalize", "members leave when the job ends"),
+    (
+        "{s}:timers",
+        "sorted set, by moment",
+        "enqueue, start, expire",
+        "members leave when the job ends; only jobs with `expires` or `deadline` have one",
+    ),
     ("{s}:ended:<state>", "sorted sets, by expiry", "every ending", "members leave when their record expires"),
     ("{s}:workers", "sorted set, by lease", "renew", "members leave when a worker leaves or is lost"),
     ("{s}:worker_info", "hash", "renew", "fields leave with the worker"),

@@ -48,6 +48,7 @@ class Verb(StrEnum):
     RELEASE = "release"
     REFUSE = "refuse"
     CANCEL = "cancel"
+    EXPIRE = "expire"
     FINALIZE = "finalize"
     RECLAIM = "reclaim"
 
@@ -82,7 +83,13 @@ TRANSITIONS: Table = {
     ),
     Verb.START: _rows(
         {s: _row(stale=s, newer=s) for s in State}
-        | {_S.QUEUED: _row(started=_S.RUNNING, stale=_S.QUEUED, other_kind=_S.QUEUED, newer=_S.QUEUED)},
+        | {
+            # Stale and cancelled: a moment of the job had passed. The next two: a worker asks about its own entry, of
+            # which it runs nothing because the answer to its start was lost.
+            _S.QUEUED: _row(started=_S.RUNNING, stale=(_S.QUEUED, _S.CANCELLED), other_kind=_S.QUEUED, newer=_S.QUEUED),
+            _S.RUNNING: _row(started=_S.RUNNING, stale=(_S.RUNNING, _S.CANCELLED), newer=_S.RUNNING),
+            _S.CANCELLING: _row(stale=(_S.CANCELLING, _S.CANCELLED), newer=_S.CANCELLING),
+        },
         otherwise="stale",
         # Stale: it was cancelled before anybody read its entry, and its record has expired since.
         missing=_row(missing=None, stale=None),
@@ -130,7 +137,12 @@ TRANSITIONS: Table = {
         missing=_MISSING,
     ),
     Verb.REFUSE: _rows(
-        {_S.QUEUED: _row(refused=(_S.QUEUED, _S.SCHEDULED), buried=_S.FAILED, stale=_S.QUEUED)},
+        {
+            _S.QUEUED: _row(refused=(_S.QUEUED, _S.SCHEDULED), buried=_S.FAILED, stale=_S.QUEUED),
+            # A worker gives its own entry back, of which it runs nothing because the answer to its start was lost.
+            _S.RUNNING: _row(refused=_S.QUEUED, stale=_S.RUNNING),
+            _S.CANCELLING: _row(stale=(_S.CANCELLING, _S.CANCELLED)),
+        },
         otherwise="stale",
         missing=_MISSING,
     ),
@@ -145,6 +157,17 @@ TRANSITIONS: Table = {
         },
         otherwise="already_finished",
         missing=_row(tombstoned=None, not_found=None),
+    ),
+    # Stale while it lives: no moment of it matters any more, as for a started job that had only to start in time.
+    Verb.EXPIRE: _rows(
+        {
+            _S.SCHEDULED: _row(cancelled=_S.CANCELLED, early=_S.SCHEDULED, stale=_S.SCHEDULED),
+            _S.QUEUED: _row(cancelled=_S.CANCELLED, early=_S.QUEUED, stale=_S.QUEUED),
+            _S.RUNNING: _row(signalled=_S.CANCELLING, early=_S.RUNNING, stale=_S.RUNNING),
+            _S.WAITING: _row(signalled=_S.CANCELLING, early=_S.WAITING, stale=_S.WAITING),
+        },
+        otherwise="stale",
+        missing=_MISSING,
     ),
     Verb.FINALIZE: _rows(
         {_S.CANCELLING: _row(finalized=_S.CANCELLED, early=_S.CANCELLING)}, otherwise="stale", missing=_MISSING

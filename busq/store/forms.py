@@ -21,7 +21,11 @@ Value = bytes | str | int | float
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job to be admitted. `fields` are further fields of its record, names and values in turn."""
+    """
+    A job to be admitted. `fields` are further fields of its record, names and values in turn.
+
+    Those called `expires` and `due_by` are given as lengths (ms) and written as moments of the server.
+    """
 
     jid: str
     kind: str
@@ -35,8 +39,8 @@ class KindTerms(msgspec.Struct, frozen=True):
     """
     What a worker's handler says where the producer left it open. `slack_ms` is beat + force.
 
-    The backoff (seconds) stays with the worker, which alone reckons with it. `occasion` is that of the kind's
-    `on_cancel` hook, "" when it has none.
+    The backoff (seconds) stays with the worker, which alone reckons with it. `expires_ms` and `deadline_ms` run from
+    the job's enqueueing. `occasion` is that of the kind's `on_cancel` hook, "" when it has none.
     """
 
     kind: str
@@ -47,6 +51,8 @@ class KindTerms(msgspec.Struct, frozen=True):
     timeout_ms: int | None = None
     backoff_s: float = 1.0
     backoff_max_s: float = 300.0
+    expires_ms: int | None = None
+    deadline_ms: int | None = None
     occasion: str = ""
 
 
@@ -142,6 +148,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     A queued job that a worker gives back. `limit` 0: it does not count.
 
     A counted delay doubles from `delay_ms` up to `most_ms`; after `limit` refusals the job fails with `error`.
+    `unknown`: the entry was found among the worker's own after a lost reply, and it runs nothing of it.
     """
 
     jid: str
@@ -151,6 +158,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     most_ms: int = 0
     limit: int = 0
     error: bytes = b""
+    unknown: bool = False
 
 
 class Renewal(msgspec.Struct, frozen=True):

@@ -187,7 +187,8 @@ class Store:
         for i, term in enumerate(terms):
             at[term.kind] = i
             args += (term.kind, term.retries, term.max_losses, term.grace_ms, term.slack_ms)
-            args += ("-" if term.timeout_ms is None else term.timeout_ms, term.occasion)
+            args += ("-" if ms is None else ms for ms in (term.timeout_ms, term.expires_ms, term.deadline_ms))
+            args.append(term.occasion)
         for delivery in deliveries:
             args += (delivery.entry, at[delivery.kind], delivery.token)
         named: dict[str, Value] = {"adopt": int(adopt), "kinds": len(terms)}
@@ -219,7 +220,7 @@ class Store:
         """
         args: list[Value] = []
         for each in refusals:
-            args += (each.entry, each.why, each.delay_ms, each.most_ms, each.limit, each.error)
+            args += (each.entry, each.why, each.delay_ms, each.most_ms, each.limit, each.error, int(each.unknown))
         return forms.words(await self._run(Verb.REFUSE, shard, [each.jid for each in refusals], args, queue=queue))
 
     async def renew(self, shard: int, renewals: Sequence[Renewal], *, info: bytes = b"") -> list[RenewAnswer]:
@@ -281,6 +282,14 @@ class Store:
         return forms.words(
             await self._run(Verb.RECLAIM, shard, [jid for jid, _ in held], args, queue=queue, named=named)
         )
+
+    async def expire(self, shard: int, jids: Sequence[str]) -> list[tuple[str, str]]:
+        """
+        Cancel jobs whose moment has come: never started in time, or not ended in time.
+
+        Answers (cancelled | signalled | early | stale | missing, state or ms left).
+        """
+        return forms.words(await self._run(Verb.EXPIRE, shard, jids, ()))
 
     async def promote(self, shard: int, queue: str, jids: Sequence[str]) -> list[tuple[str, str]]:
         """Queue scheduled jobs that are due. Answers (promoted | early | stale | missing, …)."""

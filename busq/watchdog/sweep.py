@@ -3,6 +3,7 @@ One pass of the watchdog over one shard: gather facts, ask the judgement, have t
 
     overdue cancels        finalize: whatever their worker's lease says
     lost workers           reclaim what they held, then off the roster
+    moments of jobs        cancel what has not started, or not ended, in time
     scheduled jobs         queue those that are due
     expired index members  prune
 
@@ -53,10 +54,16 @@ class Sweeper:
         self._sightings: dict[str, Sighting] = {}
 
     async def sweep(self) -> float | None:
-        """One pass. Return in how many seconds the next scheduled job or deadline is due, None when there is none."""
+        """One pass. Return in how many seconds the next deadline, moment or scheduled job is due, None for none."""
         now_ms = await watch.server_now_ms(self._store)
         waits = []
-        for step in (self._finalize_overdue, self._take_over_from_the_lost, self._promote_due, self._prune):
+        for step in (
+            self._finalize_overdue,
+            self._take_over_from_the_lost,
+            self._expire_due,  # before the next: what is too old is not queued any more
+            self._promote_due,
+            self._prune,
+        ):
             try:
                 wait_ms = await step(now_ms)
             except BusUnavailable:
@@ -162,6 +169,18 @@ class Sweeper:
             events.tell(log, events.WORKER_FORGOTTEN, worker=member.name)
 
     # Jobs whose time has come ----------------------------------------------------------------------------
+
+    async def _expire_due(self, now_ms: float) -> float | None:
+        due = watch.Due([], None)
+        for _ in range(STEPS):
+            due = await watch.due(self._store, self._shard, self._store.keys(self._shard).timers, now_ms)
+            if not due.jobs:
+                break
+            jids = [jid for jid, _, _ in due.jobs]
+            for jid, (word, _) in zip(jids, await self._store.expire(self._shard, jids), strict=True):
+                if word in ("cancelled", "signalled"):
+                    events.tell(log, events.JOB_EXPIRED, jid=jid, answer=word)
+        return due.next_ms
 
     async def _promote_due(self, now_ms: float) -> float | None:
         due = watch.Due([], None)

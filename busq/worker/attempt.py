@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from busq.handlers import Handler
+from busq.protocol.cancel import TripFacts
 from busq.store.forms import KindTerms, Note, StartAnswer
 from busq.store.streams import Entry
 from busq.worker.token import CancelToken
@@ -35,6 +36,7 @@ class Attempt:
         "force_timer",
         "forced",
         "handler",
+        "heeded",
         "jid",
         "job",
         "killed",
@@ -84,7 +86,8 @@ class Attempt:
         self.shields = 0
         self.shut_out = False  # a cancel waits outside a shield
         self.forced = False
-        self.observed_noted = False
+        self.heeded: TripFacts | None = None  # what the ladder goes by
+        self.observed_noted: TripFacts | None = None  # of which it was last noted that the handler has learned of it
         self.over = False
         self.abandoned = False
         self.abandoned_at = 0.0

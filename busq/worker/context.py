@@ -119,14 +119,17 @@ class CurrentJob:
     @property
     def cancelled(self) -> bool:
         """Whether the token is tripped; `cause` says whether the job is cancelled or only this attempt stops."""
-        tripped = self._attempt.token.tripped
-        if tripped:
-            self._attempt.token.observe()
-        return tripped
+        return self._attempt.token.observe() is not None
 
     @property
     def cause(self) -> Cause | None:
-        facts = self._attempt.token.facts
+        """
+        Why the token is tripped, None when it is not.
+
+        `shutdown`, `timeout` and `lease_lost` stop this attempt only. A cancel that comes after one of them takes its
+        place: clean-up that looks again can tell one from the other.
+        """
+        facts = self._attempt.token.observe()
         return None if facts is None else facts.cause
 
     @property
@@ -165,7 +168,8 @@ class CurrentJob:
         Have `callback(facts)` called once when the token is tripped; at once when it is tripped already.
 
         A coroutine handler's callback runs in its loop, that of a `def` handler in a thread of its own. It must be
-        quick; what it raises is logged and changes nothing.
+        quick; what it raises is logged and changes nothing. A cancel that later takes the place of a shutdown or a
+        timeout does not call it again: `cause` shows it.
         """
         if inspect.iscoroutinefunction(callback):
             raise UsageError(

@@ -31,7 +31,6 @@ from busq.worker.slots import Slots
 
 MOST = 128  # entries in one read
 GATHER_S = 0.001
-RECONCILE_AGAIN_S = 1.0
 AT_ONCE = 2  # starts on their way while the next entries are read
 SOME_FULL_BLOCK_MS = 20
 HOOKS_EVERY_S = 0.01  # so often are queues of hooks read while others have entries
@@ -42,7 +41,9 @@ log = events.logger("busq.worker")
 
 
 class Intake:
-    """`served` says for every queue which handlers it feeds; `knows` whether this worker runs a job already."""
+    """
+    `served` says for every queue which handlers it feeds; `knows` whether this worker runs what is behind an entry.
+    """
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Intake:
         slots: Slots,
         reception: Reception,
         served: Mapping[str, Sequence[Handler]],
-        knows: Callable[[str], bool],
+        knows: Callable[[Entry], bool],
     ) -> None:
         self._streams = streams
         self._slots = slots
@@ -71,10 +72,8 @@ class Intake:
             while True:
                 try:
                     if lost_something:
-                        lost_something = not await self.reconcile()
-                    if lost_something:
-                        await self._a_slot_is_freed(within_s=RECONCILE_AGAIN_S)
-                        continue
+                        await self.reconcile()
+                        lost_something = False
                     await self._read_and_take()
                     pause, self.reachable = PAUSE_S[0], True
                 except BusUnavailable as error:
@@ -101,16 +100,26 @@ class Intake:
     async def _take(self, entries: list[Entry]) -> None:
         self._learn({entry.queue for entry in entries}, await self._reception.take(entries))
 
-    async def reconcile(self) -> bool:
+    def _heed_ended_starts(self) -> None:
+        """Raise what a start raised, without waiting: one that failed gave its slot back, and it may be taken again."""
+        ended = {taking for taking in self._taking if taking.done()}
+        self._taking -= ended
+        for taking in ended:
+            taking.result()
+
+    async def reconcile(self) -> None:
         """
         A reply may have been lost: start what is pending under our name and not known to us.
 
-        Return False when some of it waits for a slot. It may be a running attempt of ours, so nobody else can take it.
+        What finds no slot is given back, although the record may say that we run it: somebody else can, then.
         """
         await self._taken()  # what is on its way is not known yet, and not lost either
         await self._streams.open()
-        pending = [entry for entry in await self._streams.pending() if not self._knows(entry.jid)]
-        return not pending or not await self._reception.take(pending, adopt=True)
+        if unknown := await self._unknown():
+            await self._reception.take(unknown, adopt=True)
+
+    async def _unknown(self) -> list[Entry]:
+        return [entry for entry in await self._streams.pending() if not self._knows(entry)]
 
     async def _taken(self) -> None:
         """Wait for starts that are on their way, even while being cancelled: they may have taken effect."""
@@ -123,8 +132,7 @@ class Intake:
 
     async def leave(self) -> None:
         """Give back what was read and not started. Call it after `run` has been cancelled and all jobs have ended."""
-        pending = [entry for entry in await self._streams.pending() if not self._knows(entry.jid)]
-        self._reception.give_back_unstarted(pending)
+        self._reception.give_back_unstarted(await self._unknown())
 
     async def _read(self) -> list[Entry]:
         room = await self._some_room()
@@ -172,6 +180,7 @@ class Intake:
 
     async def _some_room(self) -> dict[str, int]:
         while not (room := self._room()):
+            self._heed_ended_starts()
             wary_until = min((trust.wary_until for trust in self._trust.values()), default=0.0)
             wait = wary_until - asyncio.get_running_loop().time()
             await self._a_slot_is_freed(within_s=wait if wait > 0 else None)

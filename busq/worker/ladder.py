@@ -13,6 +13,10 @@ From the wish to the end: trip the token, wait the grace, use force, give up.
     given up: the code runs on. A cancelled job is left to the watchdog, whose deadline this is; only if none comes
     does the worker finalize it itself. A timed-out attempt fails, a lost one is forgotten; each counts as a suspect.
 
+A cancel may come while an attempt is on its way down for another cause (shutdown, timeout): from then on it is that
+cancel's descent. The handler is not interrupted once more before force, so that its clean-up is not broken off; and
+force comes at the nearer of the two moments.
+
 Belongs to the handlers' loop.
 """
 
@@ -62,14 +66,21 @@ class Ladder:
         if attempt.over:
             return
         attempt.token.trip(facts)
-        if attempt.tripped_at is not None:
+        shown = attempt.token.facts or facts  # perhaps that of a cancel, heard in another thread a moment ago
+        before = attempt.heeded
+        if before is not None and before.cause.rank >= shown.cause.rank:
             self._hasten(attempt, facts)
             return
+        attempt.heeded = shown
         self._note(attempt, "tripped", heard_by)
         attempt.tripped_at = self._loop.time()
-        events.tell(log, events.JOB_TRIPPED, **attempt.facts, cause=str(facts.cause), heard_by=heard_by)
-        self._force_in(attempt, self._grace_left(facts))
+        events.tell(log, events.JOB_TRIPPED, **attempt.facts, cause=str(shown.cause), heard_by=heard_by)
         attempt.timers.append(self._loop.call_later(NOTE_AFTER_S, self._fate.send_notes, attempt))
+        if before is not None:
+            self._hasten(attempt, shown)
+            self._executor_of(attempt).tell_anew(attempt)
+            return
+        self._force_in(attempt, min(self._grace_left(shown), self._grace_left(facts)))
         if attempt.shields:
             attempt.shut_out = True
         else:
@@ -83,7 +94,7 @@ class Ladder:
             self._executor_of(attempt).ask_to_stop(attempt)
 
     def _grace_left(self, facts: TripFacts) -> float:
-        if facts.cause in (Cause.SHUTDOWN, Cause.LEASE_LOST, Cause.TIMEOUT):
+        if not facts.cause.cancels:
             return facts.grace_s
         return max(0.0, min(facts.grace_s, facts.left_s - self._force_s))
 
@@ -127,7 +138,7 @@ class Ladder:
             return  # nobody asked it to stop
         if facts.cause is Cause.SHUTDOWN:
             return  # the drain hands back what is left and ends the process
-        if facts.cause in (Cause.LEASE_LOST, Cause.TIMEOUT):
+        if not facts.cause.cancels:
             self._fate.give_up(attempt)
             return
         # When the watchdog has finalized the job, its notice or our beat tells us. This timer is for buses without one.

@@ -71,8 +71,7 @@ class Reception:
                 self._refuse_unknown(entry)
             elif not self._slots.take(handler):
                 overfull.add(entry.queue)
-                if not adopt:  # what is adopted may be an attempt of ours: it waits for a slot of ours
-                    self._refuse(entry, "no_slot", delay_s=0)  # somebody else may have room right now
+                self._refuse(entry, "no_slot", delay_s=0, unknown=adopt)  # somebody else may have room right now
             else:
                 startable.setdefault((entry.shard, entry.queue), []).append((entry, handler))
         # Always true: a slot that was taken above belongs to an attempt that has begun, or to a group still in here.
@@ -157,8 +156,14 @@ class Reception:
             entry, "unknown_kind", counted=f"no worker on queue {entry.queue!r} knows kind {entry.kind!r}{known}"
         )
 
-    def _refuse(self, entry: Entry, why: str, *, delay_s: float = REFUSAL_FIRST_S, counted: str = "") -> None:
-        """Give a job back; `counted`: it fails with these words when that has happened too often."""
+    def _refuse(
+        self, entry: Entry, why: str, *, delay_s: float = REFUSAL_FIRST_S, counted: str = "", unknown: bool = False
+    ) -> None:
+        """
+        Give a job back. `counted`: it fails with these words when that has happened too often.
+
+        `unknown`: the record may say that we run it, and we do not.
+        """
         refusal = Refusal(
             jid=entry.jid,
             entry=entry.id,
@@ -167,14 +172,15 @@ class Reception:
             most_ms=round(REFUSAL_MOST_S * 1000),
             limit=REFUSALS if counted else 0,
             error=encode_error(ErrorInfo("UnknownKind" if why == "unknown_kind" else "NewerVersion", counted)),
+            unknown=unknown,
         )
         self._outbox.refuse(entry.shard, entry.queue, refusal, raw=_raw(entry))
 
     def give_back_unstarted(self, entries: Iterable[Entry]) -> None:
-        """Entries that were read and will not be started here: this worker is stopping."""
+        """Entries that were read and are not run here: this worker is stopping."""
         for entry in entries:
             if entry.jid:
-                self._refuse(entry, "shutdown", delay_s=0)
+                self._refuse(entry, "shutdown", delay_s=0, unknown=True)
 
 
 def _raw(entry: Entry) -> bytes:
@@ -192,14 +198,19 @@ def terms_of(handler: Handler, settings: Settings) -> KindTerms:
     def ms(own: float | None, default: float) -> int:
         return round((default if own is None else own) * 1000)
 
+    def length_ms(own: float | None) -> int | None:
+        return None if own is None else ms(own, 0)
+
     return KindTerms(
         handler.kind,
         options.retries or 0,
         settings.max_losses if options.max_losses is None else options.max_losses,
         ms(options.grace_s, settings.grace_s),
         ms(None, settings.beat_s + settings.force_s),
-        None if timeout_s is None else ms(timeout_s, 0),
+        length_ms(timeout_s),
         options.backoff_s or settings.backoff_s,
         options.backoff_max_s or settings.backoff_max_s,
+        length_ms(options.expires_s),
+        length_ms(options.deadline_s),
         "" if handler.hook is None else str(handler.hook.occasion),
     )

@@ -26,6 +26,7 @@ from busq.protocol.states import State, Verb, is_terminal
 from busq.store import suspects
 from busq.store.forms import Settlement
 from busq.store.store import Store
+from busq.store.streams import Entry
 from busq.worker import outcome as outcomes
 from busq.worker.attempt import Attempt
 from busq.worker.context import CurrentJob
@@ -74,9 +75,13 @@ class Runner:
         self._nothing_left = asyncio.Event()
         self._nothing_left.set()
 
-    def knows(self, jid: str) -> bool:
-        """Whether an attempt of this job is running here, or has ended and the store has not been told yet."""
-        return jid in self.running or self.outbox.holds(jid)
+    def knows(self, entry: Entry) -> bool:
+        """Whether code behind this entry runs here, given up or not, or has ended and the store was not told yet."""
+        return (
+            entry.jid in self.running
+            or self.outbox.holds(entry.jid)
+            or any(each.entry == entry.id and each.jid == entry.jid for each in self.suspects)
+        )
 
     def use(self, executors: Mapping[Pool, Executor]) -> None:
         """The executors, one for each pool; they report to `reported`."""
@@ -147,7 +152,7 @@ class Runner:
                 token=attempt.token_id,
                 attempt=attempt.number,
                 outcome=outcome.word,
-                observed=attempt.token.observed,
+                observed=_is_cancel(attempt) and attempt.token.observed,
                 stopped=not attempt.abandoned,
                 gone=attempt.killed,
                 keep=attempt.handler.options.late_success == "keep",
@@ -234,9 +239,10 @@ class Runner:
         self.ladder.trip(attempt, facts, heard_by="timeout")
 
     def _note_observed(self, attempt: Attempt) -> None:
-        if attempt.token.observed_at is not None and not attempt.observed_noted:
-            attempt.observed_noted = True
-            attempt.notes.append(("observed", attempt.token.observed_at, ""))
+        at, facts = attempt.token.observed_at, attempt.token.facts
+        if at is not None and attempt.observed_noted is not facts:
+            attempt.observed_noted = facts
+            attempt.notes.append(("observed", at, ""))
 
     def send_notes(self, attempt: Attempt) -> None:
         self._note_observed(attempt)
@@ -309,6 +315,12 @@ class Runner:
             return
         for callback in attempt.token.take_callbacks():
             self.hands.run_callback(attempt, callback, facts)
+
+
+def _is_cancel(attempt: Attempt) -> bool:
+    """Whether its handler was told that the job is cancelled; a cancel that nobody here heard of may still stand."""
+    facts = attempt.token.facts
+    return facts is not None and facts.cause.cancels
 
 
 _STATES = frozenset(State)

@@ -1,5 +1,5 @@
 """
-The handler's side of a cancel: a token that is tripped once and stays tripped.
+The handler's side of a cancel: a token that is tripped and stays tripped.
 
 Level-triggered: once tripped, every later check of that attempt says so, whatever the handler swallowed in between.
 It is tripped from the control thread and asked from the handler's own thread or loop; `observed` records that
@@ -13,19 +13,24 @@ import time
 from collections.abc import Callable
 
 from busq.errors import Cancelled
-from busq.protocol.cancel import TripFacts
+from busq.protocol.cancel import Cause, TripFacts
 
 _first = threading.Lock()  # held for one assignment: two causes may arrive in two threads at once
 
 
 class CancelToken:
-    """One for each attempt."""
+    """
+    One for each attempt.
 
-    __slots__ = ("_callbacks", "_event", "facts", "observed_at")
+    A cancel that comes after a shutdown, a timeout or a lost lease takes their place (`Cause.rank`) and counts anew:
+    the handler has learned of it when it looks again, and not before.
+    """
+
+    __slots__ = ("_callbacks", "_event", "_seen", "facts")
 
     def __init__(self) -> None:
         self.facts: TripFacts | None = None
-        self.observed_at: float | None = None  # monotonic seconds
+        self._seen: tuple[TripFacts | None, float] = (None, 0.0)  # what the handler learned of last, and when
         self._callbacks: list[Callable[[TripFacts], object]] = []
         self._event: threading.Event | None = None
 
@@ -34,23 +39,44 @@ class CancelToken:
         return self.facts is not None
 
     @property
+    def observed_at(self) -> float | None:
+        """When the handler learned of what the token shows (monotonic seconds); None when it has not."""
+        seen, at = self._seen
+        return at if seen is not None and seen is self.facts else None
+
+    @property
     def observed(self) -> bool:
-        """Whether the handler has learned of it."""
+        """Whether the handler has learned of what the token shows."""
         return self.observed_at is not None
 
-    def observe(self) -> None:
-        """The handler learns of it now, if it has not before."""
-        if self.observed_at is None:
-            self.observed_at = time.monotonic()
+    @property
+    def observed_cause(self) -> Cause | None:
+        """What the handler has learned of, if it is what the token shows."""
+        facts = self.facts
+        return facts.cause if facts is not None and self._seen[0] is facts else None
+
+    def observe(self, cause: Cause | None = None) -> TripFacts | None:
+        """
+        The handler looks, and learns of what the token shows; of nothing but `cause`, when that is given.
+
+        Return what it is told, None when it is told nothing.
+        """
+        facts = self.facts
+        if facts is None or (cause is not None and facts.cause is not cause):
+            return None
+        if self._seen[0] is not facts:
+            self._seen = (facts, time.monotonic())
+        return facts
 
     def trip(self, facts: TripFacts) -> bool:
         """
         Tell the handler to stop. Safe from any thread, and safe to repeat.
 
-        The first cause wins and is the one that the handler sees. Return whether this was the first.
+        The first cause is the one that the handler sees, until one of a higher rank comes. Return whether it sees this
+        one from now on.
         """
         with _first:
-            if self.facts is not None:
+            if self.facts is not None and self.facts.cause.rank >= facts.cause.rank:
                 return False
             self.facts = facts
             event = self._event
@@ -60,9 +86,9 @@ class CancelToken:
 
     def check(self) -> None:
         """Raise `Cancelled` when tripped, every time; the handler has learned of it then."""
-        if self.facts is not None:
-            self.observe()
-            raise Cancelled(self.facts.cause, self.facts.reason)
+        facts = self.observe()
+        if facts is not None:
+            raise Cancelled(facts.cause, facts.reason)
 
     def wait(self, timeout_s: float | None) -> bool:
         """Block this thread until tripped or `timeout_s` has passed; return whether it is tripped."""

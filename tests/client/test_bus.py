@@ -80,6 +80,39 @@ async def test_options_reach_the_record(redis_url: str) -> None:
         assert (await child.get()).parent == "order-17"
 
 
+async def test_moments_are_reckoned_by_the_server_from_the_enqueueing(redis_url: str) -> None:
+    async with busq.Bus(redis_url) as bus:
+        double = kinds(bus)
+        for handle in (
+            await double.options(expires=60, deadline=90.5).enqueue(1),
+            await bus.options(expires=60, deadline=90.5, delay=5).enqueue("unknown", 1),
+        ):
+            job = await handle.get()
+            assert job.enqueued_at is not None
+            assert job.expires_at is not None
+            assert job.due_by is not None
+            assert (job.expires_at - job.enqueued_at).total_seconds() == 60
+            assert (job.due_by - job.enqueued_at).total_seconds() == 90.5
+        plain = await (await double.enqueue(1)).get()
+        assert (plain.expires_at, plain.due_by) == (None, None)
+
+
+async def test_a_handlers_own_moments_are_the_producers_too_where_it_has_its_code(redis_url: str) -> None:
+    async with busq.Bus(redis_url) as bus:
+
+        @bus.job(expires=60, deadline=90)
+        async def timely() -> None: ...
+
+        job = await (await timely.options(expires=30).enqueue()).get()
+        assert job.enqueued_at is not None
+        assert job.expires_at is not None
+        assert job.due_by is not None
+        assert (job.expires_at - job.enqueued_at).total_seconds() == 30
+        assert (job.due_by - job.enqueued_at).total_seconds() == 90
+        with pytest.raises(busq.UsageError, match="never start"):
+            await timely.options(delay=60).enqueue()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -93,6 +126,10 @@ async def test_options_reach_the_record(redis_url: str) -> None:
         ({"tags": {"a": 1}}, "tags"),
         ({"retries": -1}, "retries"),
         ({"timeout": 0}, "timeout"),
+        ({"expires": 0}, "expires"),
+        ({"deadline": float("inf")}, "deadline"),
+        ({"expires": 30, "delay": 30}, "expires: 30 s are over"),
+        ({"deadline": 20, "delay": 30}, "deadline: 20 s are over"),
         ({"priority": 1}, "priority"),
     ],
 )

@@ -47,6 +47,19 @@ def test_enqueue_prints_the_jid_and_nothing_else(redis_url: str) -> None:
     assert "in use" in again.stderr
 
 
+def test_moments_are_given_in_seconds_and_shown(redis_url: str) -> None:
+    told = busq("enqueue", "add", "--jid", "a", "--expires", "60", "--deadline", "90", url=redis_url)
+    assert told.returncode == 0
+    job = document(busq("get", "a", "-o", "json", url=redis_url))
+    assert job["enqueued_at"] < job["expires_at"] < job["due_by"]
+    shown = busq("get", "a", url=redis_url).stdout
+    assert re.search(r"^expires +\d{4}-", shown, re.MULTILINE)
+    assert re.search(r"^due by +\d{4}-", shown, re.MULTILINE)
+    never = busq("enqueue", "add", "--expires", "5", "--delay", "10", url=redis_url)
+    assert never.returncode == 2
+    assert "would never start" in never.stderr
+
+
 def test_cancel_gives_a_verdict_for_each_jid_and_says_no_when_one_is_unknown(redis_url: str) -> None:
     busq("enqueue", "add", "--jid", "a", url=redis_url)
     answer = busq("cancel", "a", "nope", "-o", "json", "--reason", "why", url=redis_url)

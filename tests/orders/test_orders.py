@@ -9,7 +9,7 @@ the promises that hold in every order are looked at.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import pytest
 
@@ -19,6 +19,14 @@ from busq.store.store import Store
 from tests.store.bench import DEADLINE_S, LEASE_S, Bench, Held, but_history
 
 RETRIES = 2
+EXPIRES_S = 10
+MOMENTS: Mapping[str, Mapping[str, int]] = {
+    "expires": {"expires": EXPIRES_S * 1000},
+    "deadline": {"due_by": EXPIRES_S * 1000},
+    "both": {"expires": EXPIRES_S * 1000, "due_by": 2 * EXPIRES_S * 1000},
+}
+OUT_OF_TIME = ("expired", "deadline")
+NEVER = 10**15
 ROUNDS = 10
 
 
@@ -32,7 +40,6 @@ class Race:
         self.b = Held(held.jid, held.entry)  # as a worker that was shown the same entry
         self.attempts = [0]
         self.cancelled = False
-        self.attempt_at_cancel = 0
 
     async def start_a(self) -> tuple[Verb, str]:
         return await self._start(self.a, self.bench.a)
@@ -44,7 +51,13 @@ class Race:
         for entry in await self.bench.read(by):
             held.entry = entry.id
         answer = await self.bench.begin(held, by, retries=RETRIES)
+        if answer.word == "stale" and (await self.bench.job(self.jid)).cause in OUT_OF_TIME:
+            self.cancelled = True
         if answer.word == "started":
+            now_ms = self.bench.clock.now_ms
+            record = await self.bench.record(self.jid)
+            assert now_ms < int(record.get(b"due_by", NEVER)), "nothing starts past its deadline"
+            assert answer.attempt > 1 or now_ms < int(record.get(b"expires", NEVER)), "nothing too old starts first"
             assert answer.attempt > self.attempts[-1], "fences rise"
             assert not self.cancelled, "nothing starts after an accepted cancel"
             self.attempts.append(answer.attempt)
@@ -66,6 +79,13 @@ class Race:
         verdict = (await self.bench.cancel(self.jid)).verdict
         self.cancelled = self.cancelled or verdict in (Verdict.CANCELLED, Verdict.SIGNALLED)
         return Verb.CANCEL, verdict
+
+    async def expire(self) -> tuple[Verb, str]:
+        """At its moment, or later, or a little before it: whatever the steps before took."""
+        self.bench.clock.advance(EXPIRES_S)
+        word = (await self.bench.expire(self.jid))[0]
+        self.cancelled = self.cancelled or word in ("cancelled", "signalled")
+        return Verb.EXPIRE, word
 
     async def reclaim(self) -> tuple[Verb, str]:
         self.bench.clock.advance(LEASE_S)
@@ -97,7 +117,7 @@ class Race:
         for _ in range(ROUNDS):
             if is_terminal((await self.bench.job(self.jid)).state):
                 break
-            for act in (Race.finalize, Race.promote, Race.start_b, Race.finish_b, Race.finish_a, Race.reclaim):
+            for act in IN_THE_END:
                 await self.step(act)
         for entry in await self.bench.read(self.bench.b):
             assert (await self.bench.begin(Held(self.jid, entry.id), self.bench.b)).word == "stale"
@@ -105,6 +125,9 @@ class Race:
             await self.bench.reclaim(Held(self.jid, left), owner=owner.decode())
 
 
+IN_THE_END = (
+    Race.finalize, Race.promote, Race.start_b, Race.finish_b, Race.finish_a, Race.reclaim, Race.expire
+)  # fmt: skip
 STEPS: Mapping[str, Callable[[Race], Awaitable[tuple[Verb, str]]]] = {
     name: getattr(Race, name)
     for name in (
@@ -114,10 +137,10 @@ STEPS: Mapping[str, Callable[[Race], Awaitable[tuple[Verb, str]]]] = {
 }  # fmt: skip
 
 
-async def _try(bench: Bench, order: tuple[str, ...]) -> None:
-    race = Race(bench, await bench.take(await bench.enqueue()))
+async def _try(bench: Bench, order: tuple[str, ...], moments: Mapping[str, int]) -> None:
+    race = Race(bench, await bench.take(await bench.enqueue(**moments)))
     for name in order:
-        await race.step(STEPS[name])
+        await race.step({**STEPS, **OF_MOMENTS}[name])
     await race.come_to_an_end()
     state = await bench.state(race.jid)
     assert state is not None
@@ -127,28 +150,40 @@ async def _try(bench: Bench, order: tuple[str, ...]) -> None:
     assert await bench.entries() == []
     assert await bench.pending() == {}
     assert not await bench.is_marked(race.jid)
-    for index in (own.deadlines, own.scheduled):
+    for index in (own.deadlines, own.scheduled, own.timers):
         assert await bench.redis.zcard(index) == 0
+
+
+OF_MOMENTS = {"expire": Race.expire}
+FEW = ("start_a", "start_b", "cancel", "finish_a", "retry_a", "reclaim", "promote", "expire")
 
 
 @pytest.mark.parametrize("first", STEPS)
 async def test_the_promises_hold_in_every_order_of_three_steps(redis_url: str, first: str) -> None:
-    await _try_all(redis_url, first, 2)
+    await _try_all(redis_url, (first,), 2, list(STEPS))
 
 
 @pytest.mark.parametrize("second", [name for name in STEPS if name != "start_a"])
 async def test_the_promises_hold_in_every_order_of_three_steps_after_a_start(redis_url: str, second: str) -> None:
-    await _try_all(redis_url, "start_a", 3, second)
+    await _try_all(redis_url, ("start_a", second), 2, list(STEPS))
 
 
-async def _try_all(url: str, first: str, more: int, second: str | None = None) -> None:
+@pytest.mark.parametrize("first", FEW)
+@pytest.mark.parametrize("moments", MOMENTS)
+async def test_the_promises_hold_in_every_order_for_a_job_with_moments(
+    redis_url: str, moments: str, first: str
+) -> None:
+    await _try_all(redis_url, (first,), 3, FEW, MOMENTS[moments])
+
+
+async def _try_all(
+    url: str, begin: tuple[str, ...], more: int, steps: Sequence[str], moments: Mapping[str, int] | None = None
+) -> None:
     # `start_a` may come again: the second attempt of the same worker is a race of its own.
-    others = [name for name in STEPS if name != first or name == "start_a"]
+    others = [name for name in steps if name not in begin or name == "start_a"]
     async with Bench(url) as bench:
         for rest in itertools.permutations(others, more):
-            if second is not None and rest[0] != second:
-                continue
             try:
-                await _try(bench, (first, *rest))
+                await _try(bench, (*begin, *rest), moments or {})
             except AssertionError as error:
-                raise AssertionError(f"in the order {first}, {', '.join(rest)}: {error}") from error
+                raise AssertionError(f"in the order {', '.join((*begin, *rest))}: {error}") from error

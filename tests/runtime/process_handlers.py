@@ -113,6 +113,23 @@ def checks(folder: str) -> int:
 
 
 @process
+def tidies(folder: str, looks: bool) -> None:
+    """Told to stop, it tidies up until it is let go, and says what it then knows of why, when it `looks`."""
+    job = busq.current_job()
+    mark(folder, "running", str(os.getpid()))
+    try:
+        while True:
+            job.check_cancelled()
+            time.sleep(0.002)
+    except busq.Cancelled as error:
+        mark(folder, "told", str(error.cause))
+        wait_for(folder, "go on")
+        if looks:
+            mark(folder, "knows", f"{job.cause} {job.reason}")
+        raise
+
+
+@process
 def swallows(folder: str, times: int) -> str:
     """Swallows so many cancels and then returns."""
     mark(folder, "running", str(os.getpid()))

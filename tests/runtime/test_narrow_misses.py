@@ -21,10 +21,10 @@ async def the_store(b: Any) -> Store:
     return store
 
 
-async def test_an_attempt_whose_start_was_not_heard_of_waits_for_a_slot_of_its_worker(
+async def test_an_attempt_whose_start_was_not_heard_of_runs_although_its_slot_went_to_another_job(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its slot went to another job meanwhile; nobody else may have it, so it is begun once there is room."""
+    """Nothing of it runs, so its worker gives it back: whoever has room takes it."""
     async with bench(redis_url, lease_s=60.0) as b:
         ran: list[int] = []
 

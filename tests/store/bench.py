@@ -184,12 +184,22 @@ class Bench:
         kind: str = KIND,
         adopt: bool = False,
         occasion: str = "",
+        expires_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> StartAnswer:
         """Start what was taken; `held` is brought up to date when that works."""
         store = by or self.a
         token = token or self.fresh("token")
-        ms = round(GRACE_S * 1000), round(SLACK_S * 1000)
-        terms = KindTerms(kind, retries, max_losses, *ms, occasion=occasion)
+        terms = KindTerms(
+            kind,
+            retries,
+            max_losses,
+            round(GRACE_S * 1000),
+            round(SLACK_S * 1000),
+            expires_ms=None if expires_s is None else round(expires_s * 1000),
+            deadline_ms=None if deadline_s is None else round(deadline_s * 1000),
+            occasion=occasion,
+        )
         (answer,) = await store.start(
             store.shard_of(held.jid), held.queue, [Delivery(held.entry, held.jid, kind, token)], [terms], adopt=adopt
         )
@@ -279,6 +289,15 @@ class Bench:
             failure=b"\x01lost",
         )
         return answer
+
+    async def expire(self, jid: str) -> tuple[str, str]:
+        (answer,) = await self.dog.expire(self.dog.shard_of(jid), [jid])
+        return answer
+
+    async def timer(self, jid: str) -> float | None:
+        """In how many seconds the job's next moment comes; None when it has no timer."""
+        at = await self.redis.zscore(self.a.keys(self.a.shard_of(jid)).timers, jid)
+        return None if at is None else (float(at) - self.clock.now_ms) / 1000
 
     async def promote(self, jid: str) -> tuple[str, str]:
         (answer,) = await self.dog.promote(self.dog.shard_of(jid), QUEUE, [jid])

@@ -155,6 +155,12 @@ async def _promote(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]
     return lambda: bench.promote(held.jid), False
 
 
+async def _expire(bench: Bench, state: State) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, state, due_by=1000)
+    bench.clock.advance(1)
+    return lambda: bench.expire(held.jid), False
+
+
 async def _finalize(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
     held = await put_in(bench, S.CANCELLING)
     bench.clock.advance(DEADLINE_S)
@@ -196,6 +202,8 @@ AGAIN: dict[str, Twice] = {
     "release after a cancel": _settles(Verb.RELEASE, S.CANCELLING),
     "renew": _renew,
     "promote": _promote,
+    "expire of a queued job": lambda bench: _expire(bench, S.QUEUED),
+    "expire of a running job": lambda bench: _expire(bench, S.RUNNING),
     "finalize": _finalize,
     "reclaim": _reclaim,
     "refuse": _refuse,

@@ -194,6 +194,7 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
         for state in State:
             await put_in(bench, state)
         await bench.cancel("nobody", tombstone_s=60)
+        await bench.enqueue(expires=60_000)
         await bench.beat()
         await bench.a.declare(0, {KIND: "always"}, keep_s=60)
         late = await put_in(bench, S.CANCELLING)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from busq.protocol.cancel import Ended
+from busq.protocol.cancel import Cause, Ended
 from busq.protocol.states import State, Verb
 from busq.store import scripts
 from tests.store import test_attempts as attempts
 from tests.store import test_bounds as bounds
 from tests.store import test_cancels as cancels
 from tests.store import test_hooks as hooks
+from tests.store import test_moments as moments
 from tests.store import test_transitions as transitions
 
 S, V = State, Verb
@@ -100,6 +101,22 @@ def wrong_job(state: State) -> Keeper:
 
 def keeps_late(who: str) -> Keeper:
     return lambda url: cancels.test_late_success_keeps_a_normal_return_and_the_request_stays_on_record(url, who)
+
+
+def timer_goes(how: str) -> Keeper:
+    return lambda url: moments.test_the_timer_goes_when_the_job_ends(url, how)
+
+
+def too_late(url: str) -> Awaitable[None]:
+    return moments.test_what_is_past_its_moment_does_not_start_although_no_watchdog_came(
+        url, moments.EXPIRES, Cause.EXPIRED
+    )
+
+
+def given_back(cancelled: bool) -> Keeper:
+    return lambda url: moments.test_an_attempt_that_never_came_to_run_is_given_back_without_spending_anything(
+        url, cancelled
+    )
 
 
 def taken_over(who: str) -> Keeper:
@@ -186,16 +203,16 @@ GUARDS = [
           cancels.test_a_cancel_keeps_a_scheduled_job_from_being_queued),
     Guard("cancel", "if state == 'queued' then redis.call('ZADD', cancelled, '+inf', jid) end", "", unread("start",
           True)),
-    Guard("cancel", "state == 'running' or state == 'waiting' then", "state == 'running' then",
+    Guard("cancel", "running = true, waiting = true", "running = true",
           table(V.CANCEL, S.WAITING)),
-    Guard("cancel", "    redis.call('ZADD', cancelled, '+inf', jid)\n    redis.call('ZADD', deadlines",
-          "    redis.call('ZADD', deadlines", cancels.test_a_deadline_is_acceptance_plus_beat_plus_grace_plus_force),
-    Guard("cancel", "    redis.call('ZADD', deadlines, deadline, jid)\n    redis.call('HINCRBY'",
-          "    redis.call('HINCRBY'",
+    Guard("cancel", "  redis.call('ZADD', cancelled, '+inf', jid)\n  redis.call('ZADD', deadlines",
+          "  redis.call('ZADD', deadlines", cancels.test_a_deadline_is_acceptance_plus_beat_plus_grace_plus_force),
+    Guard("cancel", "  redis.call('ZADD', deadlines, deadline, jid)\n  redis.call('HINCRBY'",
+          "  redis.call('HINCRBY'",
           cancels.test_a_deadline_is_acceptance_plus_beat_plus_grace_plus_force),
     Guard("cancel", "or terms.grace or default_grace_ms", "or default_grace_ms",
           cancels.test_a_deadline_takes_the_grace_of_the_job),
-    Guard("cancel", "grace_ms ~= '' and grace_ms or terms.grace", "terms.grace",
+    Guard("cancel", "own_grace ~= '' and own_grace or terms.grace", "terms.grace",
           cancels.test_a_deadline_takes_the_grace_of_the_request_before_that_of_the_job),
     Guard("cancel", "tonumber(terms.slack or default_slack_ms)", "tonumber(default_slack_ms)",
           cancels.test_a_deadline_takes_the_beat_and_force_of_the_worker_that_runs_the_job),
@@ -205,9 +222,64 @@ GUARDS = [
           "local fields = { 'deadline', deadline, 'cancel_grace', grace_ms, 'cause', cause, 'reason', reason }",
           cancels.test_the_second_request_does_not_change_the_cause),
     Guard("cancel", "elseif state == 'cancelled' then", "elseif false then", table(V.CANCEL, S.CANCELLED)),
-    Guard("cancel", "    redis.call('PUBLISH', notice_prefix .. jid, 'cancel')\n",
-          "    redis.call('PUBLISH', notice_prefix .. jid, 'other')\n",
+    Guard("cancel", "  redis.call('PUBLISH', notice_prefix .. jid, 'cancel')\n",
+          "  redis.call('PUBLISH', notice_prefix .. jid, 'other')\n",
           cancels.test_the_notice_rings_after_the_request_is_written),
+    Guard("cancel", "if was[5] then answer('signalled'", "if false then answer('signalled'",
+          moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
+    # moments: enqueue, expire, start, and every ending
+    Guard("enqueue", "if first < math.huge then redis.call('ZADD', timers, first, jid) end", "",
+          moments.test_the_timer_goes_from_the_first_moment_to_the_second),
+    Guard("enqueue", "if first < math.huge then redis.call('ZADD', timers, first, jid) end",
+          "redis.call('ZADD', timers, first, jid)", moments.test_a_job_without_moments_has_no_timer),
+    Guard("expire", "elseif not live[state] or at == math.huge then", "elseif at == math.huge then",
+          moments.test_a_users_cancel_that_was_accepted_before_stands),
+    Guard("expire", "elseif not live[state] or at == math.huge then", "elseif at == math.huge then",
+          table(V.EXPIRE, S.SUCCEEDED)),
+    Guard("expire", "elseif not live[state] or at == math.huge then", "elseif not live[state] then",
+          table(V.EXPIRE, S.RUNNING)),
+    Guard("expire", "not started and tonumber(expires)", "tonumber(expires)",
+          moments.test_a_job_that_has_been_started_does_not_expire),
+    Guard("expire", "if first > now then", "if false then", table(V.EXPIRE, S.RUNNING)),
+    Guard("expire", "    redis.call('ZREM', timers, jid)\n    answers[#answers + 1] = { 'missing' }",
+          "    answers[#answers + 1] = { 'missing' }",
+          lambda url: moments.test_a_timer_that_stands_for_nothing_is_dropped(url, None)),
+    Guard("expire", "    redis.call('ZREM', timers, jid)\n    answers[#answers + 1] = { 'stale'",
+          "    answers[#answers + 1] = { 'stale'",
+          lambda url: moments.test_a_timer_that_stands_for_nothing_is_dropped(url, S.SUCCEEDED)),
+    Guard("expire", "  elseif cause then\n    redis.call('ZREM', timers, jid)\n", "  elseif cause then\n",
+          lambda url: moments.test_a_job_that_runs_past_its_moment_is_asked_to_stop_like_by_any_cancel(url, S.RUNNING)),
+    Guard("expire", "    redis.call('ZADD', timers, digits[at], jid)\n", "",
+          moments.test_the_timer_goes_from_the_first_moment_to_the_second),
+    Guard("expire", "if state == 'scheduled' or state == 'queued' then", "if state == 'queued' then",
+          table(V.EXPIRE, S.SCHEDULED)),
+    Guard("expire", "first == due_by and 'deadline' or 'expired'", "'expired'",
+          moments.test_the_earlier_moment_gives_the_cause),
+    Guard("start", "if first > now then", "if true then", too_late),
+    Guard("start", "and not resent and over(", "and over(",
+          moments.test_a_start_that_is_sent_again_past_the_moment_is_answered_as_the_first_was),
+    Guard("start", "not started and tonumber(expires)", "tonumber(expires)",
+          moments.test_a_handlers_expires_says_nothing_about_a_second_attempt),
+    Guard("start", "if own or length == '-' then", "if length == '-' then",
+          moments.test_what_the_producer_said_stands_before_what_the_handler_says),
+    Guard("start", "if due_by and not own[10] then", "if due_by then",
+          moments.test_what_the_producer_said_stands_before_what_the_handler_says),
+    Guard("start", "if due_by and not own[10] then", "if false then",
+          moments.test_a_handlers_deadline_runs_from_the_enqueueing_and_is_written_at_the_start),
+    Guard("start", "        leftovers[#leftovers + 1] = entry\n        answer = {", "        answer = {", too_late),
+    Guard("start", "elseif (unknown or was[5] == token) and state", "elseif was[5] == token and state",
+          moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
+    Guard("start", "elseif (unknown or was[5] == token) and state", "elseif unknown and state",
+          moments.test_a_start_that_is_sent_again_after_a_cancel_ends_the_job_that_nobody_runs),
+    Guard("start", "elseif (unknown or was[5] == token) and state", "elseif state",
+          moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
+    *(
+        Guard(verb, "if #ended_jids > 0 then redis.call('ZREM', timers, unpack(ended_jids)) end", "", timer_goes(how))
+        for verb, how in (
+            (V.FINISH, "finish"), (V.RETRY, "fail"), (V.CANCEL, "cancel queued"), (V.FINALIZE, "finalize"),
+            (V.RECLAIM, "reclaim"), (V.REFUSE, "refuse"),
+        )
+    ),
     # start
     Guard("start", "(state == 'queued' and was[2] == entry)", "(state == 'queued')",
           attempts.test_what_was_delivered_but_never_started_costs_no_loss),
@@ -216,7 +288,7 @@ GUARDS = [
     Guard("start", "state == 'running' and was[5] == token", "false", again("start")),
     Guard("start", "and was[6] == by", "",
           attempts.test_a_worker_that_lost_a_reply_may_adopt_its_own_attempt_and_nobody_else),
-    Guard("start", "and adopt == '1'", "",
+    Guard("start", "adopt == '1' and was[6]", "was[6]",
           attempts.test_a_worker_that_lost_a_reply_may_adopt_its_own_attempt_and_nobody_else),
     Guard("start", "(tonumber(was[3]) or math.huge) > WIRE", "false", table(V.START, S.QUEUED)),
     Guard("start", "if was[4] ~= ARGV[kind_at] then", "if false then", table(V.START, S.QUEUED)),
@@ -304,6 +376,12 @@ GUARDS = [
           cancels.test_a_cancelled_job_that_is_given_back_stays_cancelled_and_its_entry_goes),
     Guard("refuse", "if was[2] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end", "",
           cancels.test_a_cancelled_job_that_is_given_back_stays_cancelled_and_its_entry_goes),
+    Guard("refuse", "ARGV[at + 6] == '1' and was[9]", "was[9]", given_back(False)),
+    Guard("refuse", "ARGV[at + 6] == '1' and was[9]", "was[9]", given_back(True)),
+    Guard("refuse", "and was[9] == by and was[2] == entry", "and was[2] == entry", given_back(False)),
+    Guard("refuse", "and was[9] == by and was[2] == entry", "and was[9] == by", given_back(False)),
+    Guard("refuse", "elseif own and state == 'cancelling' then", "elseif false then", table(V.REFUSE, S.CANCELLING)),
+    Guard("refuse", "elseif own and state == 'running' then", "elseif false then", table(V.REFUSE, S.RUNNING)),
     # promote
     Guard("promote", "elseif state ~= 'scheduled' then", "elseif false then",
           cancels.test_a_cancel_keeps_a_scheduled_job_from_being_queued),
@@ -373,9 +451,11 @@ GUARDS = [
     Guard("finish", "if was[9] then put(fields, 'saved', was[9]) end", "", hooks.test_a_hook_is_told_of_its_job),
     Guard("cancel", "%020x.%04x', now, count, shard)", "%020x.%04x', now, count, 0)",
           hooks.test_a_hook_lives_in_the_shard_of_its_job),
-    Guard("start", "if ARGV[kind_at + 6] ~= '' then put(fields, 'on_cancel', ARGV[kind_at + 6]) end", "",
+    Guard("start", "if ARGV[kind_at + 8] ~= '' then put(fields, 'on_cancel', ARGV[kind_at + 8]) end", "",
           hooks.test_a_job_remembers_the_hook_of_the_worker_that_started_it),
-    Guard("start", "clean_up_late(job, ARGV[kind_at + 6])", "", late_hook("always", 1)),
+    Guard("start", "then clean_up_late(job, ARGV[kind_at + 8]) end", "then end", late_hook("always", 1)),
+    Guard("start", "        clean_up_late(job, ARGV[kind_at + 8])\n", "",
+          hooks.test_a_job_that_a_start_finds_expired_has_the_hook_that_its_worker_knows_of),
     Guard("start", "  if occasion == '' then return end\n", "  if occasion == '' then occasion = 'always' end\n",
           late_hook("", 0)),
     Guard("start", "and is_wanted(occasion, was[3] or 0)", "", late_hook("attempted", 0)),
@@ -383,10 +463,10 @@ GUARDS = [
     Guard("start", "not was[1] and not was[2] and", "not was[1] and", decided("by its record")),
     Guard("start", "if state == 'cancelled' and was[4] == ARGV[kind_at] then", "if state == 'cancelled' then",
           decided("by another kind")),
-    Guard("start", "        if own[9] then tell_parent(job, 'hook_started', digits[attempt]) end\n", "",
+    Guard("start", "        if own[11] then tell_parent(job, 'hook_started', digits[attempt]) end\n", "",
           told("succeeded")),
     Guard("start", "      local answer = { 'started', attempt, was[8] }\n",
-          "      if own[9] then tell_parent(job, 'hook_started', digits[attempt]) end\n"
+          "      if own[11] then tell_parent(job, 'hook_started', digits[attempt]) end\n"
           "      local answer = { 'started', attempt, was[8] }\n", hooks.test_a_hook_is_told_of_its_job),
     Guard("finish", "if told.hook then", "if false then", told("failed: E")),
     Guard("retry", "(state == 'scheduled' and ', retried' or '')", "''", told("timed_out, retried")),

@@ -213,6 +213,15 @@ async def test_a_hook_that_nobody_knew_of_is_admitted_when_the_entry_comes_to_a_
             await hook_of(bench, jid)
 
 
+async def test_a_job_that_a_start_finds_expired_has_the_hook_that_its_worker_knows_of(url: str) -> None:
+    """Neither its producer nor any worker before had the handler's code, nor its `expires`."""
+    async with Bench(url) as bench:
+        held = await bench.take(await bench.enqueue())
+        bench.clock.advance(2)
+        assert (await bench.begin(held, occasion="always", expires_s=1)).detail == "cancelled"
+        assert (await hook_of(bench, held.jid)).state is S.QUEUED
+
+
 @pytest.mark.parametrize("known", ["by its record", "by a worker", "by another kind"])
 async def test_a_hook_is_not_admitted_late_where_it_had_been_decided(url: str, known: str) -> None:
     async with Bench(url) as bench:

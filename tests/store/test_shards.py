@@ -120,6 +120,7 @@ async def test_every_verb_works_with_several_shards_and_touches_one_slot(
             lost = await bench.run(scheduled.jid)
             assert await bench.reclaim(lost) == ("reclaimed", "queued")
             overdue = await bench.run(lost.jid)
+            assert await bench.expire(overdue.jid) == ("stale", "running")
             assert (await bench.cancel(overdue.jid)).verdict is Verdict.SIGNALLED
             bench.clock.advance(DEADLINE_S)
             assert await bench.finalize(overdue.jid) == ("finalized", "cancelled")

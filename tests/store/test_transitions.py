@@ -17,6 +17,8 @@ from busq.store.forms import Note, Refusal
 from tests.store.bench import DEADLINE_S, DELAY_S, LEASE_S, NO_ENTRY, QUEUE, Bench, Held, but_history, put_in
 
 Call = Callable[[Bench, Held], Awaitable[str]]
+LATER_S = 200.0  # longer than any delay, lease or deadline here
+DUE_BY = {"due_by": str(round(LATER_S * 1000))}
 EVERY_STATE: tuple[State | None, ...] = (None, *State)
 SETTLING = (Verb.FINISH, Verb.RETRY, Verb.RELEASE)
 
@@ -64,8 +66,17 @@ def _promote(after_s: float) -> Call:
     return call
 
 
-def _start(*, foreign: bool = False, kind: str = "k", version: int = 1, marked: bool = False) -> Call:
+def _start(
+    *,
+    foreign: bool = False,
+    kind: str = "k",
+    version: int = 1,
+    marked: bool = False,
+    adopt: bool = False,
+    after_s: float = 0.0,
+) -> Call:
     async def call(bench: Bench, held: Held) -> str:
+        bench.clock.advance(after_s)
         if version > 1:
             await _write(bench, held, "v", version)
         if marked and await bench.state(held.jid) is None:
@@ -74,7 +85,7 @@ def _start(*, foreign: bool = False, kind: str = "k", version: int = 1, marked: 
             held.entry = (await bench.take(held.jid)).entry
             await bench.cancel(held.jid)
             await bench.redis.delete(bench.a.job_key(held.jid))
-        return (await bench.begin(_foreign(held) if foreign else held, kind=kind)).word
+        return (await bench.begin(_foreign(held) if foreign else held, kind=kind, adopt=adopt)).word
 
     return call
 
@@ -102,7 +113,9 @@ def _settle(verb: Verb, outcome: str, *, foreign: bool = False) -> Call:
     return call
 
 
-def _refuse(*, foreign: bool = False, delay_ms: int = 0, limit: int = 0, already: int = 0) -> Call:
+def _refuse(
+    *, foreign: bool = False, delay_ms: int = 0, limit: int = 0, already: int = 0, unknown: bool = False
+) -> Call:
     async def call(bench: Bench, held: Held) -> str:
         if already:
             await _write(bench, held, "refusals", already)
@@ -115,6 +128,7 @@ def _refuse(*, foreign: bool = False, delay_ms: int = 0, limit: int = 0, already
             most_ms=delay_ms,
             limit=limit,
             error=b"\x01e",
+            unknown=unknown,
         )
         return (await bench.a.refuse(0, QUEUE, [refusal]))[0][0]
 
@@ -124,6 +138,14 @@ def _refuse(*, foreign: bool = False, delay_ms: int = 0, limit: int = 0, already
 def _cancel(*, grace_s: float | None = None, tombstone_s: float | None = None) -> Call:
     async def call(bench: Bench, held: Held) -> str:
         return (await bench.cancel(held.jid, grace_s=grace_s, tombstone_s=tombstone_s)).verdict
+
+    return call
+
+
+def _expire(after_s: float) -> Call:
+    async def call(bench: Bench, held: Held) -> str:
+        bench.clock.advance(after_s)
+        return (await bench.expire(held.jid))[0]
 
     return call
 
@@ -170,6 +192,9 @@ CASES: Mapping[Verb, list[Case]] = {
         Case("another kind", _start(kind="other")),
         Case("a record of a newer version", _start(version=9)),
         Case("a record that expired after its cancel", _start(marked=True)),
+        Case("found after a lost reply", _start(adopt=True)),
+        Case("past its moment", _start(after_s=LATER_S), fields=DUE_BY),
+        Case("past its moment, found after a lost reply", _start(after_s=LATER_S, adopt=True), fields=DUE_BY),
     ],
     Verb.RENEW: [Case("its own token", _renew(foreign=False)), Case("a foreign token", _renew(foreign=True))],
     Verb.NOTE: [Case("its own token", _note(foreign=False)), Case("a foreign token", _note(foreign=True))],
@@ -182,12 +207,19 @@ CASES: Mapping[Verb, list[Case]] = {
         Case("counted, the last time", _refuse(delay_ms=100, limit=1)),
         Case("counted, once too often", _refuse(delay_ms=100, limit=1, already=1)),
         Case("a foreign entry", _refuse(foreign=True)),
+        Case("found after a lost reply", _refuse(unknown=True)),
+        Case("a foreign entry, found after a lost reply", _refuse(unknown=True, foreign=True)),
     ],
     Verb.CANCEL: [
         Case("plain", _cancel()),
         Case("with a shorter grace", _cancel(grace_s=0.5)),
         Case("with a longer grace", _cancel(grace_s=500)),
         Case("with a tombstone", _cancel(tombstone_s=60)),
+    ],
+    Verb.EXPIRE: [
+        Case("its moment has not come", _expire(LATER_S - 1), fields=DUE_BY),
+        Case("its moment has passed", _expire(LATER_S), fields=DUE_BY),
+        Case("it has no moment", _expire(LATER_S)),
     ],
     Verb.FINALIZE: [
         Case("before the deadline", _finalize(DEADLINE_S - 1)),

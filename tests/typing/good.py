@@ -16,7 +16,7 @@ async def measured(path: str, precise: bool = False) -> int:
     return len(path)
 
 
-@bus.job(queue="media", retries=2, timeout=600, grace=5.0, late_success="keep")
+@bus.job(queue="media", retries=2, timeout=600, expires=60, deadline=3600.0, grace=5.0, late_success="keep")
 async def transcode(path: str, *, preset: str = "slow") -> str:
     return path
 
@@ -61,7 +61,9 @@ async def uses() -> None:
     assert_type(await one.wait(), busq.Job)
     assert_type(await one.cancel(reason="no"), busq.CancelAnswer)
 
-    two = await transcode.options(jid="x", group="g", tags={"a": "b"}, delay=3).enqueue("a.mp4", preset="fast")
+    two = await transcode.options(jid="x", group="g", tags={"a": "b"}, delay=3, expires=9, deadline=60).enqueue(
+        "a.mp4", preset="fast"
+    )
     assert_type(two, busq.JobHandle[str])
     assert_type(await (await resized.enqueue(3)).result(), list[int])
     assert_type(await (await crunched.enqueue([1.0])).result(), dict[str, float])

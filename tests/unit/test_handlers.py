@@ -218,6 +218,8 @@ def test_a_plain_wrapper_around_a_coroutine_function_must_say_what_it_does() -> 
         ("timeout_s", 0),
         ("timeout_s", float("nan")),
         ("timeout_s", float("inf")),
+        ("expires_s", 0),
+        ("deadline_s", -1),
         ("grace_s", -0.1),
         ("grace_s", float("nan")),
         ("backoff_s", 0),

@@ -17,7 +17,7 @@ FIELDS = [
     "kind", "queue", "attempt", "failures", "losses", "retries", "cause", "reason", "source", "ended", "owner",
     "payload", "result", "error", "evidence", "evidence_result", "evidence_error", "progress", "progress_note", "saved",
     "group", "tags", "parent", "grace", "timeout", "enqueued", "due", "started", "requested", "deadline", "finished",
-    "n", "e1", "e2",
+    "expires", "due_by", "n", "e1", "e2",
 ]  # fmt: skip
 ERROR = ErrorInfo("ValueError", "no", "Traceback")
 

@@ -9,8 +9,8 @@ from busq.protocol import keys
 from busq.protocol.keys import KEY_TABLE, ShardKeys, done_prefix, meta, notice_prefix
 
 NAMES = [
-    "events", "cancelled", "tombstones", "deadlines", "scheduled", "queues", "counters", "workers", "worker_info",
-    "suspects", "hooks", "dead", "succeeded", "failed", "cancelled_jobs",
+    "events", "cancelled", "tombstones", "deadlines", "timers", "scheduled", "queues", "counters", "workers",
+    "worker_info", "suspects", "hooks", "dead", "succeeded", "failed", "cancelled_jobs",
 ]  # fmt: skip
 
 

@@ -2,11 +2,11 @@
   cancel: write down the wish that jobs stop, then say so.
 
   Flags    allow-oom
-  KEYS     events, cancelled, tombstones, deadlines, scheduled, counters, succeeded, failed, cancelled_jobs, jobs...
+  KEYS     events, cancelled, tombstones, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, jobs...
   ARGV     now_ms, by, history_limit, log_limit, cause, reason, source, request, grace_ms, default_grace_ms,
            default_slack_ms, tombstone_ms, keep_succeeded_ms, keep_ended_ms, notice_prefix, done_prefix
            grace_ms: '' for the job's own
-  Uses     clock, record, hook, ending
+  Uses     clock, record, hook, ending, wish, accept
   Answers  {'cancelled', state}                       it was not running; no attempt will start
            {'signalled', state, deadline}             its worker has until the deadline
            {'already_cancelling', state, deadline}    the first cause stands; a shorter grace may bring the deadline nearer
@@ -16,22 +16,24 @@
   Holds    a terminal state is never left; the same request sent twice is answered as the first was; the wish is
            written before it is announced.
 ]]
+local live = { scheduled = true, queued = true, running = true, waiting = true }
+local wish = { cause = cause, reason = reason, source = source, request = request }
 local answers = {}
 local function answer(...) answers[#answers + 1] = { ... } end
 
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
-  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'request', 'ended', 'deadline')
+  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'request', 'deadline')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local again = was[4] == request
   if not state then
     if tonumber(tombstone_ms) > 0 then
       local expiry = string.format('%.0f', now + tonumber(tombstone_ms))
-      local before, wish = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)
-      if before and wish and tonumber(before) > now then
+      local before, kept = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)
+      if before and kept and tonumber(before) > now then
         -- The first cause stands; a later request can only make the tombstone last longer.
-        local same = string.sub(wish, -#request) == request
+        local same = string.sub(kept, -#request) == request
         if same or tonumber(before) >= tonumber(expiry) then expiry = before end
       else
         redis.call('HSET', tombstones, jid, table.concat({ cause, reason, source, stamp, request }, '\t'))
@@ -41,31 +43,10 @@ for i = jobs, #KEYS do
     else
       answer('not_found')
     end
-  elseif state == 'scheduled' or state == 'queued' then
-    local fields = { 'cause', cause, 'reason', reason, 'source', source, 'requested', stamp, 'request', request }
-    n = remember(fields, job, n, 'requested', attempt, cause, nil, source ~= '' and source or nil)
-    redis.call('ZREM', scheduled, jid)
-    close_cancelled(job, fields, n, attempt, 'before_start')
-    -- The entry stays until somebody reads it; the set remembers the jid as long, should the record expire first.
-    if state == 'queued' then redis.call('ZADD', cancelled, '+inf', jid) end
-    answer('cancelled', 'cancelled')
-  elseif state == 'running' or state == 'waiting' then
-    local terms = terms_of(job)
-    local grace = tonumber(grace_ms ~= '' and grace_ms or terms.grace or default_grace_ms)
-    local deadline = string.format('%.0f', now + grace + tonumber(terms.slack or default_slack_ms))
-    local fields = {
-      'state', 'cancelling', 'cause', cause, 'reason', reason, 'source', source, 'requested', stamp, 'request', request,
-      'deadline', deadline, 'cancel_grace', grace,
-    }
-    put(fields, 'n', remember(fields, job, n, 'requested', attempt, cause, nil, source ~= '' and source or nil))
-    redis.call('HSET', job, unpack(fields))
-    redis.call('ZADD', cancelled, '+inf', jid)
-    redis.call('ZADD', deadlines, deadline, jid)
-    redis.call('HINCRBY', counters, 'signalled', 1)
-    redis.call('PUBLISH', notice_prefix .. jid, 'cancel')
-    answer('signalled', 'cancelling', deadline)
+  elseif live[state] then
+    answer(accept(job, state, n, attempt, wish, grace_ms))
   elseif state == 'cancelling' then
-    local deadline = was[6]
+    local deadline = was[5]
     if grace_ms ~= '' and not again then
       local nearer = now + tonumber(grace_ms) + tonumber(terms_of(job).slack or default_slack_ms)
       if nearer < tonumber(deadline) then
@@ -80,12 +61,12 @@ for i = jobs, #KEYS do
     answer(again and 'signalled' or 'already_cancelling', state, deadline)
   elseif state == 'cancelled' then
     if again then
-      if was[5] == 'before_start' then answer('cancelled', state) else answer('signalled', state, was[6]) end
+      if was[5] then answer('signalled', state, was[5]) else answer('cancelled', state) end
     else
       answer('already_cancelled', state)
     end
   elseif again then
-    answer('signalled', state, was[6]) -- it was, and returned in time as its handler may
+    answer('signalled', state, was[5]) -- it was, and returned in time as its handler may
   else
     answer('already_finished', state)
   end

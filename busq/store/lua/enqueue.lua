@@ -2,11 +2,12 @@
   enqueue: admit jobs of one queue, each once.
 
   Flags    none
-  KEYS     events, cancelled, tombstones, deadlines, scheduled, counters, succeeded, failed, cancelled_jobs, queues, stream, jobs...
+  KEYS     events, cancelled, tombstones, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, queues, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, call, queue, keep_succeeded_ms, keep_ended_ms, done_prefix,
            parent, parent_token, per_job...
            parent: '' or the jid of the running job whose attempt `parent_token` asks for these children
-           per job: kind, payload, delay_ms, count of further fields, then name and value of each
+           per job: kind, payload, delay_ms, count of further fields, then name and value of each; the values of
+           `expires` and `due_by` are lengths from now (ms) and are written as moments
   Uses     clock, record, hook, ending
   Answers  {'enqueued', state}     a record was written; queued or scheduled
            {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
@@ -15,6 +16,7 @@
   Holds    the same call sent twice writes nothing the second time and is answered as the first was; an attempt that
            was asked to stop gains no children.
 ]]
+local is_moment = { expires = true, due_by = true }
 local answers, at, fresh = {}, per_job, 0
 local parents = { 'running', parent_token }
 if parent ~= '' then
@@ -37,7 +39,15 @@ for i = jobs, #KEYS do
     local mark, wish = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)
     local tombstone = mark and wish and tonumber(mark) > now
     local fields = { 'v', WIRE, 'kind', kind, 'queue', queue, 'payload', payload, 'call', call, 'enqueued', stamp }
-    for k = at + 4, at + 3 + extra * 2 do fields[#fields + 1] = ARGV[k] end
+    local first = math.huge -- of its moments
+    for k = at + 4, at + 3 + extra * 2, 2 do
+      local name, value = ARGV[k], ARGV[k + 1]
+      if is_moment[name] then
+        value = digits[now + tonumber(value)]
+        first = math.min(first, tonumber(value))
+      end
+      put(fields, name, value)
+    end
     if extra > 0 then put(fields, 'own', 1) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
     if tombstone then
@@ -62,6 +72,7 @@ for i = jobs, #KEYS do
       else
         put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', kind))
       end
+      if first < math.huge then redis.call('ZADD', timers, first, jid) end
       put(fields, 'state', state)
       put(fields, 'n', n)
       redis.call('HSET', job, unpack(fields))

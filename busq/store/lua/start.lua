@@ -2,32 +2,36 @@
   start: a worker takes queued jobs whose entries it holds, and begins an attempt of each.
 
   Flags    none
-  KEYS     events, cancelled, counters, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit, group, adopt, kinds, per_kind...
-           per kind: kind, retries, max_losses, grace_ms, slack_ms, timeout_ms or '-', occasion of its on_cancel hook or ''
+  KEYS     events, cancelled, deadlines, timers, counters, succeeded, failed, cancelled_jobs, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, adopt, kinds,
+           per_kind...
+           per kind: kind, retries, max_losses, grace_ms, slack_ms, and timeout_ms, expires_ms, deadline_ms or '-', occasion
+           of its on_cancel hook or ''
            then per job: entry, which kind (from 0), token
-  Uses     clock, record, hook
+  Uses     clock, record, hook, ending, wish, moments
   Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
            failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
            and of a hook, of the job that it cleans up after: jid, attempt, cause, reason, source, ended
-           {'stale', state}    nothing to start behind this entry; it has been removed
+           {'stale', state}    nothing to start behind this entry; it has been removed. Cancelled: perhaps just now,
+                               because a moment of the job had passed, or because its attempt never came to run
            {'other_kind', kind}   the entry lied about its kind; nothing was changed
            {'newer', version}  written by a newer busq; nothing was changed
            {'missing'}         no such job; nothing was changed
   Holds    every start mints an attempt (number and token); nothing starts unless its record says queued and names
-           this very entry. `adopt` is set when a worker looks through its own pending entries after a lost reply:
-           then an attempt that it owns but does not know of may begin anew.
+           this very entry, and no moment of it has passed. `adopt` is set when a worker looks through its own pending
+           entries after a lost reply: an attempt that it owns but does not know of runs nowhere, and may begin anew.
 ]]
 local answers, leftovers, begun = {}, {}, 0
-local at = per_kind + tonumber(kinds) * 7
+local at = per_kind + tonumber(kinds) * 9
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local entry, token = ARGV[at], ARGV[at + 2]
-  local kind_at = per_kind + tonumber(ARGV[at + 1]) * 7
+  local kind_at = per_kind + tonumber(ARGV[at + 1]) * 9
   local was = redis.call('HMGET', job, 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n', 'own')
   local state = was[1]
   local resent = state == 'running' and was[5] == token
-  local adopted = state == 'running' and adopt == '1' and was[6] == by and was[2] == entry
+  local unknown = adopt == '1' and was[6] == by and was[2] == entry
+  local adopted = unknown and state == 'running'
   if not state then
     local mark = redis.call('ZSCORE', cancelled, jid_of(job))
     if mark then
@@ -47,43 +51,59 @@ for i = jobs, #KEYS do
       local attempt = tonumber(was[7] or 0)
       -- Most jobs start once and leave everything to their handler: then there is nothing more to read.
       local own = (was[7] or was[10]) and redis.call('HMGET', job, 'failures', 'retries', 'max_losses', 'grace',
-        'timeout', 'backoff', 'backoff_max', 'saved', 'hook_of') or {}
+        'timeout', 'backoff', 'backoff_max', 'saved', 'expires', 'due_by', 'hook_of') or {}
       local before = was[7] and terms_of(job) or {}
+      local expires, due_by = moment_of(job, own[9], ARGV[kind_at + 6]), moment_of(job, own[10], ARGV[kind_at + 7])
+      local passed = (expires or due_by) and not resent and over(was[7], expires, due_by)
       local retries = own[2] or before.retries or ARGV[kind_at + 1]
       local losses = own[3] or before.max_losses or ARGV[kind_at + 2]
       local grace = own[4] or before.grace or ARGV[kind_at + 3]
       local timeout = own[5] or before.timeout or ARGV[kind_at + 5]
       local terms = table.concat({ retries, losses, grace, ARGV[kind_at + 4], timeout }, ' ')
-      if not resent then
+      if not passed and not resent then
         attempt = attempt + 1
         local fields = {
           'state', 'running', 'attempt', digits[attempt], 'token', token, 'owner', by, 'started', stamp,
           'terms', terms,
         }
-        if ARGV[kind_at + 6] ~= '' then put(fields, 'on_cancel', ARGV[kind_at + 6]) end
+        if ARGV[kind_at + 8] ~= '' then put(fields, 'on_cancel', ARGV[kind_at + 8]) end
         put(fields, 'n', remember(fields, job, was[9], 'started', digits[attempt]))
+        if due_by and not own[10] then
+          put(fields, 'due_by', due_by)
+          redis.call('ZADD', timers, due_by, jid_of(job))
+        end
         redis.call('HSET', job, unpack(fields))
-        if own[9] then tell_parent(job, 'hook_started', digits[attempt]) end
+        if own[11] then tell_parent(job, 'hook_started', digits[attempt]) end
         begun = begun + 1
       end
       local answer = { 'started', attempt, was[8] }
-      if was[7] or was[10] then
+      if passed then
+        end_unstarted(job, was[9], attempt, { cause = passed, reason = '', source = '' })
+        clean_up_late(job, ARGV[kind_at + 8])
+        leftovers[#leftovers + 1] = entry
+        answer = { 'stale', 'cancelled' }
+      elseif was[7] or was[10] then
         for k, value in ipairs({ own[1] or '0', retries, grace, timeout, own[6] or '', own[7] or '', own[8] or '' }) do
           answer[3 + k] = value
         end
-        if own[9] then
+        if own[11] then
           local of = redis.call('HMGET', job, 'hook_of', 'for_attempt', 'for_cause', 'for_reason', 'for_source', 'for_ended')
           for k = 1, 6 do answer[10 + k] = of[k] or '' end
         end
       end
       answers[#answers + 1] = answer
     end
+  elseif (unknown or was[5] == token) and state == 'cancelling' then
+    -- It was cancelled before its worker learned, found here or by sending again, that it had started: nothing has run.
+    close_cancelled(job, {}, was[9], was[7], 'before_start')
+    leftovers[#leftovers + 1] = entry
+    answers[#answers + 1] = { 'stale', 'cancelled' }
   elseif (state == 'running' or state == 'cancelling' or state == 'waiting') and was[2] == entry then
     -- The entry of an attempt that lives elsewhere: whoever holds it settles it.
     answers[#answers + 1] = { 'stale', state }
   else
     if state == 'cancelled' then redis.call('ZREM', cancelled, jid_of(job)) end
-    if state == 'cancelled' and was[4] == ARGV[kind_at] then clean_up_late(job, ARGV[kind_at + 6]) end
+    if state == 'cancelled' and was[4] == ARGV[kind_at] then clean_up_late(job, ARGV[kind_at + 8]) end
     leftovers[#leftovers + 1] = entry
     answers[#answers + 1] = { 'stale', state }
   end

@@ -35,6 +35,10 @@ class Executor(Protocol):
         """The token was tripped: interrupt the handler in the gentlest way that it has."""
         ...
 
+    def tell_anew(self, attempt: Attempt) -> None:
+        """The token shows a cancel in place of what it showed before: let the handler find it, without interrupting."""
+        ...
+
     def force(self, attempt: Attempt) -> bool:
         """The grace is over. Return whether forcing again later can do any good."""
         ...

@@ -34,14 +34,16 @@ class ChildToken(CancelToken):
 
     __slots__ = ("_tell",)
 
-    def __init__(self, tell: Callable[[], None]) -> None:
+    def __init__(self, tell: Callable[[Cause], None]) -> None:
         super().__init__()
         self._tell = tell
 
-    def observe(self) -> None:
-        if not self.observed:
-            super().observe()
-            self._tell()
+    def observe(self, cause: Cause | None = None) -> TripFacts | None:
+        known = self.observed_cause
+        facts = super().observe(cause)
+        if facts is not None and facts.cause is not known:
+            self._tell(facts.cause)
+        return facts
 
 
 class ChildAttempt:
@@ -59,9 +61,9 @@ class ChildAttempt:
         self._newest: tuple[str, str] | None = None
         self._later: threading.Timer | None = None
 
-    def _tell_observed(self) -> None:
+    def _tell_observed(self, cause: Cause) -> None:
         if not self.over:
-            self._send(Observed(self.run))
+            self._send(Observed(self.run, cause))
 
     # Shields
 

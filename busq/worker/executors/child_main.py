@@ -209,17 +209,17 @@ class Child:
         except BaseException as error:
             return self._failed(attempt, error)
         if value is None:
-            return Done(attempt.run, self._took_us(), attempt.token.observed, b"")
+            return Done(attempt.run, self._took_us(), attempt.token.observed_cause, b"")
         try:
             result = encode_result(value, self._result_bytes)
         except BusqError as error:
             return self._unfit(attempt, "result_too_large" if isinstance(error, TooLarge) else "bad_result", error)
-        return Done(attempt.run, self._took_us(), attempt.token.observed, result)
+        return Done(attempt.run, self._took_us(), attempt.token.observed_cause, result)
 
     def _failed(self, attempt: ChildAttempt, error: BaseException) -> Failed:
         info = describe_error(error, self._traceback_bytes)
-        return Failed(attempt.run, self._took_us(), attempt.token.observed, is_cancellation(error), info)
+        return Failed(attempt.run, self._took_us(), attempt.token.observed_cause, is_cancellation(error), info)
 
     def _unfit(self, attempt: ChildAttempt, cause: str, error: BusqError) -> Unfit:
         info = ErrorInfo(type(error).__name__, str(error))
-        return Unfit(attempt.run, self._took_us(), attempt.token.observed, cause, info)
+        return Unfit(attempt.run, self._took_us(), attempt.token.observed_cause, cause, info)

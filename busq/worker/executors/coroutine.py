@@ -37,6 +37,9 @@ class CoroutineExecutor:
         if attempt.task is not None and attempt.task.cancel():
             attempt.token.observe()
 
+    def tell_anew(self, attempt: Attempt) -> None:
+        """Nothing: it is in its clean-up, which a second `CancelledError` would break off; `job.cause` says it."""
+
     def force(self, attempt: Attempt) -> bool:
         self.ask_to_stop(attempt)
         return True

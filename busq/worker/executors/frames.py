@@ -7,7 +7,8 @@ What a worker and a child of it say to each other: frames, each a length and one
                                      then one of Done, Failed, Unfit for each Run
 
 A Run says what to do; whether it may begin is said at the door (`door.py`), and a Run that was taken back there is
-passed over. Nothing is ever unpickled. `run` counts the runs of one child: what is said about an earlier one is not
+passed over. Nothing is ever unpickled. `observed` is what the handler had learned of at its end: the worker
+may have heard of more meanwhile. `run` counts the runs of one child: what is said about an earlier one is not
 taken for the one that is going on. Two sockets, because a job that ends at once must not cost the child a change of
 threads.
 """
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from busq.protocol.cancel import TripFacts
+from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.codec import ErrorInfo
 from busq.store.forms import NewJob
 
@@ -103,7 +104,7 @@ class Done(Frame, frozen=True, tag=8):
 
     run: int
     took_us: int
-    observed: bool
+    observed: Cause | None
     result: bytes
 
 
@@ -112,7 +113,7 @@ class Failed(Frame, frozen=True, tag=9):
 
     run: int
     took_us: int
-    observed: bool
+    observed: Cause | None
     cancellation: bool
     error: ErrorInfo
 
@@ -122,7 +123,7 @@ class Unfit(Frame, frozen=True, tag=10):
 
     run: int
     took_us: int
-    observed: bool
+    observed: Cause | None
     cause: str
     error: ErrorInfo
 
@@ -147,6 +148,7 @@ class Observed(Frame, frozen=True, tag=13):
     """The handler has learned of its trip. Said at once: a handler that is killed later says nothing more."""
 
     run: int
+    cause: Cause
 
 
 ToChild = Hello | Run | Trip | Saved | Born

@@ -111,6 +111,11 @@ class ProcessExecutor:
         elif attempt in self._at_work:
             self._at_work[attempt].trip(attempt, facts)
 
+    def tell_anew(self, attempt: Attempt) -> None:
+        facts, child = attempt.token.facts, self._at_work.get(attempt)
+        if facts is not None and child is not None:
+            child.trip(attempt, facts)
+
     def force(self, attempt: Attempt) -> bool:
         self._signal(attempt, signal.SIGTERM)
         return False
@@ -358,7 +363,7 @@ class ProcessExecutor:
         elif isinstance(frame, Progress):
             attempt.progress = (frame.fraction, frame.words)
         elif isinstance(frame, Observed):
-            attempt.token.observe()
+            attempt.token.observe(frame.cause)
         elif isinstance(frame, Save):
             number = frame.number
             self._errands.save(attempt, frame.data).add_done_callback(lambda kept: child.saved(number, _lost(kept)))
@@ -372,8 +377,8 @@ class ProcessExecutor:
             return  # nothing that we gave it
         del self._at_work[attempt]
         self._pace.heard(attempt.handler.kind, frame.took_us / 1e6)
-        if frame.observed:
-            attempt.token.observe()
+        if frame.observed is not None:
+            attempt.token.observe(frame.observed)
         attempt.killed = False
         self._next(child)
         self._report(attempt, *_meaning(frame))

@@ -51,6 +51,9 @@ class ThreadExecutor:
     def ask_to_stop(self, attempt: Attempt) -> None:
         """Nothing beyond the token, which is tripped already: the handler's own checks find it."""
 
+    def tell_anew(self, attempt: Attempt) -> None:
+        """Nothing beyond the token."""
+
     def force(self, attempt: Attempt) -> bool:
         return False
 

@@ -1,6 +1,7 @@
 -- The one place where a job becomes terminal. Only now does its record get an expiry.
 local ended_index = { succeeded = succeeded, failed = failed, cancelled = cancelled_jobs }
 local ended_now = { succeeded = {}, failed = {}, cancelled = {} } -- expiry and jid in turn
+local ended_jids = {}
 local keep_ms = { succeeded = keep_succeeded_ms, failed = keep_ended_ms, cancelled = keep_ended_ms }
 local expiry = {}
 for state, ms in pairs(keep_ms) do expiry[state] = digits[now + tonumber(ms)] end
@@ -11,6 +12,8 @@ at_end[2] = function()
       redis.call('HINCRBY', counters, state, #members / 2)
     end
   end
+  -- Once for all: few jobs have a timer, and asking each record would cost the others more than this does.
+  if #ended_jids > 0 then redis.call('ZREM', timers, unpack(ended_jids)) end
 end
 
 local function close(job, fields, n, attempt, state, facts)
@@ -22,6 +25,7 @@ local function close(job, fields, n, attempt, state, facts)
   redis.call('HSET', job, unpack(fields))
   redis.call('PEXPIRE', job, keep_ms[state])
   put(ended_now[state], expiry[state], jid)
+  ended_jids[#ended_jids + 1] = jid
   redis.call('PUBLISH', done_prefix .. jid, state)
 end
 
