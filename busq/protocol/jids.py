@@ -7,6 +7,7 @@ shard whatever the number of shards is.
 
     0190b6a1c5d27e3f8a0c4d5e6f708192            made by busq: a UUIDv7, so that jids sort by the time they were made
     0190b6a1c5d27e3f8a0c4d5e6f708192.3fa1       made by busq for a child; 3fa1 is the place of its root
+    0190b6a1c5d200000000000000000007.0003       made by a script for a clean-up: ms, a count, the number of its shard
     order-17                                    chosen by a caller
 """
 

@@ -23,7 +23,7 @@ from busq.protocol.cancel import TripFacts
 from busq.store.store import Store
 from busq.worker.executors import process
 from busq.worker.executors.children import Child
-from busq.worker.pace import Pace
+from busq.worker.pace import RECENT, Pace
 from busq.worker.worker import Worker
 from tests.runtime.bench import PATIENT, Bench, bench, until
 from tests.runtime.test_process_pool import CONSISTENT, alive, read, result, there, work
@@ -61,7 +61,7 @@ async def ready(b: Bench, monkeypatch: pytest.MonkeyPatch, *, children: int, **h
     for handle in held:
         await handle.result(timeout=20)
     for kind in ("waits", "deaf"):
-        for _ in range(100):
+        for _ in range(RECENT * 20):
             worker._pace.heard(kind, 0.0001)
     monkeypatch.setattr(Pace, "heard", lambda *_: None)
     return worker
@@ -113,7 +113,7 @@ async def test_one_script_call_starts_many_short_jobs(redis_url: str, monkeypatc
     async with bench(redis_url, **PATIENT) as b:
         worker = await work(b, concurrency=2, queues=["default"])
         await asyncio.gather(*(result(b, "doubled", n) for n in range(8)))
-        for _ in range(100):
+        for _ in range(RECENT * 20):
             worker._pace.heard("doubled", 0.0001)
         monkeypatch.setattr(Pace, "heard", lambda *_: None)
         monkeypatch.setattr(Store, "start", counted)
