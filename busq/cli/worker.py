@@ -22,6 +22,7 @@ def worker(
     queue: Annotated[list[str] | None, Parameter(negative="")] = None,
     concurrency: int | None = None,
     shutdown_timeout: float | None = None,
+    cleanup_timeout: float | None = None,
     log_level: Literal["debug", "info", "warning", "error"] | None = None,
     place: Place = HERE,
 ) -> None:
@@ -29,7 +30,7 @@ def worker(
     Run the jobs of an application.
 
     On SIGTERM or Ctrl-C it takes no new jobs, lets those that run end, and hands back what has not ended in time. A
-    second signal hurries it. Log lines go to stderr: JSON unless that is a terminal.
+    second signal hurries it through the wait that is on. Log lines go to stderr: JSON unless that is a terminal.
 
     Parameters
     ----------
@@ -41,6 +42,8 @@ def worker(
         Jobs at once. Left out: 100 coroutines, and as many threads as there are CPUs.
     shutdown_timeout
         Seconds that running jobs get to end when the worker stops; left out: BUSQ_SHUTDOWN_TIMEOUT_S, else 30.
+    cleanup_timeout
+        Seconds that they get after that, to clean up, once they were told to stop; left out: BUSQ_CLEANUP_S, else 3.
     log_level
         Left out: BUSQ_LOG_LEVEL, else info.
     """
@@ -51,7 +54,13 @@ def worker(
         raise ConfigError(f"--concurrency: {concurrency} will not do; it takes 1 or more")
     logs.configure(log_level)
     bus = application.load(app)
-    settings = application.settle(bus, url=place.url, namespace=place.namespace, shutdown_timeout_s=shutdown_timeout)
+    settings = application.settle(
+        bus,
+        url=place.url,
+        namespace=place.namespace,
+        shutdown_timeout_s=shutdown_timeout,
+        cleanup_s=cleanup_timeout,
+    )
     application.check_runnable(app, bus)
     if not settings.url:
         raise ConfigError(NO_URL)
@@ -76,7 +85,12 @@ async def _work(bus: Bus, settings: Settings, queues: list[str], concurrency: in
         await serving.require_fit(settings)
         await worker.run()
 
-    await serving.until_stopped(run(), stop=worker.stop, started=lambda: worker.ready or worker.draining)
+    await serving.until_stopped(
+        run(),
+        stop=worker.stop,
+        started=lambda: worker.ready or worker.draining,
+        for_certain=lambda: worker.stop_for_certain(serving.leave_now),
+    )
     if worker.draining and worker.leftovers:
         serving.leave_now()
     serving.leave_soon()

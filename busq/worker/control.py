@@ -9,7 +9,8 @@ nor the beat. Both end in one question to the store, `renew`, whose answer is th
     the beat, every second    ─┘
 
 A notice itself is worth nothing but the question: a forged one changes nothing. What is heard is carried into the
-handlers' loop; the token alone is tripped right here, so that a thread's next check finds it.
+handlers' loop; the token alone is tripped right here, so that a thread's next check finds it. While that loop is
+blocked, what cannot wait for it is done here too (`standin.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from busq.store.forms import Renewal, RenewAnswer
 from busq.store.listener import Listener
 from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
+from busq.worker.standin import StandIn
 
 UNREACHABLE_AFTER_S = 3.0  # without a good answer: then the worker says that it cannot reach Redis
 CARD_EVERY = 10  # beats after which the card is sent again, unchanged: a server that lost its data has lost it too
@@ -53,6 +55,7 @@ class Control:
         *,
         by: str,
         info: Callable[[], bytes],
+        stand_in: StandIn,
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         self._settings = settings
@@ -60,6 +63,7 @@ class Control:
         self._handlers_loop = handlers_loop
         self._by = by
         self._info = info
+        self._stand_in = stand_in
         self._loop_factory = loop_factory
         self._clock = SystemClock()
         self._thread = threading.Thread(target=self._main, name="busq-control", daemon=True)
@@ -132,7 +136,12 @@ class Control:
             await self._store.close()
             return
         self._handlers_loop.call_soon_threadsafe(self._ready.set_result, None)
-        services = [self._spawn(self._listener.run()), self._spawn(self._keep_beating())]
+        services = [
+            self._spawn(self._listener.run()),
+            self._spawn(self._keep_beating()),
+            self._spawn(self._stand_in.watch.run()),
+            self._spawn(self._stand_in.run(self._store)),
+        ]
         await self._stop.wait()
         await tasks.end(*services)
         await self._store.close()
@@ -212,6 +221,7 @@ class Control:
                 grace_s=answer.grace_ms / 1000,
                 left_s=answer.left_ms / 1000,
             )
+            attempt.deadline_at = self._clock.monotonic() + facts.left_s
             attempt.token.trip(facts)
             self._handlers_loop.call_soon_threadsafe(self._owner.heard, attempt, facts, heard_by)
         else:

@@ -6,6 +6,9 @@ of everybody else's reach. Where all handlers of a queue share a pool, room is w
 not, a read trusts that most entries need the emptier pool; what then finds its own pool full is given back at once,
 and that queue is read by the fullest pool for a while. Handlers that block for long deserve a queue of their own.
 
+Nothing is started while the beat does not arrive, even if our own connection works: leases would not hold, and cancels
+would not be heard. What was read by then stays pending under our name and is found when we reconcile.
+
 Reads are at most half of all slots, so that Redis fetches one half while the handlers of the other run.
 """
 
@@ -30,13 +33,17 @@ RECONCILE_AGAIN_S = 1.0
 AT_ONCE = 2  # starts on their way while the next entries are read
 SOME_FULL_BLOCK_MS = 20
 WARY_S = (0.1, 2.0)  # after a read that brought more than its pool could take: the first and the longest
+AWAY_S = 0.1  # between looks whether the beat arrives again
 PAUSE_S = (0.05, 2.0)  # between tries while Redis is away: the first and the longest
 
 log = events.logger("busq.worker")
 
 
 class Intake:
-    """`pools` says for every queue which pools its handlers use; `knows` whether this worker runs a job already."""
+    """
+    `pools` says for every queue which pools its handlers use; `knows` whether this worker runs a job already; `beats`
+    whether the beat reaches Redis.
+    """
 
     def __init__(
         self,
@@ -45,12 +52,15 @@ class Intake:
         reception: Reception,
         pools: Mapping[str, set[Pool]],
         knows: Callable[[str], bool],
+        *,
+        beats: Callable[[], bool],
     ) -> None:
         self._streams = streams
         self._slots = slots
         self._reception = reception
         self._pools = dict(pools)
         self._knows = knows
+        self._beats = beats
         self._half = max(1, max(slots.limits[pool] for pools in self._pools.values() for pool in pools) // 2)
         self._plenty = {queue: max(slots.limits[pool] for pool in pools) // 4 for queue, pools in self._pools.items()}
         self._trust = {queue: _Trust() for queue in self._pools}
@@ -65,12 +75,16 @@ class Intake:
         try:
             while True:
                 try:
+                    if not self._beats():
+                        lost_something = True
+                        await asyncio.sleep(AWAY_S)
+                        continue
                     if lost_something:
                         lost_something = not await self.reconcile()
                     if lost_something:
                         await self._a_slot_is_freed(within_s=RECONCILE_AGAIN_S)
                         continue
-                    await self._read_and_take()
+                    lost_something = not await self._read_and_take()
                     pause, self.reachable = PAUSE_S[0], True
                 except BusUnavailable as error:
                     if self.reachable:
@@ -81,9 +95,11 @@ class Intake:
         finally:
             await self._taken()
 
-    async def _read_and_take(self) -> None:
-        """One read. What it brings is started while the next read is on its way."""
+    async def _read_and_take(self) -> bool:
+        """One read. What it brings is started while the next read is on its way; False: it may not be started now."""
         entries = await self._read()
+        if entries and not self._beats():
+            return False
         if entries:
             taking = asyncio.create_task(self._take(entries))
             self._taking.add(taking)
@@ -92,6 +108,7 @@ class Intake:
             done, self._taking = await asyncio.wait(self._taking, return_when=asyncio.FIRST_COMPLETED)
             for taking in done:
                 taking.result()
+        return True
 
     async def _take(self, entries: list[Entry]) -> None:
         self._learn({entry.queue for entry in entries}, await self._reception.take(entries))

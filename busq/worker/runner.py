@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
 from busq import events, tasks
@@ -37,6 +37,7 @@ from busq.worker.reception import Started
 from busq.worker.slots import Slots
 
 WATCH_AFTER_S = 0.005  # a job that runs longer is subscribed to its own channel
+SUSPECT_PATIENCE_S = 1.0  # code that ends this soon after it was given up does not count against the limit
 
 log = events.logger("busq.worker")
 
@@ -51,7 +52,15 @@ class Watcher(Protocol):
 class Runner:
     """Everything that happens to attempts; also the `Fate` of the ladder."""
 
-    def __init__(self, settings: Settings, store: Store, slots: Slots, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        slots: Slots,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        too_many_suspects: Callable[[int], None],
+    ) -> None:
         self.running: dict[str, Attempt] = {}
         self.suspects: set[Attempt] = set()
         self.outbox = Outbox(store, self._settled)
@@ -63,6 +72,7 @@ class Runner:
         self._settings = settings
         self._store = store
         self._slots = slots
+        self._too_many_suspects = too_many_suspects
         self.hands = WorkerHands(loop, self.outbox, self.ladder, result_bytes=settings.result_bytes)
         self._executors: dict[Pool, Executor] = {}
         self._errands: set[asyncio.Task[None]] = set()
@@ -126,26 +136,25 @@ class Runner:
         self._free(attempt)
         self._settle(attempt, outcome)
 
-    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        self.outbox.settle(
-            attempt,
-            outcome.verb,
-            Settlement(
-                jid=attempt.jid,
-                entry=attempt.entry,
-                token=attempt.token_id,
-                attempt=attempt.number,
-                outcome=outcome.word,
-                observed=attempt.token.observed,
-                stopped=not attempt.abandoned,
-                gone=attempt.killed,
-                result=outcome.result,
-                error=outcome.error_bytes,
-                cause=outcome.cause,
-                delay_ms=outcome.delay_ms,
-                notes=attempt.take_notes(self._loop.time()),
-            ),
+    def _settlement(self, attempt: Attempt, outcome: Outcome) -> Settlement:
+        return Settlement(
+            jid=attempt.jid,
+            entry=attempt.entry,
+            token=attempt.token_id,
+            attempt=attempt.number,
+            outcome=outcome.word,
+            observed=attempt.token.observed,
+            stopped=not attempt.abandoned,
+            gone=attempt.killed,
+            result=outcome.result,
+            error=outcome.error_bytes,
+            cause=outcome.cause,
+            delay_ms=outcome.delay_ms,
+            notes=attempt.take_notes(self._loop.time()),
         )
+
+    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        self.outbox.settle(attempt, outcome.verb, self._settlement(attempt, outcome))
         if outcome.error is not None and outcome.verb is not Verb.RELEASE and not attempt.token.tripped:
             facts: dict[str, Any] = {"error": outcome.error.type, "cause": outcome.cause}
             if outcome.cause == "error":  # the other messages quote the payload, and payloads stay out of logs
@@ -187,8 +196,20 @@ class Runner:
         left = list(self.running.values())
         for attempt in left:
             self._abandon(attempt, "the worker is stopping")
-            self._settle(attempt, Outcome(Verb.RELEASE, "interrupted", cause=str(Cause.SHUTDOWN)))
+            self._settle(attempt, _HANDED_BACK)
         return len(left)
+
+    def hand_backs(self) -> list[tuple[Attempt, Settlement]]:
+        """
+        What `hand_back_all` would tell, for whoever stands in for a loop that is blocked.
+
+        Called in the control thread, and this process is about to end. Child processes are ended here and now.
+        """
+        left = list(self.running.values())
+        for attempt in left:
+            attempt.abandoned = True
+            self._executors[attempt.handler.pool].kill(attempt)
+        return [(attempt, self._settlement(attempt, _HANDED_BACK)) for attempt in left]
 
     async def all_ended(self) -> None:
         """Wait until no attempt is running (suspects do not count)."""
@@ -253,6 +274,13 @@ class Runner:
         self._executors[attempt.handler.pool].kill(attempt)  # nothing that it does counts any more
         events.tell(log, events.JOB_ABANDONED, **attempt.facts, why=why, suspects=len(self.suspects))
 
+        self._loop.call_later(SUSPECT_PATIENCE_S, self._weigh_suspects)
+
+    def _weigh_suspects(self) -> None:
+        # Not at once: a killed process, or coroutines that another one had held up, are gone in a moment.
+        if len(self.suspects) > self._settings.suspects_limit:
+            self._too_many_suspects(len(self.suspects))
+
     def _suspect_ended(self, attempt: Attempt) -> None:
         self.suspects.discard(attempt)
         events.tell(
@@ -291,6 +319,7 @@ class Runner:
             self.hands.run_callback(attempt, callback, facts)
 
 
+_HANDED_BACK = Outcome(Verb.RELEASE, "interrupted", cause=str(Cause.SHUTDOWN))
 _STATES = frozenset(State)
 _SETTLED = {
     "succeeded": events.JOB_SUCCEEDED,

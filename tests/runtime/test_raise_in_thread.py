@@ -218,8 +218,9 @@ def test_a_thread_that_is_logging_is_spared() -> None:
             while not go_on.is_set():
                 pass
 
-    logger = logging.Logger("spared")
+    logger = logging.getLogger("spared")
     logger.addHandler(Slow())
+    logger.propagate = False
 
     def work() -> str:
         logger.warning("a line")
