@@ -214,9 +214,7 @@ class Worker:
         if self._stop_asked.is_set():
             return
         limit = self._settings.suspects_limit
-        self.unready = (
-            f"{count} abandoned handlers still run in this process, and {limit} is the limit; it drains and ends"
-        )
+        self.unready = f"{count} abandoned handlers run on in this process, with a limit of {limit}: it drains and ends"
         events.tell(log, events.SUSPECTS_TOO_MANY, worker=self.name, suspects=count, limit=limit)
         self.stop()
 
