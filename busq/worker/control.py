@@ -140,11 +140,15 @@ class Control:
             self._spawn(self._listener.run()),
             self._spawn(self._keep_beating()),
             self._spawn(self._stand_in.watch.run()),
-            self._spawn(self._stand_in.run(self._store)),
+            self._spawn(self._stand_in.run(self._store, self._fall_silent)),
         ]
         await self._stop.wait()
         await tasks.end(*services)
         await self._store.close()
+
+    async def _fall_silent(self) -> None:
+        """End everything here that speaks to Redis, but for the caller's own task."""
+        await tasks.end(*(task for task in self._questions if task is not asyncio.current_task()))
 
     async def _keep_beating(self) -> None:
         beat_s = self._settings.beat_s

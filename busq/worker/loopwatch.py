@@ -6,7 +6,8 @@ lets a tick wait for 0.25 s is blocked: that is told at once, with the stack of 
 task it is, and told again with its whole length when the loop goes on.
 
 A call that holds the interpreter lock stops this watch as well. It is told when the call is over, and `watch_late_s`
-says so: the watch itself came that much too late, as it does in a process that was frozen.
+says so: for that long the watch itself did not get its turn. It is the same in a process that was frozen, whose loop
+may be in perfect order: so nothing is done because of time that could not be watched.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class LoopWatch:
         self._sent_at = 0.0
         self._waiting = False  # always written before the tick is sent, then by the tick alone
         self._lag_s = 0.0
+        self._unwatched_s = 0.0  # of the time since the last tick was sent
         self._told = False
         self._blocked = asyncio.Event()
 
@@ -56,9 +58,9 @@ class LoopWatch:
 
     @property
     def blocked_s(self) -> float:
-        """For how long the loop has been blocked; 0 while it is not."""
-        lag_s = self.lag_s
-        return lag_s if self._waiting and lag_s >= BLOCKED_S else 0.0
+        """For how long the loop has been blocked under our eyes; 0 while it is not."""
+        watched_s = self.lag_s - self._unwatched_s
+        return watched_s if self._waiting and watched_s >= BLOCKED_S else 0.0
 
     # In the control thread
 
@@ -66,7 +68,7 @@ class LoopWatch:
         """Watch until cancelled, or until the loop is closed."""
         while True:
             if not self._waiting:
-                self._sent_at = self._clock.monotonic()
+                self._sent_at, self._unwatched_s = self._clock.monotonic(), 0.0
                 self._waiting = True
                 try:
                     self._loop.call_soon_threadsafe(self._tick)
@@ -74,24 +76,32 @@ class LoopWatch:
                     return
             due = self._clock.monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
-            self._look(late_s=self._clock.monotonic() - due)
+            late_s = self._clock.monotonic() - due
+            if late_s >= TICK_S:
+                self._unwatched_s += late_s
+            self._look()
 
     async def until_blocked(self) -> None:
         """Wait until the loop is blocked."""
         await self._blocked.wait()
 
-    def _look(self, *, late_s: float) -> None:
+    def _look(self) -> None:
         seconds = self.blocked_s
         if seconds and not self._told:
             self._told = True
             self._blocked.set()
             culprit = self._culprit()
             if self._waiting:  # else it went on while we looked, and what we saw is no culprit
-                events.tell(log, events.LOOP_BLOCKED, seconds=round(seconds, 3), **_late(late_s), **culprit)
-        elif not self._waiting and (self._told or self._lag_s >= BLOCKED_S):
+                events.tell(log, events.LOOP_BLOCKED, seconds=round(seconds, 3), **self._late(), **culprit)
+        elif not self._waiting and (self._told or max(self._lag_s, self._unwatched_s) >= BLOCKED_S):
+            # A tick that was answered just before the interpreter stood still has no lag, and the watch has.
             self._told = False
             self._blocked.clear()
-            events.tell(log, events.LOOP_UNBLOCKED, seconds=round(self._lag_s, 3), **_late(late_s))
+            seconds = max(self._lag_s, self._unwatched_s)
+            events.tell(log, events.LOOP_UNBLOCKED, seconds=round(seconds, 3), **self._late())
+
+    def _late(self) -> dict[str, Any]:
+        return {"watch_late_s": round(self._unwatched_s, 3)} if self._unwatched_s else {}
 
     def _culprit(self) -> dict[str, Any]:
         """The stack of the loop's thread, and the job whose task runs there, where that can be told."""
@@ -116,10 +126,6 @@ class LoopWatch:
     def _tick(self) -> None:
         self._lag_s = self._clock.monotonic() - self._sent_at
         self._waiting = False
-
-
-def _late(late_s: float) -> dict[str, Any]:
-    return {"watch_late_s": round(late_s, 3)} if late_s >= BLOCKED_S else {}
 
 
 def _in_words(frame: FrameType) -> str:

@@ -13,7 +13,7 @@ on after all, it hears of the finalized jobs as of any other that was ended else
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from busq import events
 from busq.clock import SystemClock
@@ -38,6 +38,9 @@ log = events.logger("busq.worker")
 
 Leave = Callable[[], object]
 """Ends this process at once; called in the control thread."""
+
+FallSilent = Callable[[], Awaitable[None]]
+"""Ends the beat and all that would put us on the roster again."""
 
 
 class StandIn:
@@ -79,8 +82,9 @@ class StandIn:
         self._leave_at = min(self._leave_at, self._clock.monotonic() + sum(steps[min(self._asked, 2) :]))
         self._asked += 1
 
-    async def run(self, store: Store) -> None:
+    async def run(self, store: Store, fall_silent: FallSilent) -> None:
         """Stand in whenever the loop is blocked, until cancelled. `store` is the control thread's own."""
+        self._fall_silent = fall_silent
         while True:
             await self.watch.until_blocked()
             while self.watch.blocked_s:
@@ -165,6 +169,7 @@ class StandIn:
             if entry.jid:
                 refusal = Refusal(jid=entry.jid, entry=entry.id, why="shutdown")
                 await store.refuse(entry.shard, entry.queue, [refusal])
+        await self._fall_silent()  # before the good-bye: a beat after it would put us on the roster again
         for shard in range(store.shards):
             await store.forget(shard, self._name, self._queues, own_wish=True)
             # What still runs here ends with this process, and that is about to end.

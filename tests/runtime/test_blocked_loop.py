@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +19,7 @@ from structlog.testing import capture_logs
 
 import busq
 from busq.worker import standin
+from busq.worker.loopwatch import LoopWatch
 from tests.runtime.bench import Bench, bench, until
 
 LIMIT_S = 30.0
@@ -124,6 +126,25 @@ async def test_a_loop_that_goes_on_is_not_told(redis_url: str) -> None:
 
 async def _turn() -> None:
     await asyncio.sleep(0)
+
+
+async def test_time_that_could_not_be_watched_counts_for_nothing() -> None:
+    """The watch itself is held up, as in a process that was frozen: its loop may be in perfect order."""
+
+    class Silent:
+        """A loop in which no turn ever comes."""
+
+        def call_soon_threadsafe(self, call: Callable[[], object]) -> None: ...
+
+    watch = LoopWatch(Silent(), dict)  # type: ignore[arg-type]
+    watching = asyncio.create_task(watch.run())
+    await until(lambda: watch.lag_s > 0.0)
+    thawed = time.monotonic() + 1.0
+    spin(lambda: time.monotonic() > thawed)
+    await until(lambda: watch._unwatched_s > 0.5)
+    assert watch.lag_s >= 1.0
+    assert watch.blocked_s < 0.5
+    watching.cancel()
 
 
 @pytest.mark.usefixtures("quick")
