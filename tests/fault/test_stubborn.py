@@ -130,8 +130,8 @@ async def test_a_call_that_holds_the_interpreter_lock_looks_like_a_dead_worker(r
         with worker(redis_url) as one, worker(redis_url) as other:
             handle = await b.bus.enqueue(kind)
             job = await handle.wait(timeout=40)
-            assert (job.state, job.result, job.attempt) == ("succeeded", "second", 2)
-            assert (job.losses, job.failures) == (1, 0)
+            assert (job.state, job.result, job.failures) == ("succeeded", "second", 0)
+            assert job.losses == job.attempt - 1 >= 1, "once, or more often where the machine itself is that slow"
             await until(lambda: _with(b, handle, "late_result"), timeout=30)
             assert (await handle.get()).result == "second"
             if kind == "match_in_loop":
