@@ -56,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Shutdown of a worker
     shutdown_timeout_s: NotNegative = 30.0
     cleanup_s: NotNegative = 3.0
+    suspects_limit: Annotated[int, Meta(ge=0)] = 10
+    """Abandoned handlers that may run on in one process; past it the worker drains and ends."""
 
     # Bounds
     keep_succeeded_s: Positive = 3600.0

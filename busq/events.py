@@ -17,6 +17,11 @@ WORKER_DRAINING = "worker.draining"
 WORKER_STOPPED = "worker.stopped"
 BUS_LOST = "bus.lost"
 BUS_BACK = "bus.back"
+LOOP_BLOCKED = "loop.blocked"
+LOOP_UNBLOCKED = "loop.unblocked"
+WORKER_LIFELESS = "worker.lifeless"
+WORKER_LEAVES = "worker.leaves"
+SUSPECTS_TOO_MANY = "suspects.too_many"
 JOB_STARTED = "job.started"
 JOB_SUCCEEDED = "job.succeeded"
 JOB_FAILED = "job.failed"
@@ -77,6 +82,11 @@ _LEVELS: dict[str, int] = {
     CHILD_DIED: logging.WARNING,
     CHILD_SIGNALLED: logging.WARNING,
     BUS_LOST: logging.ERROR,
+    LOOP_BLOCKED: logging.WARNING,
+    LOOP_UNBLOCKED: logging.WARNING,
+    WORKER_LIFELESS: logging.ERROR,
+    WORKER_LEAVES: logging.ERROR,
+    SUSPECTS_TOO_MANY: logging.ERROR,
     WORKER_LOST: logging.WARNING,
     PROCESS_STARTED: logging.DEBUG,
     PROCESS_ENDED: logging.WARNING,

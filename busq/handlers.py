@@ -69,6 +69,8 @@ class HandlerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     late_success: Literal["cancel", "keep"] = "cancel"
     pool: Pool | None = None
     """Left out: coroutine for `async def`, thread for `def`."""
+    raise_in_thread: bool = False
+    """Force raises `Cancelled` in the thread; see `busq/worker/executors/raising.py` for how little that promises."""
 
     def checked(self, kind: str) -> HandlerOptions:
         """The same options with every value of its proper type. Raise `ConfigError` naming handler and field."""
@@ -127,6 +129,11 @@ class Handler:
         self.kind = self._check_kind(kind_of(function) if kind is None else kind)
         self.options = (options or HandlerOptions()).checked(self.kind)
         self.pool = pool_of(self.kind, function, self.options.pool)
+        if self.options.raise_in_thread and self.pool is not Pool.THREAD:
+            raise ConfigError(
+                f"handler {self.kind!r}: raise_in_thread: this one runs in the {self.pool} pool, where force has "
+                "better means; leave it out"
+            )
         self.signature = signature_of(self.kind, function)
         parameters = self.signature.parameters.values()
         self._by_position = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)

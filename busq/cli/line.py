@@ -47,8 +47,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Answering(Protocol):
     """As much of a worker as matters here."""
 
-    lifeless: str
-
+    @property
+    def lifeless(self) -> str: ...
     def health(self) -> Report: ...
 
 

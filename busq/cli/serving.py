@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from busq import events
-from busq.cli import exits, logs
+from busq.cli import exits, logs, signals
 from busq.config import Settings
 from busq.errors import UnfitServer
 
@@ -40,35 +40,40 @@ async def require_fit(settings: Settings) -> None:
 
 
 async def until_stopped(
-    run: Coroutine[Any, Any, None], *, stop: Callable[[], None], started: Callable[[], bool]
+    run: Coroutine[Any, Any, None],
+    *,
+    stop: Callable[[], None],
+    started: Callable[[], bool],
+    for_certain: Callable[[], None] | None = None,
 ) -> None:
     """
-    Run until it ends; signals call `stop`. One that comes before there is anything to stop ends it at once.
+    Run until it ends; signals call `stop` in the loop. One that comes before there is anything to stop ends it at once.
 
-    Raise what `run` raises.
+    `for_certain` is called beside it, in another thread, for each signal: it has to do what is to be done when the loop
+    is blocked. Raise what `run` raises.
     """
     loop = asyncio.get_running_loop()
     running = asyncio.create_task(run)
 
-    def asked(name: str) -> None:
-        log.info("signal", signal=name)
+    def asked() -> None:
         if started():
             stop()
         else:
             running.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked, number.name)
-    try:
-        await running
-    except asyncio.CancelledError:
-        if started():
-            raise
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            # Too late to ask for anything; a second signal must not turn a clean end into another one.
-            signal.signal(number, signal.SIG_IGN)
+    def hear(name: str) -> None:
+        if for_certain is not None:
+            for_certain()
+        with suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(asked)
+        log.info("signal", signal=name)
+
+    with signals.heard(hear):
+        try:
+            await running
+        except asyncio.CancelledError:
+            if started():
+                raise
 
 
 def leave_now(code: int = exits.DONE) -> None:

@@ -52,7 +52,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 class Supervisor:
     def __init__(self, work: Work, processes: int) -> None:
-        settings = Settings.load(shutdown_timeout_s=work.shutdown_timeout)
+        settings = Settings.load(shutdown_timeout_s=work.shutdown_timeout, cleanup_s=work.cleanup_timeout)
         within_s = settings.shutdown_timeout_s + settings.cleanup_s + settings.force_s
         self.exit_code = exits.DONE
         self._keepers = [

@@ -26,6 +26,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queues: list[str] = []
     concurrency: int | None = None
     shutdown_timeout: float | None = None
+    cleanup_timeout: float | None = None
     log_level: Literal["debug", "info", "warning", "error"] | None = None
     url: str | None = None
     namespace: str | None = None
@@ -39,6 +40,7 @@ def worker(
     concurrency: int | None = None,
     processes: int = 1,
     shutdown_timeout: float | None = None,
+    cleanup_timeout: float | None = None,
     log_level: Literal["debug", "info", "warning", "error"] | None = None,
     page: HealthPage = NO_PAGE,
     place: Place = HERE,
@@ -47,7 +49,7 @@ def worker(
     Run the jobs of an application.
 
     On SIGTERM or Ctrl-C it takes no new jobs, lets those that run end, and hands back what has not ended in time. A
-    second signal hurries it. Log lines go to stderr: JSON unless that is a terminal.
+    second signal hurries it through the wait that is on. Log lines go to stderr: JSON unless that is a terminal.
 
     Parameters
     ----------
@@ -62,6 +64,8 @@ def worker(
         Worker processes to keep alive: one that ends or no longer answers is replaced, all of them drain together.
     shutdown_timeout
         Seconds that running jobs get to end when the worker stops; left out: BUSQ_SHUTDOWN_TIMEOUT_S, else 30.
+    cleanup_timeout
+        Seconds that they get after that, to clean up, once they were told to stop; left out: BUSQ_CLEANUP_S, else 3.
     log_level
         Left out: BUSQ_LOG_LEVEL, else info.
     """
@@ -76,6 +80,7 @@ def worker(
         queues=queue or [],
         concurrency=concurrency,
         shutdown_timeout=shutdown_timeout,
+        cleanup_timeout=cleanup_timeout,
         log_level=log_level,
         url=place.url,
         namespace=place.namespace,
@@ -95,7 +100,13 @@ def run(work: Work, address: Address | None = None, *, line: socket | None = Non
 
     logs.configure(work.log_level)
     bus = application.load(work.app)
-    settings = application.settle(bus, url=work.url, namespace=work.namespace, shutdown_timeout_s=work.shutdown_timeout)
+    settings = application.settle(
+        bus,
+        url=work.url,
+        namespace=work.namespace,
+        shutdown_timeout_s=work.shutdown_timeout,
+        cleanup_s=work.cleanup_timeout,
+    )
     application.check_runnable(work.app, bus)
     if not settings.url:
         raise ConfigError(NO_URL)
@@ -125,7 +136,12 @@ async def _work(bus: Bus, settings: Settings, work: Work, address: Address | Non
         await worker.run()
 
     async with health.served(address, worker.health):
-        await serving.until_stopped(run(), stop=worker.stop, started=lambda: worker.ready or worker.draining)
+        await serving.until_stopped(
+            run(),
+            stop=worker.stop,
+            started=lambda: worker.ready or worker.draining,
+            for_certain=lambda: worker.stop_for_certain(serving.leave_now),
+        )
     if worker.draining and worker.leftovers:
         serving.leave_now()
     serving.leave_soon()

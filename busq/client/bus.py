@@ -103,6 +103,7 @@ class Bus:
         expires: float | None = None,
         deadline: float | None = None,
         late_success: Literal["cancel", "keep"] = "cancel",
+        raise_in_thread: bool = False,
     ) -> _JobDecorator: ...
 
     def job(self, function: Callable[..., Any] | None = None, *, kind: str | None = None, **options: Any) -> Any:
@@ -112,6 +113,10 @@ class Bus:
         `async def` runs as a coroutine, `def` in a thread, `def` with `pool="process"` in a child process. `kind` is
         the function's name unless given. Lengths of time in seconds; `retries` counts handler failures. Raise
         `ConfigError` for a setting that will not do, or a kind that is taken.
+
+        `raise_in_thread=True`, for a `def` handler in a thread: force, after the grace, raises `busq.Cancelled` in that
+        thread, every 50 ms until the force time is over. It reaches Python code only: not a sleep, a wait for a socket
+        or a lock, or C code, before that returns; a bare `except` swallows it; and it may cut a `finally` short.
         """
         own = _handler_options(options)
 

@@ -1,8 +1,9 @@
 """
 One run of one handler, from start to outcome, as the worker sees it.
 
-Belongs to the handlers' loop. Only the token may be touched from elsewhere, and `progress`, which is replaced
-whole. An attempt is over once: when its handler has ended, or when the worker has given it up.
+Belongs to the handlers' loop. Only the token may be touched from elsewhere, `progress`, which is replaced whole, and
+`deadline_at`, which is the control thread's. An attempt is over once: when its handler has ended, or when the worker
+has given it up.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Attempt:
         "abandoned",
         "abandoned_at",
         "answer",
+        "deadline_at",
         "entry",
         "force_timer",
         "forced",
@@ -83,6 +85,7 @@ class Attempt:
         self.timers: list[asyncio.TimerHandle] = []
         self.force_timer: asyncio.TimerHandle | None = None
         self.tripped_at: float | None = None
+        self.deadline_at: float | None = None  # of a cancel; written and read by the control thread
         self.shields = 0
         self.shut_out = False  # a cancel waits outside a shield
         self.forced = False

@@ -13,7 +13,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast
 
@@ -306,6 +306,11 @@ def current_job() -> CurrentJob:
 def current_job_or_none() -> CurrentJob | None:
     """The same for code that may run anywhere, such as a log processor."""
     return _current.get()
+
+
+def job_in(there: Context) -> CurrentJob | None:
+    """The job whose handler runs in that context, seen from outside."""
+    return there.get(_current)
 
 
 def enter(job: CurrentJob | None) -> None:

@@ -9,7 +9,8 @@ nor the beat. Both end in one question to the store, `renew`, whose answer is th
     the beat, every second    ─┘
 
 A notice itself is worth nothing but the question: a forged one changes nothing. What is heard is carried into the
-handlers' loop; the token alone is tripped right here, so that a thread's next check finds it.
+handlers' loop; the token alone is tripped right here, so that a thread's next check finds it. While that loop is
+blocked, what cannot wait for it is done here too (`standin.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from busq.store.forms import Renewal, RenewAnswer
 from busq.store.listener import Listener
 from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
+from busq.worker.standin import StandIn
 
 UNREACHABLE_AFTER_S = 3.0  # without a good answer: then the worker says that it cannot reach Redis
 CARD_EVERY = 10  # beats after which the card is sent again, unchanged: a server that lost its data has lost it too
@@ -55,6 +57,7 @@ class Control:
         by: str,
         info: Callable[[], bytes],
         occasions: Mapping[str, str],
+        stand_in: StandIn,
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         self._settings = settings
@@ -63,6 +66,7 @@ class Control:
         self._by = by
         self._info = info
         self._occasions = occasions
+        self._stand_in = stand_in
         self._loop_factory = loop_factory
         self._clock = SystemClock()
         self._thread = threading.Thread(target=self._main, name="busq-control", daemon=True)
@@ -172,10 +176,16 @@ class Control:
         self._services = {
             "listener": self._spawn(self._listener.run()),
             "beat": self._spawn(self._keep_beating()),
+            "loop watch": self._spawn(self._stand_in.watch.run()),
+            "stand-in": self._spawn(self._stand_in.run(self._store, self._fall_silent)),
         }
         await self._stop.wait()
         await tasks.end(*self._services.values())
         await self._store.close()
+
+    async def _fall_silent(self) -> None:
+        """End everything here that speaks to Redis, but for the caller's own task."""
+        await tasks.end(*(task for task in self._questions if task is not asyncio.current_task()))
 
     async def _keep_beating(self) -> None:
         beat_s = self._settings.beat_s
@@ -260,6 +270,7 @@ class Control:
                 grace_s=answer.grace_ms / 1000,
                 left_s=answer.left_ms / 1000,
             )
+            attempt.deadline_at = self._clock.monotonic() + facts.left_s
             attempt.token.trip(facts)
             self._handlers_loop.call_soon_threadsafe(self._owner.heard, attempt, facts, heard_by)
         else:

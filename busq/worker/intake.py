@@ -6,6 +6,9 @@ of everybody else's reach. Where all handlers of a queue share a pool, room is w
 not, a read trusts that most entries need the emptier pool; what then finds its own pool full is given back at once,
 and that queue is read by the fullest pool for a while. Handlers that block for long deserve a queue of their own.
 
+Nothing is started while the beat does not arrive, even if our own connection works: leases would not hold, and cancels
+would not be heard. What was read by then stays pending under our name and is found when we reconcile.
+
 Reads are at most half of all slots, so that Redis fetches one half while the handlers of the other run.
 
 Queues of hooks are nearly always empty, and may have a small pool: they must not make the reads of the others smaller.
@@ -35,6 +38,7 @@ AT_ONCE = 2  # starts on their way while the next entries are read
 SOME_FULL_BLOCK_MS = 20
 HOOKS_EVERY_S = 0.01  # so often are queues of hooks read while others have entries
 WARY_S = (0.1, 2.0)  # after a read that brought more than its pool could take: the first and the longest
+AWAY_S = 0.1  # between looks whether the beat arrives again
 PAUSE_S = (0.05, 2.0)  # between tries while Redis is away: the first and the longest
 
 log = events.logger("busq.worker")
@@ -42,7 +46,8 @@ log = events.logger("busq.worker")
 
 class Intake:
     """
-    `served` says for every queue which handlers it feeds; `knows` whether this worker runs what is behind an entry.
+    `served` says for every queue which handlers it feeds; `knows` whether this worker runs what is behind an entry;
+    `beats` whether the beat reaches Redis.
     """
 
     def __init__(
@@ -52,12 +57,15 @@ class Intake:
         reception: Reception,
         served: Mapping[str, Sequence[Handler]],
         knows: Callable[[Entry], bool],
+        *,
+        beats: Callable[[], bool],
     ) -> None:
         self._streams = streams
         self._slots = slots
         self._reception = reception
         self._needs = {queue: _needs(handlers) for queue, handlers in served.items()}
         self._knows = knows
+        self._beats = beats
         self._trust = {queue: _Trust() for queue in self._needs}
         self._taking: set[asyncio.Task[None]] = set()
         self._turn = 0
@@ -71,10 +79,14 @@ class Intake:
         try:
             while True:
                 try:
+                    if not self._beats():
+                        lost_something = True
+                        await asyncio.sleep(AWAY_S)
+                        continue
                     if lost_something:
                         await self.reconcile()
                         lost_something = False
-                    await self._read_and_take()
+                    lost_something = not await self._read_and_take()
                     pause, self.reachable = PAUSE_S[0], True
                 except BusUnavailable as error:
                     if self.reachable:
@@ -85,9 +97,11 @@ class Intake:
         finally:
             await self._taken()
 
-    async def _read_and_take(self) -> None:
-        """One read. What it brings is started while the next read is on its way."""
+    async def _read_and_take(self) -> bool:
+        """One read. What it brings is started while the next read is on its way; False: it may not be started now."""
         entries = await self._read()
+        if entries and not self._beats():
+            return False
         if entries:
             taking = asyncio.create_task(self._take(entries))
             self._taking.add(taking)
@@ -96,6 +110,7 @@ class Intake:
             done, self._taking = await asyncio.wait(self._taking, return_when=asyncio.FIRST_COMPLETED)
             for taking in done:
                 taking.result()
+        return True
 
     async def _take(self, entries: list[Entry]) -> None:
         self._learn({entry.queue for entry in entries}, await self._reception.take(entries))

@@ -4,7 +4,8 @@ From the wish to the end: trip the token, wait the grace, use force, give up.
     tripped ──> asked to stop once, later awaits work
        │  grace (less when the deadline is nearer; a shorter one may arrive: hastened)
        v
-    forced ──> a coroutine is cancelled again every 50 ms; a process gets SIGTERM; a thread cannot be
+    forced ──> a coroutine is cancelled again every 50 ms; a process gets SIGTERM; a thread cannot be, unless its
+       │       handler asked to have `Cancelled` raised in it, every 50 ms too
        │  force time
        v
     killed ──> a process gets SIGKILL, and that is its end; the others cannot be

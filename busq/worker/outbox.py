@@ -97,6 +97,16 @@ class Outbox:
         """Wait until everything has been told."""
         await self._idle.wait()
 
+    async def tell_through(self, store: Store) -> None:
+        """Send all that is in here once, another way: for whoever stands in for a loop that is blocked."""
+        for line in list(self._lines):
+            await self._note(store, line)
+        for where, endings in list(self._endings.items()):
+            for start in range(0, len(endings), BATCH):
+                await store.settle(*where, [settlement for _, settlement in endings[start : start + BATCH]])
+        for each in list(self._returns):
+            await store.refuse(each.shard, each.queue, [each.refusal])
+
     # Sending -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -159,11 +169,15 @@ class Outbox:
         for (attempt, _), (word, state) in zip(chosen, answers, strict=True):
             self._settled(attempt, word, state)
 
-    async def _send_line(self, line: _Line) -> None:
+    async def _note(self, store: Store, line: _Line) -> str:
         attempt = line.attempt
-        word, _ = await self._store.note(
+        word, _ = await store.note(
             attempt.jid, token=attempt.token_id, attempt=attempt.number, note=line.note, saved=line.saved
         )
+        return word
+
+    async def _send_line(self, line: _Line) -> None:
+        word = await self._note(self._store, line)
         if line.kept is None:
             return
         if word == "noted":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
 from busq import events, tasks
@@ -40,6 +40,7 @@ from busq.worker.slots import Slots
 
 WATCH_AFTER_S = 0.005  # a job that runs longer is subscribed to its own channel
 WATCH_WAITING_AFTER_S = 0.05  # one that waits for a child process: mostly it is over by then, or handed back
+SUSPECT_PATIENCE_S = 1.0  # code that ends this soon after it was given up does not count against the limit
 
 log = events.logger("busq.worker")
 
@@ -54,7 +55,15 @@ class Watcher(Protocol):
 class Runner:
     """Everything that happens to attempts; also the `Fate` of the ladder."""
 
-    def __init__(self, settings: Settings, store: Store, slots: Slots, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        slots: Slots,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        too_many_suspects: Callable[[int], None],
+    ) -> None:
         self.running: dict[str, Attempt] = {}
         self.suspects: set[Attempt] = set()
         self.outbox = Outbox(store, self._settled)
@@ -66,6 +75,7 @@ class Runner:
         self._settings = settings
         self._store = store
         self._slots = slots
+        self._too_many_suspects = too_many_suspects
         self.hands = WorkerHands(
             loop, store, self.outbox, self.ladder, self._errand, result_bytes=settings.result_bytes
         )
@@ -141,30 +151,28 @@ class Runner:
         self._free(attempt)
         self._settle(attempt, outcome)
 
-    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        hook = isinstance(attempt.handler, Hook)
-        self.outbox.settle(
-            attempt,
-            outcome.verb,
-            Settlement(
-                jid=attempt.jid,
-                entry=attempt.entry,
-                token=attempt.token_id,
-                attempt=attempt.number,
-                outcome=outcome.word,
-                observed=_is_cancel(attempt) and attempt.token.observed,
-                stopped=not attempt.abandoned,
-                gone=attempt.killed,
-                keep=attempt.handler.options.late_success == "keep",
-                result=outcome.result,
-                error=outcome.error_bytes,
-                cause=outcome.cause,
-                delay_ms=outcome.delay_ms,
-                hook=outcome.in_words if hook else "",
-                notes=attempt.take_notes(self._loop.time()),
-            ),
+    def _settlement(self, attempt: Attempt, outcome: Outcome) -> Settlement:
+        return Settlement(
+            jid=attempt.jid,
+            entry=attempt.entry,
+            token=attempt.token_id,
+            attempt=attempt.number,
+            outcome=outcome.word,
+            observed=_is_cancel(attempt) and attempt.token.observed,
+            stopped=not attempt.abandoned,
+            gone=attempt.killed,
+            keep=attempt.handler.options.late_success == "keep",
+            result=outcome.result,
+            error=outcome.error_bytes,
+            cause=outcome.cause,
+            delay_ms=outcome.delay_ms,
+            hook=outcome.in_words if isinstance(attempt.handler, Hook) else "",
+            notes=attempt.take_notes(self._loop.time()),
         )
-        told = attempt.token.facts
+
+    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        self.outbox.settle(attempt, outcome.verb, self._settlement(attempt, outcome))
+        hook, told = isinstance(attempt.handler, Hook), attempt.token.facts
         unasked = told is None or (hook and told.cause is Cause.TIMEOUT)
         if outcome.error is not None and outcome.verb is not Verb.RELEASE and unasked:
             facts: dict[str, Any] = {"error": outcome.error.type, "cause": outcome.cause}
@@ -207,8 +215,20 @@ class Runner:
         left = list(self.running.values())
         for attempt in left:
             self._abandon(attempt, "the worker is stopping")
-            self._settle(attempt, Outcome(Verb.RELEASE, "interrupted", cause=str(Cause.SHUTDOWN)))
+            self._settle(attempt, _HANDED_BACK)
         return len(left)
+
+    def hand_backs(self) -> list[tuple[Attempt, Settlement]]:
+        """
+        What `hand_back_all` would tell, for whoever stands in for a loop that is blocked.
+
+        Called in the control thread, and this process is about to end. Child processes are ended here and now.
+        """
+        left = list(self.running.values())
+        for attempt in left:
+            attempt.abandoned = True
+            self._executors[attempt.handler.pool].kill(attempt)
+        return [(attempt, self._settlement(attempt, _HANDED_BACK)) for attempt in left]
 
     async def all_ended(self) -> None:
         """Wait until no attempt is running (suspects do not count)."""
@@ -274,6 +294,13 @@ class Runner:
         self._executors[attempt.handler.pool].kill(attempt)  # nothing that it does counts any more
         events.tell(log, events.JOB_ABANDONED, **attempt.facts, why=why, suspects=len(self.suspects))
 
+        self._loop.call_later(SUSPECT_PATIENCE_S, self._weigh_suspects)
+
+    def _weigh_suspects(self) -> None:
+        # Not at once: a killed process, or coroutines that another one had held up, are gone in a moment.
+        if len(self.suspects) > self._settings.suspects_limit:
+            self._too_many_suspects(len(self.suspects))
+
     def _suspect_ended(self, attempt: Attempt) -> None:
         self.suspects.discard(attempt)
         events.tell(
@@ -323,6 +350,7 @@ def _is_cancel(attempt: Attempt) -> bool:
     return facts is not None and facts.cause.cancels
 
 
+_HANDED_BACK = Outcome(Verb.RELEASE, "interrupted", cause=str(Cause.SHUTDOWN))
 _STATES = frozenset(State)
 _SETTLED = {
     "succeeded": events.JOB_SUCCEEDED,

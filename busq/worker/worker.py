@@ -2,7 +2,7 @@
 A worker: its parts put together, run, drained and stopped.
 
     intake ──> reception ──> runner ──> outbox        in the handlers' loop
-    listener, beat                                     in the control thread
+    listener, beat, watch over that loop               in the control thread
 
 It stops in reverse order of need: intake first; then handlers may end, are asked to, and are handed back; the
 listener and the beat last, so that a cancel is heard and leases hold until the last job has ended.
@@ -39,10 +39,12 @@ from busq.worker.executors.process import ProcessExecutor
 from busq.worker.executors.thread import ThreadExecutor
 from busq.worker.intake import Intake
 from busq.worker.ladder import KILL_PATIENCE_S
+from busq.worker.loopwatch import LoopWatch
 from busq.worker.pace import Pace
 from busq.worker.reception import Reception
 from busq.worker.runner import Runner
 from busq.worker.slots import Slots
+from busq.worker.standin import Leave, StandIn
 
 TELL_LIMIT_S = 5.0  # how long a stopping worker tries to tell Redis what it has to tell
 
@@ -84,12 +86,9 @@ class Worker:
         }
         self.ready = False
         self.draining = False
-        self.loop_lag_s = 0.0
-        """How late the handlers' loop is."""
-        self.lifeless = ""
-        """Why only a new process can mend this one; "" while all is well."""
         self.unready = ""
-        """Why it takes no more jobs although it could; "" while it does."""
+        """Why it takes no more jobs although nobody asked it to stop, in words; "" while it does."""
+        self._stand_in: StandIn | None = None
         self._clock = SystemClock()
         self._began = self._clock.monotonic()
         self._opened = False
@@ -127,10 +126,30 @@ class Worker:
         events.tell(log, events.WORKER_STOPPED, worker=self.name, handed_back=left, suspects=len(self._runner.suspects))
 
     def stop(self) -> None:
-        """Drain and end. Called again: hurry. Safe in a signal handler of the loop."""
+        """Drain and end. Called again: hurry through the wait that is on. Safe in a signal handler of the loop."""
         if self._stop_asked.is_set():
             self._hurry_asked.set()
         self._stop_asked.set()
+
+    def stop_for_certain(self, leave: Leave) -> None:
+        """
+        Make sure that `stop` is not in vain: beside it, for each time that it is called. Safe from any thread.
+
+        When a drain would be over and the handlers' loop is blocked, the control thread hands everything back and
+        calls `leave`, which ends the process.
+        """
+        if self._stand_in is not None:
+            self._stand_in.told_to_stop(leave)
+
+    @property
+    def loop_lag_s(self) -> float:
+        """How late the handlers' loop is right now, in seconds. Safe from any thread."""
+        return 0.0 if self._stand_in is None else self._stand_in.watch.lag_s
+
+    @property
+    def lifeless(self) -> str:
+        """Why only a new process can mend this one, in words; "" while all is well. Safe from any thread."""
+        return "" if self._stand_in is None else self._stand_in.lifeless
 
     @property
     def leftovers(self) -> int:
@@ -179,7 +198,7 @@ class Worker:
         await self._streams.open()
         self._pace = Pace()
         self._slots = Slots(self._limits, self._pace)
-        self._runner = Runner(self._settings, self._store, self._slots, loop)
+        self._runner = Runner(self._settings, self._store, self._slots, loop, too_many_suspects=self._wear_out)
         self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
         self._processes = ProcessExecutor(
             loop, self._runner.reported, self._runner.begun, self._runner.hands, hello,
@@ -195,14 +214,19 @@ class Worker:
             self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin
         )
         served = {queue: self._handlers.of_queue(queue) for queue in self._served}
-        self._intake = Intake(self._streams, self._slots, reception, served, self._runner.knows)
+        watch = LoopWatch(loop, lambda: self._runner.running)
+        stand_in = StandIn(self._settings, self._runner, watch, loop, name=self.name, queues=self._served)
         self._card = process_card("worker")
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, occasions=reception.occasions,
-            loop_factory=self._loop_factory,
+            stand_in=stand_in, loop_factory=self._loop_factory,
         )  # fmt: skip
+        self._intake = Intake(
+            self._streams, self._slots, reception, served, self._runner.knows, beats=lambda: self._control.reachable
+        )
         self._runner.watcher = self._control
         await self._control.start()
+        self._stand_in = stand_in
         self._opened = True
 
     def _of_pool(self, pool: Pool) -> list[Handler]:
@@ -229,6 +253,15 @@ class Worker:
     def superseded(self, attempt: Attempt, state: str) -> None:
         self._runner.superseded(attempt, state)
 
+    def _wear_out(self, count: int) -> None:
+        """More abandoned code runs in here than a process should carry: drain, so that a fresh one can take over."""
+        if self._stop_asked.is_set():
+            return
+        limit = self._settings.suspects_limit
+        self.unready = f"{count} abandoned handlers run on in this process, with a limit of {limit}: it drains and ends"
+        events.tell(log, events.SUSPECTS_TOO_MANY, worker=self.name, suspects=count, limit=limit)
+        self.stop()
+
     # Stopping ------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> int:
@@ -240,7 +273,8 @@ class Worker:
         if self._runner.running:
             facts = TripFacts(cause=Cause.SHUTDOWN, reason="the worker is stopping", grace_s=settings.cleanup_s)
             self._runner.trip_all(facts)
-            await self._ended_within(settings.cleanup_s, may_hurry=False)
+            self._hurry_asked.clear()
+            await self._ended_within(settings.cleanup_s, may_hurry=True)
         if any(attempt.handler.pool is Pool.PROCESS for attempt in self._runner.running.values()):
             # These can be ended, and are before their jobs go to somebody else: SIGTERM now, then SIGKILL.
             await self._ended_within(settings.force_s + KILL_PATIENCE_S, may_hurry=False)

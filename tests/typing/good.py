@@ -21,7 +21,7 @@ async def transcode(path: str, *, preset: str = "slow") -> str:
     return path
 
 
-@bus.job
+@bus.job(raise_in_thread=True)
 def resized(width: int) -> list[int]:
     return [width]
 

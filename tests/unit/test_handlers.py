@@ -243,6 +243,16 @@ def test_good_settings_are_kept_with_their_proper_types() -> None:
         Handler(plain, options=HandlerOptions(backoff_s=2.0, backoff_max_s=1.0))
 
 
+@pytest.mark.parametrize("pool", ["coroutine", "process"])
+def test_only_a_thread_can_be_raised_in(pool: str) -> None:
+    async def awaits() -> None: ...
+
+    function = awaits if pool == "coroutine" else plain
+    with pytest.raises(ConfigError, match=f"raise_in_thread: this one runs in the {pool} pool"):
+        Handler(function, options=HandlerOptions(raise_in_thread=True, pool=Pool(pool)))
+    assert Handler(plain, options=HandlerOptions(raise_in_thread=True)).pool is Pool.THREAD
+
+
 # The producer's side
 
 

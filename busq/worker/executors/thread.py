@@ -4,6 +4,9 @@
 A thread cannot be stopped from outside. It is asked (its token says cancelled, its checks raise); if it does not
 listen it is abandoned: its slot is given a fresh thread, and it runs on as a suspect until it ends by itself. The
 threads are daemons, so that not one of them keeps a drained worker from exiting.
+
+A handler declared with `raise_in_thread=True` has `Cancelled` raised in it by force: see `raising.py` for how little
+that promises.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 from busq.worker import context
 from busq.worker.attempt import Attempt
 from busq.worker.executors.base import HandlerExit, Report
+from busq.worker.executors.raising import Ending, Raising
 
 Work = Callable[[], None]
 
@@ -35,10 +39,13 @@ class ThreadExecutor:
         self._idle = 0  # threads that ask for work, and
         self._waiting = 0  # jobs that none of them has taken yet: always changed together
         self._made = 0
+        self._raising: dict[Attempt, Raising] = {}  # of the handlers that want it, while their code runs
 
     def begin(self, attempt: Attempt, payload: bytes) -> None:
         args, kwargs = attempt.handler.unbind(payload)
         own = self._plain.copy()
+        if attempt.handler.options.raise_in_thread:
+            self._raising[attempt] = Raising(attempt.token)
         with self._lock:
             self._waiting += 1
             enough = self._waiting <= self._idle
@@ -55,7 +62,8 @@ class ThreadExecutor:
         """Nothing beyond the token."""
 
     def force(self, attempt: Attempt) -> bool:
-        return False
+        raising = self._raising.get(attempt)
+        return raising is not None and raising.fire()
 
     def kill(self, attempt: Attempt) -> bool:
         return False
@@ -81,16 +89,25 @@ class ThreadExecutor:
 
     def _run(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
         context.enter(attempt.job)
-        value: Any = None
-        error: BaseException | None = None
+        raising = self._raising.get(attempt)
+        function = attempt.handler.function
+        value, error = _call(function, args, kwargs) if raising is None else raising.call(function, args, kwargs)
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            left = HandlerExit(f"the handler raised {type(error).__name__}: {error}")
+            left.__cause__ = error
+            error = left
         try:
-            value = attempt.handler.function(*args, **kwargs)
-        except (SystemExit, KeyboardInterrupt) as raised:
-            error = HandlerExit(f"the handler raised {type(raised).__name__}: {raised}")
-            error.__cause__ = raised
-        except BaseException as raised:
-            error = raised
-        try:
-            self._loop.call_soon_threadsafe(self._report, attempt, value, error)
+            self._loop.call_soon_threadsafe(self._ended, attempt, value, error)
         except RuntimeError:
             return  # the loop is closed: an abandoned handler came back after its worker had drained
+
+    def _ended(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
+        self._raising.pop(attempt, None)
+        self._report(attempt, value, error)
+
+
+def _call(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Ending:
+    try:
+        return function(*args, **kwargs), None
+    except BaseException as raised:
+        return None, raised

@@ -1,0 +1,176 @@
+"""
+What the control thread does in place of a handlers' loop that is blocked.
+
+    a cancel's deadline has passed     the worker is lifeless: only a new process can mend it while this lasts
+    ... for 2 s, and no watchdog came  finalize the job as the watchdog would: abandoned
+    asked to stop, and the time of     trip the tokens; then hand everything back and leave, for the loop will not
+      a whole drain is over
+
+It touches nothing that the loop could still change: the loop stands still while anything here happens. When it goes
+on after all, it hears of the finalized jobs as of any other that was ended elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from busq import events
+from busq.clock import SystemClock
+from busq.config import Settings
+from busq.errors import BusUnavailable
+from busq.protocol.cancel import Cause, TripFacts
+from busq.protocol.states import Verb
+from busq.store import suspects
+from busq.store.forms import Refusal
+from busq.store.store import Store
+from busq.store.streams import Streams
+from busq.worker.attempt import Attempt
+from busq.worker.ladder import WATCHDOG_PATIENCE_S
+from busq.worker.loopwatch import LoopWatch
+from busq.worker.runner import Runner
+
+LOOK_S = 0.1
+STUCK_S = 1.0  # a loop that is blocked for less may just be slow
+HAND_BACK_LIMIT_S = 5.0
+
+log = events.logger("busq.worker")
+
+Leave = Callable[[], object]
+"""Ends this process at once; called in the control thread."""
+
+FallSilent = Callable[[], Awaitable[None]]
+"""Ends the beat and all that would put us on the roster again."""
+
+
+class StandIn:
+    """Belongs to the control thread, but for `lifeless` and `told_to_stop`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        runner: Runner,
+        watch: LoopWatch,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        name: str,
+        queues: Sequence[str],
+    ) -> None:
+        self.watch = watch
+        self.lifeless = ""
+        """Why only a new process can mend this one, in words; "" while all is well."""
+        self._settings = settings
+        self._runner = runner
+        self._loop = loop
+        self._name = name
+        self._queues = list(queues)
+        self._clock = SystemClock()
+        self._finalized: set[Attempt] = set()
+        self._asked = 0  # how many times we were told to stop
+        self._leave_at = float("inf")
+        self._leave: Leave | None = None
+
+    def told_to_stop(self, leave: Leave) -> None:
+        """
+        Leave if the loop cannot: `leave` is called when a drain would be over and the loop is blocked.
+
+        Told again, hurry, as a drain does. Safe from any thread.
+        """
+        settings = self._settings
+        steps = (settings.shutdown_timeout_s, settings.cleanup_s, settings.force_s)
+        self._leave = leave
+        self._leave_at = min(self._leave_at, self._clock.monotonic() + sum(steps[min(self._asked, 2) :]))
+        self._asked += 1
+
+    async def run(self, store: Store, fall_silent: FallSilent) -> None:
+        """Stand in whenever the loop is blocked, until cancelled. `store` is the control thread's own."""
+        self._fall_silent = fall_silent
+        while True:
+            await self.watch.until_blocked()
+            while self.watch.blocked_s:
+                try:
+                    await self._step(store)
+                except BusUnavailable:
+                    pass  # the beat says so; the next step tries again
+                except Exception as error:  # one odd record must not keep the rest waiting
+                    events.tell(log, events.SWEEP_FAILED, step="stand_in", error=repr(error))
+                await asyncio.sleep(LOOK_S)
+            self.lifeless = ""
+            self._finalized.clear()
+            await asyncio.sleep(LOOK_S)  # the watch needs a moment to see it too
+
+    async def _step(self, store: Store) -> None:
+        blocked_s = self.watch.blocked_s
+        if blocked_s < STUCK_S:
+            return
+        now = self._clock.monotonic()
+        overdue = [each for each in self._left() if each.deadline_at is not None and now > each.deadline_at]
+        self._say_lifeless(overdue, blocked_s)
+        for attempt in overdue:
+            if attempt not in self._finalized and now - (attempt.deadline_at or now) >= WATCHDOG_PATIENCE_S:
+                await self._finalize(store, attempt)
+        await self._leave_in_time(store, now)
+
+    def _left(self) -> list[Attempt]:
+        return [attempt for attempt in list(self._runner.running.values()) if not attempt.over]
+
+    # Cancels past their deadline -----------------------------------------------------------------------------
+
+    def _say_lifeless(self, overdue: list[Attempt], blocked_s: float) -> None:
+        if not overdue:
+            return
+        before, first = self.lifeless, overdue[0]
+        self.lifeless = (
+            f"its loop has been blocked for {blocked_s:.1f} s, past the deadline of {len(overdue)} cancelled "
+            f"{'job' if len(overdue) == 1 else 'jobs'}: {first.jid} ({first.handler.kind})"
+        )
+        if not before:
+            events.tell(log, events.WORKER_LIFELESS, worker=self._name, why=self.lifeless)
+
+    async def _finalize(self, store: Store, attempt: Attempt) -> None:
+        [(word, state)] = await store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)])
+        if word == "early":
+            return
+        self._finalized.add(attempt)
+        if word == "finalized":
+            events.tell(log, events.JOB_FINALIZED, jid=attempt.jid, queue=attempt.queue)
+        self._loop.call_soon_threadsafe(self._runner.superseded, attempt, state)
+
+    # Leaving -------------------------------------------------------------------------------------------------
+
+    async def _leave_in_time(self, store: Store, now: float) -> None:
+        settings = self._settings
+        if self._leave is None or now < self._leave_at - settings.cleanup_s - settings.force_s:
+            return
+        # A handler that blocks the loop may well check its token in there.
+        facts = TripFacts(cause=Cause.SHUTDOWN, reason="the worker is stopping", grace_s=settings.cleanup_s)
+        for attempt in self._left():
+            attempt.token.trip(facts)
+        if now < self._leave_at:
+            return
+        leave, self._leave = self._leave, None
+        events.tell(log, events.WORKER_LEAVES, worker=self._name, blocked_s=round(self.watch.blocked_s, 3))
+        try:
+            async with asyncio.timeout(HAND_BACK_LIMIT_S):
+                await self._hand_back(store)
+        except (TimeoutError, BusUnavailable) as error:
+            # The lease runs out by itself, and a watchdog takes over what is still under our name.
+            events.tell(log, events.BUS_LOST, error=str(error) or "no answer")
+        leave()
+
+    async def _hand_back(self, store: Store) -> None:
+        """Everything that stands under our name: endings not told yet, running attempts, entries not started."""
+        await self._runner.outbox.tell_through(store)
+        for attempt, settlement in self._runner.hand_backs():
+            await store.settle(Verb.RELEASE, attempt.shard, attempt.queue, [settlement])
+        streams = Streams(store, self._queues)
+        await streams.open()
+        for entry in await streams.pending():
+            if entry.jid:
+                refusal = Refusal(jid=entry.jid, entry=entry.id, why="shutdown")
+                await store.refuse(entry.shard, entry.queue, [refusal])
+        await self._fall_silent()  # before the good-bye: a beat after it would put us on the roster again
+        for shard in range(store.shards):
+            await store.forget(shard, self._name, self._queues, own_wish=True)
+            # What still runs here ends with this process, and that is about to end.
+            await suspects.clear_owner(store, shard, self._name)

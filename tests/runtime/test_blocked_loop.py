@@ -1,0 +1,356 @@
+"""
+Handlers that block the loop of all others: what is seen, told and done from outside meanwhile.
+
+The tests live in the very loop that is blocked, so what happens during a block is the work of another thread: `beside`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+import busq
+from busq.worker import standin
+from busq.worker.loopwatch import LoopWatch
+from tests.runtime.bench import Bench, bench, until
+
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in waits less."""
+    monkeypatch.setattr(standin, "STUCK_S", 0.3)
+    monkeypatch.setattr(standin, "WATCHDOG_PATIENCE_S", 0.1)
+
+
+def told(lines: list[Any], event: str) -> list[dict[str, Any]]:
+    return [line for line in lines if line["event"] == event]
+
+
+def spin(condition: Callable[[], Any]) -> None:
+    """Block in Python code until it is true."""
+    over = threading.Event()
+    safety = threading.Timer(LIMIT_S, over.set)
+    safety.daemon = True
+    safety.start()
+    while not condition() and not over.is_set():
+        pass
+    safety.cancel()
+    assert not over.is_set(), "it never came true"
+
+
+@contextmanager
+def beside(story: Callable[[], None]) -> Iterator[threading.Event]:
+    """Run this in another thread; the event says that it is over. What it raises is raised here."""
+    over, errors = threading.Event(), []
+
+    def run() -> None:
+        try:
+            story()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            over.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield over
+    thread.join(LIMIT_S)
+    if errors:
+        raise errors[0]
+
+
+async def test_a_blocked_loop_is_told_with_the_culprit_and_its_whole_length(redis_url: str) -> None:
+    with capture_logs() as lines:
+        async with bench(redis_url) as b:
+
+            @b.bus.job
+            async def hogs() -> None:
+                spin_here(lambda: worker.loop_lag_s > 0.6)
+
+            def spin_here(condition: Callable[[], Any]) -> None:
+                spin(condition)
+
+            worker = await b.work()
+            await until(lambda: worker.loop_lag_s < 0.1)
+            handle = await hogs.enqueue()
+            await handle.result(timeout=10)
+            await until(lambda: told(lines, "loop.unblocked"))
+    [first] = told(lines, "loop.blocked")
+    assert (first["jid"], first["kind"], first["attempt"]) == (handle.jid, "hogs", 1)
+    assert first["seconds"] < 0.6, "told while it lasts"
+    assert "in hogs" in first["stack"]
+    assert first["stack"].index("in hogs") < first["stack"].index("in spin_here"), "the innermost last"
+    assert len(first["stack"]) <= 4000
+    [second] = told(lines, "loop.unblocked")
+    assert second["seconds"] >= 0.6
+
+
+async def test_a_task_that_a_handler_made_is_told_by_its_stack(redis_url: str) -> None:
+    with capture_logs() as lines:
+        async with bench(redis_url) as b:
+
+            @b.bus.job
+            async def starts_others() -> None:
+                await asyncio.create_task(hogs())
+
+            async def hogs() -> None:
+                spin(lambda: worker.loop_lag_s > 0.5)
+
+            worker = await b.work()
+            await (await starts_others.enqueue()).result(timeout=10)
+    [line] = told(lines, "loop.blocked")
+    assert "in hogs" in line["stack"]
+
+
+async def test_a_loop_that_goes_on_is_not_told(redis_url: str) -> None:
+    with capture_logs() as lines:
+        async with bench(redis_url) as b:
+            b.bus.job(kind="waits")(_turn)
+            worker = await b.work()
+            for _ in range(20):
+                handle = await b.bus.enqueue("waits")
+                await handle.result(timeout=10)
+            await until(lambda: worker.loop_lag_s < 0.1)
+    assert not [line for line in told(lines, "loop.blocked") if "watch_late_s" not in line and "_turn" in line["stack"]]
+
+
+async def _turn() -> None:
+    await asyncio.sleep(0)
+
+
+async def test_time_that_could_not_be_watched_counts_for_nothing() -> None:
+    """The watch itself is held up, as in a process that was frozen: its loop may be in perfect order."""
+
+    class Silent:
+        """A loop in which no turn ever comes."""
+
+        def call_soon_threadsafe(self, call: Callable[[], object]) -> None: ...
+
+    watch = LoopWatch(Silent(), dict)  # type: ignore[arg-type]
+    watching = asyncio.create_task(watch.run())
+    await until(lambda: watch.lag_s > 0.0)
+    thawed = time.monotonic() + 1.0
+    spin(lambda: time.monotonic() > thawed)
+    await until(lambda: watch._unwatched_s > 0.5)
+    assert watch.lag_s >= 1.0
+    assert watch.blocked_s < 0.5
+    watching.cancel()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_without_a_watchdog_the_worker_itself_gives_up_what_blocks_its_loop_past_the_deadline(
+    redis_url: str,
+) -> None:
+    """And it works on once the block has ended: the suspect is cleared, and it is fit again."""
+    with capture_logs() as lines:
+        async with bench(redis_url) as b:
+            inside, seen = threading.Event(), []
+
+            @b.bus.job
+            async def hogs() -> str:
+                inside.set()
+                spin(over.is_set)
+                return "too late"
+
+            @b.bus.job
+            async def other() -> str:
+                return "done"
+
+            def story() -> None:
+                assert inside.wait(LIMIT_S)
+                answer = b.bus.blocking.cancel(handle.jid)
+                job = b.bus.blocking.wait(handle.jid, timeout=LIMIT_S)
+                spin(lambda: worker.lifeless)
+                seen.extend([answer, job, worker.lifeless, worker.loop_lag_s])
+
+            worker = await b.work()
+            handle = await hogs.enqueue()
+            with beside(story) as over:
+                await until(inside.is_set)
+                await until(over.is_set)
+            answer, job, lifeless, lag_s = seen
+            assert (answer.verdict, job.state, job.ended) == ("signalled", "cancelled", "abandoned")
+            assert job.finished_at >= answer.deadline
+            assert job.finished_at <= answer.deadline + timedelta(seconds=0.1 + 2.0)
+            assert handle.jid in lifeless
+            assert "hogs" in lifeless
+            assert lag_s >= 0.3
+            await until(lambda: not worker.lifeless)
+            assert await (await other.enqueue()).result(timeout=10) == "done"
+            await until(lambda: worker.leftovers == 0)
+            await until(lambda: _suspects(b, 0))
+            again = await handle.get()
+            assert (again.state, again.ended, again.result) == ("cancelled", "abandoned", None)
+            assert (await b.names(handle.jid)).count("finalized") == 1
+    assert len(told(lines, "worker.lifeless")) == 1
+
+
+async def _suspects(b: Bench, count: int) -> bool:
+    return (await b.bus.stats()).suspects == count
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_block_within_the_deadline_gives_nothing_up(redis_url: str) -> None:
+    """A cancel that had to wait for the loop is honoured as soon as the loop goes on."""
+    with capture_logs() as lines:
+        async with bench(redis_url, grace_s=20.0) as b:
+            inside = threading.Event()
+
+            @b.bus.job
+            async def hogs() -> None:
+                inside.set()
+                spin(over.is_set)
+                await asyncio.sleep(LIMIT_S)
+
+            def story() -> None:
+                assert inside.wait(LIMIT_S)
+                b.bus.blocking.cancel(handle.jid)
+                spin(lambda: worker.loop_lag_s > 0.8)
+                assert not worker.lifeless
+
+            worker = await b.work()
+            handle = await hogs.enqueue()
+            with beside(story) as over:
+                await until(inside.is_set)
+            job = await handle.wait(timeout=10)
+            assert (job.state, job.ended) == ("cancelled", "confirmed")
+    assert not told(lines, "worker.lifeless")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_check_inside_a_block_hears_the_cancel(redis_url: str) -> None:
+    """The token is tripped by the control thread: a loop in Python that checks is stopped, blocked loop or not."""
+    async with bench(redis_url, grace_s=20.0) as b:
+        inside = threading.Event()
+
+        @b.bus.job
+        async def hogs() -> None:
+            inside.set()
+            spin(busq.current_job().check_cancelled)
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            b.bus.blocking.cancel(handle.jid)
+
+        await b.work()
+        handle = await hogs.enqueue()
+        with beside(story):
+            await until(inside.is_set)
+        job = await handle.wait(timeout=10)
+        assert (job.state, job.ended) == ("cancelled", "confirmed")
+
+
+# A stop that the loop cannot hear ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("times", "shutdown_timeout_s"), [(1, 0.2), (2, 600.0)])
+async def test_a_worker_that_is_told_to_stop_while_its_loop_is_blocked_hands_everything_back_and_leaves(
+    redis_url: str, times: int, shutdown_timeout_s: float
+) -> None:
+    """Nothing is spent: the culprit, the one beside it and a thread's job are queued again. Told twice, it hurries."""
+    async with bench(redis_url, shutdown_timeout_s=shutdown_timeout_s) as b:
+        inside, left, gate, seen = threading.Event(), threading.Event(), b.gate(), []
+
+        @b.bus.job
+        async def hogs() -> None:
+            inside.set()
+            spin(over.is_set)
+
+        @b.bus.job
+        async def waits() -> None:
+            await gate.wait()
+
+        @b.bus.job
+        def blocks() -> None:
+            gate.block()
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            for _ in range(times):
+                worker.stop_for_certain(left.set)
+            assert left.wait(LIMIT_S)
+            seen.extend(b.bus.blocking.get(jid) for jid in jids)
+            seen.append(b.bus.blocking.stats())
+            gate.open()
+
+        worker = await b.work()
+        jids = [(await kind.enqueue()).jid for kind in (waits, blocks)]
+        for jid in jids:
+            await b.reaches(jid, "running")
+        jids.append((await hogs.enqueue()).jid)
+        with beside(story) as over:
+            await until(inside.is_set)
+        *jobs, stats = seen
+        assert [(job.state, job.attempt, job.failures, job.losses) for job in jobs] == [("queued", 1, 0, 0)] * 3
+        assert stats.suspects == 0
+
+
+@pytest.mark.usefixtures("quick")
+async def test_endings_that_a_blocked_loop_has_not_told_are_told_before_it_leaves(redis_url: str) -> None:
+    async with bench(redis_url, shutdown_timeout_s=0.0, cleanup_s=0.0, force_s=0.1) as b:
+        inside, left, seen = threading.Event(), threading.Event(), []
+
+        @b.bus.job
+        async def quick_one() -> str:
+            # Its ending is put into the box, and before the box is emptied the loop is blocked.
+            loop.call_soon(loop.call_soon, hogs)
+            return "done"
+
+        def hogs() -> None:
+            inside.set()
+            spin(over.is_set)
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            worker.stop_for_certain(left.set)
+            assert left.wait(LIMIT_S)
+            seen.append(b.bus.blocking.get(handle.jid))
+
+        loop = asyncio.get_running_loop()
+        worker = await b.work()
+        handle = await quick_one.enqueue()
+        with beside(story) as over:
+            await until(inside.is_set)
+        assert (seen[0].state, seen[0].result) == ("succeeded", "done")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_handler_that_checks_inside_a_block_hears_that_the_worker_stops(redis_url: str) -> None:
+    """Then the loop goes on, and the drain is the ordinary one."""
+    async with bench(redis_url, shutdown_timeout_s=0.1, cleanup_s=20.0) as b:
+        inside, causes, leaves = threading.Event(), [], []
+
+        @b.bus.job
+        async def hogs() -> None:
+            inside.set()
+            try:
+                spin(busq.current_job().check_cancelled)
+            except busq.Cancelled as error:
+                causes.append(error.cause)
+                raise
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            worker.stop_for_certain(lambda: leaves.append(1))
+            loop.call_soon_threadsafe(worker.stop)
+
+        loop = asyncio.get_running_loop()
+        worker = await b.work()
+        handle = await hogs.enqueue()
+        with beside(story):
+            await until(inside.is_set)
+        await b.ended(worker)
+        job = await handle.get()
+        assert (causes, leaves) == (["shutdown"], [])
+        assert (job.state, job.failures, job.losses) == ("queued", 0, 0)
