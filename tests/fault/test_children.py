@@ -162,9 +162,11 @@ async def test_a_job_is_not_given_to_a_child_whose_end_is_not_heard_of_yet(
         os.kill(pid, signal.SIGKILL)
         await until(lambda: unheard)
         try:
-            assert await (await b.bus.enqueue("place")).result(timeout=20) != pid
+            handle = await b.bus.enqueue("place")
+            await until(lambda: unheard[0].given)
         finally:
             real(unheard[0])
+        assert await handle.result(timeout=20) != pid
 
 
 async def test_a_frozen_child_is_killed_by_force(redis_url: str, tmp_path: Path) -> None:

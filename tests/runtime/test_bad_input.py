@@ -19,7 +19,7 @@ from tests.runtime.bench import Bench, bench, until
 @pytest.fixture
 def quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backoff of refusals in milliseconds instead of seconds."""
-    monkeypatch.setattr(Reception._refuse, "__kwdefaults__", {"delay_s": 0.002, "counted": ""})
+    monkeypatch.setattr(Reception._refuse, "__kwdefaults__", {"delay_s": 0.002, "counted": "", "unknown": False})
     monkeypatch.setattr("busq.worker.reception.REFUSAL_MOST_S", 0.01)
 
 

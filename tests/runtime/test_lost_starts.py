@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import busq
-from busq.callables import Pool
 from busq.errors import BusUnavailable
 from busq.store import scripts
 from busq.store.store import Store
@@ -88,18 +87,20 @@ async def test_a_start_that_was_not_heard_of_is_given_back_when_its_slot_is_take
     async with bench(redis_url, **LONG) as b:
         ran = counting(b)
         worker = await b.work(concurrency=1)
+        short = b.bus.handlers.get("short")
+        assert short is not None
         with monkeypatch.context() as patched:
             slot: list[bool] = []
 
             def take_it() -> None:
-                asyncio.get_running_loop().call_soon(lambda: slot.append(worker._slots.take(Pool.COROUTINE)))
+                asyncio.get_running_loop().call_soon(lambda: slot.append(worker._slots.take(short)))
 
             lose_starts(patched, take_it)
             handle = await b.bus.enqueue("short")
             await b.reaches(handle.jid, "running")
             await b.reaches(handle.jid, "queued")
         assert slot == [True]
-        worker._slots.give_back(Pool.COROUTINE)
+        worker._slots.give_back(short)
         job = await handle.wait(timeout=10)
         assert (job.state, job.attempt, job.losses, ran) == ("succeeded", 2, 0, [2])
         assert (await b.names(handle.jid)).count("handed_back") == 1

@@ -171,6 +171,7 @@ async def test_code_that_ends_soon_after_it_was_given_up_does_not_count(
         worker = await b.work()
         weighed = _count_weighings(worker)
         await abandon(b, deaf)
+        await until(lambda: worker._runner.suspects)
         gate.open()
         await until(lambda: worker.leftovers == 0)
         await until(lambda: weighed)
