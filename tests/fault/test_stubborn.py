@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -123,13 +124,15 @@ async def _suspects(b: Bench, count: int) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["match", "match_in_loop"])
-async def test_a_call_that_holds_the_interpreter_lock_looks_like_a_dead_worker(redis_url: str, kind: str) -> None:
+async def test_a_call_that_holds_the_interpreter_lock_looks_like_a_dead_worker(
+    redis_url: str, tmp_path: Path, kind: str
+) -> None:
     """Once it is longer than the lease: reclaimed, run twice, and the late finish of the first is stale."""
     async with bench(redis_url) as b:
         await b.watch()
         with worker(redis_url) as one, worker(redis_url) as other:
-            handle = await b.bus.enqueue(kind)
-            job = await handle.wait(timeout=40)
+            handle = await b.bus.enqueue(kind, str(tmp_path / "met"))
+            job = await handle.wait(timeout=60)
             assert (job.state, job.result, job.failures) == ("succeeded", "second", 0)
             assert job.losses == job.attempt - 1 >= 1, "once, or more often where the machine itself is that slow"
             await until(lambda: _with(b, handle, "late_result"), timeout=30)

@@ -113,7 +113,7 @@ def checks(folder: str) -> int:
 
 
 @process
-def tidies(folder: str, looks: bool) -> None:
+def tidies(folder: str, looks: str) -> None:
     """Told to stop, it tidies up until it is let go, and says what it then knows of why, when it `looks`."""
     job = busq.current_job()
     mark(folder, "running", str(os.getpid()))
@@ -125,6 +125,8 @@ def tidies(folder: str, looks: bool) -> None:
         mark(folder, "told", str(error.cause))
         wait_for(folder, "go on")
         if looks:
+            while looks != "once" and job.cause is busq.Cause.SHUTDOWN:  # what the worker has heard is on its way to us
+                time.sleep(0.002)
             mark(folder, "knows", f"{job.cause} {job.reason}")
         raise
 

@@ -76,7 +76,7 @@ async def test_a_child_process_hears_a_users_cancel_in_a_drains_clean_up(
 ) -> None:
     async with bench(redis_url, **DRAINING) as b:
         worker = await b.work(handlers=process_handlers.bus.handlers, concurrency=1)
-        handle = await b.bus.enqueue("tidies", str(tmp_path), looks)
+        handle = await b.bus.enqueue("tidies", str(tmp_path), "till it changes" if looks else "")
         await until(lambda: (tmp_path / "running").exists(), 20)
         worker.stop()
         await until(lambda: (tmp_path / "told").exists())
@@ -99,7 +99,7 @@ async def test_a_child_process_that_ended_before_it_heard_of_the_cancel_has_not_
     monkeypatch.setattr(ProcessExecutor, "tell_anew", lambda self, attempt: None)
     async with bench(redis_url, **DRAINING) as b:
         worker = await b.work(handlers=process_handlers.bus.handlers, concurrency=1)
-        handle = await b.bus.enqueue("tidies", str(tmp_path), True)
+        handle = await b.bus.enqueue("tidies", str(tmp_path), "once")
         await until(lambda: (tmp_path / "running").exists(), 20)
         worker.stop()
         await until(lambda: (tmp_path / "told").exists())

@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import structlog
 
@@ -41,23 +42,22 @@ def ignore() -> None:
 
 
 @bus.job
-def match() -> str:
-    """Calls of `re` that hold the interpreter lock, each longer, until one took 2 s. The second attempt is quick."""
+def match(met: str) -> str:
+    """Calls of `re` that hold the interpreter lock, each longer, until a second attempt, which is quick, was `met`."""
     if busq.current_job().attempt > 1:
+        Path(met).touch()
         return "second"
     log.info("matching")
-    length, took = 18, 0.0
-    while took < 2.0:
+    length = 18
+    while not Path(met).exists():
         length += 1
-        began = time.perf_counter()
         re.match(r"(a*)*b", "a" * length)
-        took = time.perf_counter() - began
     return "first"
 
 
 @bus.job
-async def match_in_loop() -> str:
-    return match()
+async def match_in_loop(met: str) -> str:
+    return match(met)
 
 
 @bus.job
