@@ -5,6 +5,8 @@ What the control thread does in place of a handlers' loop that is blocked.
     ... for 2 s, and no watchdog came  finalize the job as the watchdog would: abandoned
     asked to stop, and the time of     trip the tokens; then hand everything back and leave, for the loop will not
       a whole drain is over
+    asked to stop while lifeless       the same, but without the wait in which jobs may end: it is the drain's first
+                                       step, and a loop that was given up ends none
 
 It touches nothing that the loop could still change: the loop stands still while anything here happens. When it goes
 on after all, it hears of the finalized jobs as of any other that was ended elsewhere.
@@ -76,11 +78,15 @@ class StandIn:
 
         Told again, hurry, as a drain does. Safe from any thread.
         """
+        self._leave = leave
+        self._leave_after(max(self._asked, 1) if self.lifeless else self._asked)
+        self._asked += 1
+
+    def _leave_after(self, steps_over: int) -> None:
+        """Leave when the rest of a drain would be over, so many of its steps being over already; never later."""
         settings = self._settings
         steps = (settings.shutdown_timeout_s, settings.cleanup_s, settings.force_s)
-        self._leave = leave
-        self._leave_at = min(self._leave_at, self._clock.monotonic() + sum(steps[min(self._asked, 2) :]))
-        self._asked += 1
+        self._leave_at = min(self._leave_at, self._clock.monotonic() + sum(steps[min(steps_over, 2) :]))
 
     async def run(self, store: Store, fall_silent: FallSilent) -> None:
         """Stand in whenever the loop is blocked, until cancelled. `store` is the control thread's own."""
@@ -126,6 +132,8 @@ class StandIn:
         )
         if not before:
             events.tell(log, events.WORKER_LIFELESS, worker=self._name, why=self.lifeless)
+            if self._leave is not None:
+                self._leave_after(1)
 
     async def _finalize(self, store: Store, attempt: Attempt) -> None:
         [(word, state)] = await store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)])
