@@ -13,8 +13,10 @@ a minute. A life of a minute begins that anew. A process is replaced
                                  to end it would lose what else runs in it
 
 and gets the time to drain that its own settings give it; but one that stays mute altogether, longer than its leases
-last, is killed: others have its jobs by then, and it hears no signal either. While a process has not answered for the first time it is not
-judged: how long an application takes to load is its own affair, and /readyz says that it has not started.
+last, is killed: others have its jobs by then, and it hears no signal either.
+
+While a process has not answered for the first time it is not judged: how long an application takes to load is its own
+affair, and /readyz says that it has not started.
 """
 
 from __future__ import annotations
