@@ -69,7 +69,8 @@ class StandIn:
         self._clock = SystemClock()
         self._finalized: set[Attempt] = set()
         self._asked = 0  # how many times we were told to stop
-        self._leave_at = float("inf")
+        self._drained_at = float("inf")  # when a drain would be over
+        self._given_up_at = float("inf")  # since when it is both lifeless and told to stop
         self._leave: Leave | None = None
 
     def told_to_stop(self, leave: Leave) -> None:
@@ -78,15 +79,11 @@ class StandIn:
 
         Told again, hurry, as a drain does. Safe from any thread.
         """
-        self._leave = leave
-        self._leave_after(max(self._asked, 1) if self.lifeless else self._asked)
-        self._asked += 1
-
-    def _leave_after(self, steps_over: int) -> None:
-        """Leave when the rest of a drain would be over, so many of its steps being over already; never later."""
-        settings = self._settings
+        settings, now = self._settings, self._clock.monotonic()
         steps = (settings.shutdown_timeout_s, settings.cleanup_s, settings.force_s)
-        self._leave_at = min(self._leave_at, self._clock.monotonic() + sum(steps[min(steps_over, 2) :]))
+        self._leave = leave
+        self._drained_at = min(self._drained_at, now + sum(steps[min(self._asked, 2) :]))
+        self._asked += 1
 
     async def run(self, store: Store, fall_silent: FallSilent) -> None:
         """Stand in whenever the loop is blocked, until cancelled. `store` is the control thread's own."""
@@ -102,6 +99,7 @@ class StandIn:
                     events.tell(log, events.SWEEP_FAILED, step="stand_in", error=repr(error))
                 await asyncio.sleep(LOOK_S)
             self.lifeless = ""
+            self._given_up_at = float("inf")
             self._finalized.clear()
             await asyncio.sleep(LOOK_S)  # the watch needs a moment to see it too
 
@@ -132,8 +130,6 @@ class StandIn:
         )
         if not before:
             events.tell(log, events.WORKER_LIFELESS, worker=self._name, why=self.lifeless)
-            if self._leave is not None:
-                self._leave_after(1)
 
     async def _finalize(self, store: Store, attempt: Attempt) -> None:
         [(word, state)] = await store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)])
@@ -147,14 +143,20 @@ class StandIn:
     # Leaving -------------------------------------------------------------------------------------------------
 
     async def _leave_in_time(self, store: Store, now: float) -> None:
+        if self._leave is None:
+            return
+        if self.lifeless:
+            self._given_up_at = min(self._given_up_at, now)
         settings = self._settings
-        if self._leave is None or now < self._leave_at - settings.cleanup_s - settings.force_s:
+        last_steps_s = settings.cleanup_s + settings.force_s
+        leave_at = min(self._drained_at, self._given_up_at + last_steps_s)
+        if now < leave_at - last_steps_s:
             return
         # A handler that blocks the loop may well check its token in there.
         facts = TripFacts(cause=Cause.SHUTDOWN, reason="the worker is stopping", grace_s=settings.cleanup_s)
         for attempt in self._left():
             attempt.token.trip(facts)
-        if now < self._leave_at:
+        if now < leave_at:
             return
         leave, self._leave = self._leave, None
         events.tell(log, events.WORKER_LEAVES, worker=self._name, blocked_s=round(self.watch.blocked_s, 3))
