@@ -172,7 +172,8 @@ class StandIn:
         """Everything that stands under our name: endings not told yet, running attempts, entries not started."""
         await self._runner.outbox.tell_through(store)
         for attempt, settlement in self._runner.hand_backs():
-            await store.settle(Verb.RELEASE, attempt.shard, attempt.queue, [settlement])
+            if attempt not in self._finalized:  # else there is nothing to hand back, and no late result to tell either
+                await store.settle(Verb.RELEASE, attempt.shard, attempt.queue, [settlement])
         streams = Streams(store, self._queues)
         await streams.open()
         for entry in await streams.pending():

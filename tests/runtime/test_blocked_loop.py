@@ -335,6 +335,7 @@ async def test_a_lifeless_worker_that_is_told_to_stop_does_not_wait_for_jobs_to_
         cancelled, handed_back = seen
         assert (cancelled.state, cancelled.ended) == ("cancelled", "abandoned")
         assert (handed_back.state, handed_back.failures, handed_back.losses) == ("queued", 0, 0)
+        assert "late_result" not in await b.names(hog.jid)
 
 
 @pytest.mark.usefixtures("quick")
