@@ -12,8 +12,11 @@ a minute. A life of a minute begins that anew. A process is replaced
     after 30 s of silence        when its loop, or all of it, does not answer: a handler may block it for a while, and
                                  to end it would lose what else runs in it
 
-and gets the time to drain that its own settings give it. While a process has not answered for the first time it is not
-judged: how long an application takes to load is its own affair, and /readyz says that it has not started.
+and gets the time to drain that its own settings give it; but one that stays mute altogether, longer than its leases
+last, is killed: others have its jobs by then, and it hears no signal either.
+
+While a process has not answered for the first time it is not judged: how long an application takes to load is its own
+affair, and /readyz says that it has not started.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ class Told(msgspec.Struct, frozen=True):
     name: str
     started: bool
     drains_within_s: float
+    lease_s: float
     live: dict[str, str]
     ready: dict[str, str]
 
@@ -109,6 +113,7 @@ class Keeper:
         self._heard_at: float | None = None
         self._looked_at = time.monotonic()
         self._silent_s = 0.0
+        self._mute_from_s = 0.0  # of that silence: from where on not even a late answer has come
         self._noes = 0
         self._trouble = ""
         self._killed = False
@@ -215,6 +220,7 @@ class Keeper:
                             words = await reader.readline()
                     except TimeoutError:
                         self._hear_nothing("has not answered")
+                        self._end_mute()
                     else:
                         if not words:
                             return  # its process is ending, or has given up the line; that is told elsewhere
@@ -237,9 +243,18 @@ class Keeper:
         if self._silent_s >= SILENT_S:
             self._replace(words)
 
+    def _end_mute(self) -> None:
+        """Kill a process in which not even the thread on the line has answered for so long that its leases are over."""
+        if self._told is None or self._killed or self._state != "ending":
+            return
+        mute_s = self._silent_s - self._mute_from_s
+        if mute_s >= max(SILENT_S, self._told.lease_s) + MARGIN_S:
+            self.kill(f"has not answered for {mute_s:.0f} s")
+
     def _hear(self, answer: line.Answer) -> None:
         if not answer.late:
             self._looked_at, self._silent_s = time.monotonic(), 0.0
+            self._mute_from_s = 0.0
             told = self._told = msgspec.json.decode(answer.health, type=Told)
             self._health, self._heard_at = answer.health, time.monotonic()
             self._drains_within_s = told.drains_within_s
@@ -251,6 +266,7 @@ class Keeper:
         else:
             no = answer.lifeless
             self._hear_nothing("its loop has not answered")
+            self._mute_from_s = self._silent_s
         self._noes = self._noes + 1 if no else 0
         if self._noes >= NOES:
             self._replace(no)
@@ -299,7 +315,8 @@ class Keeper:
         """What keeps this process from taking jobs, in words; "" when nothing does."""
         if self._state == "running":
             return self._trouble
-        return f"{self._state} after {self._last_end}" if self._last_end else self._state
+        was = self._state in ("starting", "resting") and self._last_end  # else that was the life before this one
+        return f"{self._state} after {was}" if was else self._state
 
     @property
     def health(self) -> ProcessHealth:

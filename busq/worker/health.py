@@ -82,6 +82,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     started: bool
     draining: bool
     drains_within_s: float
+    lease_s: float
     beat: BeatHealth | None = None
     listener: ListenerHealth | None = None
     loop_lag_s: float
@@ -100,6 +101,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     started: bool
     draining: bool
     drains_within_s: float
+    lease_s: float
     loop_lag_s: float
     lifeless: str
     unready: str

@@ -5,6 +5,8 @@ What the control thread does in place of a handlers' loop that is blocked.
     ... for 2 s, and no watchdog came  finalize the job as the watchdog would: abandoned
     asked to stop, and the time of     trip the tokens; then hand everything back and leave, for the loop will not
       a whole drain is over
+    asked to stop while lifeless       the same, but without the wait in which jobs may end: it is the drain's first
+                                       step, and a loop that was given up ends none
 
 It touches nothing that the loop could still change: the loop stands still while anything here happens. When it goes
 on after all, it hears of the finalized jobs as of any other that was ended elsewhere.
@@ -67,7 +69,8 @@ class StandIn:
         self._clock = SystemClock()
         self._finalized: set[Attempt] = set()
         self._asked = 0  # how many times we were told to stop
-        self._leave_at = float("inf")
+        self._drained_at = float("inf")  # when a drain would be over
+        self._given_up_at = float("inf")  # since when it is both lifeless and told to stop
         self._leave: Leave | None = None
 
     def told_to_stop(self, leave: Leave) -> None:
@@ -76,10 +79,10 @@ class StandIn:
 
         Told again, hurry, as a drain does. Safe from any thread.
         """
-        settings = self._settings
+        settings, now = self._settings, self._clock.monotonic()
         steps = (settings.shutdown_timeout_s, settings.cleanup_s, settings.force_s)
         self._leave = leave
-        self._leave_at = min(self._leave_at, self._clock.monotonic() + sum(steps[min(self._asked, 2) :]))
+        self._drained_at = min(self._drained_at, now + sum(steps[min(self._asked, 2) :]))
         self._asked += 1
 
     async def run(self, store: Store, fall_silent: FallSilent) -> None:
@@ -96,6 +99,7 @@ class StandIn:
                     events.tell(log, events.SWEEP_FAILED, step="stand_in", error=repr(error))
                 await asyncio.sleep(LOOK_S)
             self.lifeless = ""
+            self._given_up_at = float("inf")
             self._finalized.clear()
             await asyncio.sleep(LOOK_S)  # the watch needs a moment to see it too
 
@@ -139,14 +143,20 @@ class StandIn:
     # Leaving -------------------------------------------------------------------------------------------------
 
     async def _leave_in_time(self, store: Store, now: float) -> None:
+        if self._leave is None:
+            return
+        if self.lifeless:
+            self._given_up_at = min(self._given_up_at, now)
         settings = self._settings
-        if self._leave is None or now < self._leave_at - settings.cleanup_s - settings.force_s:
+        last_steps_s = settings.cleanup_s + settings.force_s
+        leave_at = min(self._drained_at, self._given_up_at + last_steps_s)
+        if now < leave_at - last_steps_s:
             return
         # A handler that blocks the loop may well check its token in there.
         facts = TripFacts(cause=Cause.SHUTDOWN, reason="the worker is stopping", grace_s=settings.cleanup_s)
         for attempt in self._left():
             attempt.token.trip(facts)
-        if now < self._leave_at:
+        if now < leave_at:
             return
         leave, self._leave = self._leave, None
         events.tell(log, events.WORKER_LEAVES, worker=self._name, blocked_s=round(self.watch.blocked_s, 3))
@@ -162,7 +172,8 @@ class StandIn:
         """Everything that stands under our name: endings not told yet, running attempts, entries not started."""
         await self._runner.outbox.tell_through(store)
         for attempt, settlement in self._runner.hand_backs():
-            await store.settle(Verb.RELEASE, attempt.shard, attempt.queue, [settlement])
+            if attempt not in self._finalized:  # else there is nothing to hand back, and no late result to tell either
+                await store.settle(Verb.RELEASE, attempt.shard, attempt.queue, [settlement])
         streams = Streams(store, self._queues)
         await streams.open()
         for entry in await streams.pending():

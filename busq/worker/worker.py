@@ -123,7 +123,7 @@ class Worker:
         for service in (intake, telling):
             if not service.cancelled() and service.exception() is not None:
                 raise service.exception()  # type: ignore[misc]
-        events.tell(log, events.WORKER_STOPPED, worker=self.name, handed_back=left, suspects=len(self._runner.suspects))
+        events.tell(log, events.WORKER_STOPPED, worker=self.name, abandoned=left, suspects=len(self._runner.suspects))
 
     def stop(self) -> None:
         """Drain and end. Called again: hurry through the wait that is on. Safe in a signal handler of the loop."""
@@ -170,7 +170,8 @@ class Worker:
             + settings.force_s
             + KILL_PATIENCE_S
             + TELL_LIMIT_S,
-            loop_lag_s=self.loop_lag_s,
+            lease_s=settings.lease_s,
+            loop_lag_s=round(self.loop_lag_s, 3),
             lifeless=self.lifeless,
             unready=self.unready,
         )
@@ -265,7 +266,7 @@ class Worker:
     # Stopping ------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> int:
-        """Let jobs end, then ask them to, then hand them back. Answers how many were handed back unfinished."""
+        """Let jobs end, then ask them to, then hand them back. Answers how many of those had not stopped."""
         settings = self._settings
         events.tell(log, events.WORKER_DRAINING, worker=self.name, running=len(self._runner.running))
         self._processes.retire_idle()

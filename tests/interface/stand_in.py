@@ -4,6 +4,8 @@ A process that behaves towards its keeper as a worker might, well or badly. `Wor
 It answers the first question as a worker that has started, `fails` excepted, and then:
 
     works        goes on answering so; SIGTERM ends it with 0
+    works for long   the same, and says that it takes long to drain
+    works on leases  the same, and says that its leases last long
     ends N       ends with this exit code
     fails N      ended with it before any answer
     no           says that only a new process can mend it
@@ -25,8 +27,8 @@ from typing import Any
 
 
 def healthy(**more: Any) -> dict[str, Any]:
-    told = {"name": f"stand-in-{os.getpid()}", "started": True, "drains_within_s": 0.1, "live": {}, "ready": {}}
-    return {"health": {**told, **more}}
+    told = {"name": f"stand-in-{os.getpid()}", "started": True, "drains_within_s": 0.1, "lease_s": 0.1}
+    return {"health": {**told, "live": {}, "ready": {}, **more}}
 
 
 def serve() -> None:
@@ -42,7 +44,8 @@ def serve() -> None:
         "late": {"late": True},
         "lifeless": {"late": True, "lifeless": "it was given up"},
     }
-    now = healthy()
+    facts = {"for long": {"drains_within_s": 600.0}, "on leases": {"lease_s": 600.0}}
+    now = answers["works"] = healthy(**facts.get(code, {}))
     while line.recv(1):
         line.sendall(json.dumps(now).encode() + b"\n")
         now = answers.get(how, now)

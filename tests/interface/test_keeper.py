@@ -150,17 +150,44 @@ async def test_one_that_is_past_help_is_replaced(said: list[Any], monkeypatch: p
     assert of(said, "process.ended")[0]["how"] == "exit code 0"
 
 
-async def test_a_frozen_process_is_replaced_after_its_time_to_drain(
+async def test_a_frozen_process_whose_leases_hold_is_killed_after_its_time_to_drain(
     said: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keepers, "SILENT_S", 0.05)
-    async with kept("works") as (keeper, _):
+    async with kept("works on leases") as (keeper, _):
         await running(keeper)
         os.kill(pid_of(keeper), signal.SIGSTOP)
         await until(lambda: keeper.health.lives >= 2, 30)
     [killed] = of(said, "process.killed")
     assert killed["why"] == "did not end within 0.2 s"
     assert of(said, "process.ended")[0]["how"] == "ended by SIGKILL"
+
+
+async def test_a_process_that_stays_mute_past_its_leases_is_killed_before_its_time_to_drain_is_over(
+    said: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keepers, "SILENT_S", 0.05)
+    async with kept("works for long") as (keeper, _):
+        await running(keeper)
+        os.kill(pid_of(keeper), signal.SIGSTOP)
+        await until(lambda: keeper.health.lives >= 2, 30)
+    [killed] = of(said, "process.killed")
+    assert killed["why"].startswith("has not answered for")
+
+
+async def test_one_that_answers_late_keeps_its_time_to_drain_however_long_it_was_silent(said: list[Any]) -> None:
+    async with kept("works for long") as (keeper, _):
+        await running(keeper)
+        keeper._state = "ending"
+        for _ in range(100):  # a hundred late answers, and then one that does not come in its second
+            keeper._looked_at -= keepers.LOOK_S
+            keeper._hear(line.Answer(late=True))
+        keeper._looked_at -= keepers.LOOK_S
+        keeper._hear_nothing("has not answered")
+        keeper._end_mute()
+        assert keeper._silent_s >= 200
+        keeper._state = "running"
+    assert not of(said, "process.killed")
 
 
 async def test_a_silence_shorter_than_the_limit_replaces_nobody(said: list[Any]) -> None:

@@ -8,12 +8,16 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import pytest
 
+from busq.config import Settings
 from busq.worker.worker import Worker
+from tests.interface.commands import busq
 from tests.runtime.bench import until
 
 REPO = Path(__file__).parents[2]
+DEFAULTS = [(field.name, field.default) for field in msgspec.structs.fields(Settings)]
 
 
 def readme_parts() -> ModuleType:
@@ -32,6 +36,24 @@ def loaded(path: Path) -> ModuleType:
 def test_the_diagram_of_states_and_the_table_of_keys_are_those_of_the_code() -> None:
     text = (REPO / "README.md").read_text()
     assert readme_parts().with_parts(text) == text
+
+
+def test_the_table_of_settings_has_each_of_them_with_its_default() -> None:
+    section = (REPO / "README.md").read_text().partition("### Settings")[2].partition("## ")[0]
+    said: dict[str, str] = {}
+    for names, defaults in re.findall(r"^\| (`[a-z_`, ]+`) \| ([^|]+) \|", section, re.MULTILINE):
+        said |= zip(re.findall(r"`(\w+)`", names), defaults.replace("`", "").split(", "), strict=True)
+    words = {None: "none", 1024 * 1024: "1 MiB", 16 * 1024: "16 KiB"}
+    own = {name: words.get(value, f"{value:g}" if isinstance(value, float) else str(value)) for name, value in DEFAULTS}
+    assert said == {**own, "shards": "1"}
+
+
+def test_the_table_of_commands_names_every_option() -> None:
+    text = (REPO / "README.md").read_text()
+    for words in ("worker", "watchdog", "enqueue", "cancel", "list", "top", "dead list", "dead purge"):
+        (row,) = re.findall(rf"^\| `busq {words.split()[0]}\b[^|]* \|.*\|$", text, re.MULTILINE)
+        offered = set(re.findall(r"--[a-z][a-z-]+", busq(*words.split(), "--help").stdout))
+        assert offered - {"--url", "--namespace", "--output"} <= set(re.findall(r"--[a-z][a-z-]+", row)), words
 
 
 def test_every_python_example_compiles() -> None:

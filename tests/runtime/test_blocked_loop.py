@@ -297,6 +297,88 @@ async def test_a_worker_that_is_told_to_stop_while_its_loop_is_blocked_hands_eve
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("told_first", [True, False])
+async def test_a_lifeless_worker_that_is_told_to_stop_does_not_wait_for_jobs_to_end(
+    redis_url: str, *, told_first: bool
+) -> None:
+    """Whichever comes first: what a drain begins with, the wait for jobs, is over for a loop that was given up."""
+    async with bench(redis_url, shutdown_timeout_s=600.0, cleanup_s=0.1, force_s=0.1, grace_s=0.2) as b:
+        inside, left, gate, seen = threading.Event(), threading.Event(), b.gate(), []
+
+        @b.bus.job
+        async def hogs() -> None:
+            inside.set()
+            spin(over.is_set)
+
+        @b.bus.job
+        async def waits() -> None:
+            await gate.wait()
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            if told_first:
+                worker.stop_for_certain(left.set)
+            b.bus.blocking.cancel(hog.jid)
+            spin(lambda: worker.lifeless)
+            if not told_first:
+                worker.stop_for_certain(left.set)
+            assert left.wait(LIMIT_S)
+            seen.extend(b.bus.blocking.get(jid) for jid in (hog.jid, beside_it.jid))
+
+        worker = await b.work()
+        beside_it = await waits.enqueue()
+        await b.reaches(beside_it.jid, "running")
+        hog = await hogs.enqueue()
+        with beside(story) as over:
+            await until(inside.is_set)
+        gate.open()
+        cancelled, handed_back = seen
+        assert (cancelled.state, cancelled.ended) == ("cancelled", "abandoned")
+        assert (handed_back.state, handed_back.failures, handed_back.losses) == ("queued", 0, 0)
+        assert "late_result" not in await b.names(hog.jid)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_worker_that_comes_back_to_life_has_its_whole_drain_before_it(redis_url: str) -> None:
+    """Told to stop while lifeless, it goes on after all; that its loop is blocked once more is no reason to leave."""
+    async with bench(redis_url, shutdown_timeout_s=600.0, cleanup_s=2.0, force_s=0.1, grace_s=0.2) as b:
+        inside, gate, leaves, told_at = threading.Event(), b.gate(), [], []
+
+        @b.bus.job
+        async def hogs() -> None:
+            inside.set()
+            spin(over.is_set)
+
+        @b.bus.job
+        async def waits() -> str:
+            await gate.wait()
+            return "done"
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            b.bus.blocking.cancel(hog.jid)
+            spin(lambda: worker.lifeless)
+            worker.stop_for_certain(lambda: leaves.append(1))
+            told_at.append(time.monotonic())
+            loop.call_soon_threadsafe(worker.stop)
+
+        loop = asyncio.get_running_loop()
+        worker = await b.work()
+        beside_it = await waits.enqueue()
+        await b.reaches(beside_it.jid, "running")
+        hog = await hogs.enqueue()
+        with beside(story) as over:
+            await until(inside.is_set)
+            await until(over.is_set)
+        await until(lambda: not worker.lifeless)
+        spin(lambda: time.monotonic() > told_at[0] + 2.1 + 1.0)
+        gate.open()
+        assert await beside_it.result(timeout=10) == "done"
+        await b.ended(worker)
+        assert leaves == []
+
+
+@pytest.mark.usefixtures("quick")
 async def test_endings_that_a_blocked_loop_has_not_told_are_told_before_it_leaves(redis_url: str) -> None:
     async with bench(redis_url, shutdown_timeout_s=0.0, cleanup_s=0.0, force_s=0.1) as b:
         inside, left, seen = threading.Event(), threading.Event(), []
