@@ -77,7 +77,10 @@ class Sweeper:
         return min(waits) if waits else None
 
     async def _prune(self, now_ms: float) -> None:
-        await self._store.prune(self._shard, limit=PRUNE_LIMIT, suspect_s=SUSPECT_S)
+        # Until nothing is left of what has expired: one step of each pass would be outrun by a busy bus.
+        for _ in range(STEPS):
+            if await self._store.prune(self._shard, limit=PRUNE_LIMIT, suspect_s=SUSPECT_S) < PRUNE_LIMIT:
+                break
 
     # Cancels past their deadline -------------------------------------------------------------------------
 
@@ -179,6 +182,7 @@ class Sweeper:
             jids = [jid for jid, _, _ in due.jobs]
             for jid, (word, _) in zip(jids, await self._store.expire(self._shard, jids), strict=True):
                 if word in ("cancelled", "signalled"):
+                    self._done[events.JOB_EXPIRED] += 1
                     events.tell(log, events.JOB_EXPIRED, jid=jid, answer=word)
         return due.next_ms
 

@@ -189,3 +189,24 @@ def _deaf_until(ready: Callable[[], bool]) -> Callable[..., Any]:
 async def _with(b: Bench, jid: str, name: str) -> list[str]:
     names = await b.names(jid)
     return names if name in names else []
+
+
+# Bounds ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_pass_prunes_all_that_has_expired_although_each_step_is_bounded(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of each pass would be outrun by a bus that ends more jobs than that: its indexes would grow for ever."""
+    monkeypatch.setattr("busq.watchdog.sweep.PRUNE_LIMIT", 2)
+    async with bench(redis_url) as b:
+        await b.bus.cancel_many([f"nobody-{n}" for n in range(9)], tombstone=0.01)
+        dog = Watchdog(b.settings)
+
+        async def are_over() -> bool:
+            await dog.sweep_once()
+            left = await (await b.bus._link()).store.redis.zcard("busq:{0}:cancelled")
+            assert left in (0, 9)
+            return left == 0
+
+        await until(are_over)
