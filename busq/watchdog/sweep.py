@@ -13,7 +13,7 @@ Any number of watchdogs may do this at once: each step is a guarded script, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -32,6 +32,8 @@ SUSPECT_S = 86_400.0  # a suspect whose node has not been heard of for a day lea
 PRUNE_LIMIT = 500
 PROMOTED = "job.promoted"  # no event of its own: a due job is nothing to be told of
 STEPS = 50  # steps of each kind in one pass, so that one flood does not keep the rest waiting
+SHARE = 0.25  # of the interval, for one kind of steps that can wait; there are three in a pass
+AT_ONCE = 0.0  # ms until something is due: there is more than one pass may do
 
 log = events.logger("busq.watchdog")
 
@@ -76,8 +78,23 @@ class Sweeper:
                 waits.append(wait_ms / 1000)
         return min(waits) if waits else None
 
+    def _steps_in_time(self) -> Iterator[int]:
+        """
+        Steps of one kind that can wait: one at least, and no more once a share of the interval is over.
+
+        A cancel that becomes overdue meanwhile is looked for in the next pass only, and that must come in time.
+        """
+        until = self._clock.monotonic() + self._settings.watchdog_interval_s * SHARE
+        for step in range(STEPS):
+            if step and self._clock.monotonic() >= until:
+                return
+            yield step
+
     async def _prune(self, now_ms: float) -> None:
-        await self._store.prune(self._shard, limit=PRUNE_LIMIT, suspect_s=SUSPECT_S)
+        # Until nothing is left of what has expired: one step of each pass would be outrun by a busy bus.
+        for _ in self._steps_in_time():
+            if await self._store.prune(self._shard, limit=PRUNE_LIMIT, suspect_s=SUSPECT_S) < PRUNE_LIMIT:
+                break
 
     # Cancels past their deadline -------------------------------------------------------------------------
 
@@ -95,7 +112,7 @@ class Sweeper:
                     if word == "finalized":
                         self._done[events.JOB_FINALIZED] += 1
                         events.tell(log, events.JOB_FINALIZED, jid=jid, queue=queue)
-        return due.next_ms
+        return AT_ONCE if due.jobs else due.next_ms
 
     async def _gone_among(self, owners: set[str]) -> set[str]:
         cards = {member.name: member.card for member in await roster.members(self._store, self._shard)}
@@ -172,26 +189,27 @@ class Sweeper:
 
     async def _expire_due(self, now_ms: float) -> float | None:
         due = watch.Due([], None)
-        for _ in range(STEPS):
+        for _ in self._steps_in_time():
             due = await watch.due(self._store, self._shard, self._store.keys(self._shard).timers, now_ms)
             if not due.jobs:
                 break
             jids = [jid for jid, _, _ in due.jobs]
             for jid, (word, _) in zip(jids, await self._store.expire(self._shard, jids), strict=True):
                 if word in ("cancelled", "signalled"):
+                    self._done[events.JOB_EXPIRED] += 1
                     events.tell(log, events.JOB_EXPIRED, jid=jid, answer=word)
-        return due.next_ms
+        return AT_ONCE if due.jobs else due.next_ms
 
     async def _promote_due(self, now_ms: float) -> float | None:
         due = watch.Due([], None)
-        for _ in range(STEPS):
+        for _ in self._steps_in_time():
             due = await watch.due(self._store, self._shard, self._store.keys(self._shard).scheduled, now_ms)
             if not due.jobs:
                 break
             for queue, jobs in _by_queue(due.jobs).items():
                 answers = await self._store.promote(self._shard, queue, [jid for jid, _ in jobs])
                 self._done[PROMOTED] += sum(word == "promoted" for word, _ in answers)
-        return due.next_ms
+        return AT_ONCE if due.jobs else due.next_ms
 
 
 _TAKEN = {"reclaimed": events.JOB_RECLAIMED, "lost": events.JOB_LOST, "ended": events.JOB_FINALIZED}

@@ -176,10 +176,12 @@ class StandIn:
                 await store.settle(Verb.RELEASE, attempt.shard, attempt.queue, [settlement])
         streams = Streams(store, self._queues)
         await streams.open()
-        for entry in await streams.pending():
-            if entry.jid:
-                refusal = Refusal(jid=entry.jid, entry=entry.id, why="shutdown")
-                await store.refuse(entry.shard, entry.queue, [refusal])
+        # Twice: the read that our blocked loop has left waiting on the server is given what we put back first.
+        for _ in range(2):
+            for entry in await streams.pending():
+                if entry.jid:
+                    refusal = Refusal(jid=entry.jid, entry=entry.id, why="shutdown", unknown=True)
+                    await store.refuse(entry.shard, entry.queue, [refusal])
         await self._fall_silent()  # before the good-bye: a beat after it would put us on the roster again
         for shard in range(store.shards):
             await store.forget(shard, self._name, self._queues, own_wish=True)

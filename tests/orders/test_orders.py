@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import pytest
 
 from busq.protocol.cancel import Verdict
+from busq.protocol.hook import hook_queue
 from busq.protocol.states import State, Verb, allowed, is_terminal
+from busq.store.forms import Refusal
 from busq.store.store import Store
-from tests.store.bench import DEADLINE_S, LEASE_S, Bench, Held, but_history
+from tests.store.bench import DEADLINE_S, LEASE_S, QUEUE, Bench, Held, but_history
 
 RETRIES = 2
 EXPIRES_S = 10
@@ -47,10 +49,19 @@ class Race:
     async def start_b(self) -> tuple[Verb, str]:
         return await self._start(self.b, self.bench.b)
 
-    async def _start(self, held: Held, by: Store) -> tuple[Verb, str]:
+    async def adopt_a(self) -> tuple[Verb, str]:
+        """Worker `a` finds the entry among its own, as after a lost reply, and runs nothing of it."""
+        return await self._start(self.a, self.bench.a, adopt=True)
+
+    async def give_back_a(self) -> tuple[Verb, str]:
+        """The same, and it has no slot for it."""
+        refusal = Refusal(jid=self.jid, entry=self.a.entry, why="no_slot", unknown=True)
+        return Verb.REFUSE, (await self.bench.a.refuse(0, QUEUE, [refusal]))[0][0]
+
+    async def _start(self, held: Held, by: Store, *, adopt: bool = False) -> tuple[Verb, str]:
         for entry in await self.bench.read(by):
             held.entry = entry.id
-        answer = await self.bench.begin(held, by, retries=RETRIES)
+        answer = await self.bench.begin(held, by, retries=RETRIES, adopt=adopt)
         if answer.word == "stale" and (await self.bench.job(self.jid)).cause in OUT_OF_TIME:
             self.cancelled = True
         if answer.word == "started":
@@ -109,6 +120,7 @@ class Race:
         assert said_again or allowed(verb, was, word, now), f"{verb} answered {word}: {was} -> {now}"
         if is_terminal(was):
             assert but_history(after) == but_history(before), "a terminal record changes in its history only"
+        assert (b"hook" in after) == (now is State.CANCELLED), "its hook is admitted by the very step that cancels it"
         finalized = (await self.bench.events(self.jid)).count("finalized")
         assert finalized == int(is_terminal(now))
 
@@ -138,15 +150,17 @@ STEPS: Mapping[str, Callable[[Race], Awaitable[tuple[Verb, str]]]] = {
 
 
 async def _try(bench: Bench, order: tuple[str, ...], moments: Mapping[str, int]) -> None:
-    race = Race(bench, await bench.take(await bench.enqueue(**moments)))
+    race = Race(bench, await bench.take(await bench.enqueue(on_cancel="always", **moments)))
     for name in order:
-        await race.step({**STEPS, **OF_MOMENTS}[name])
+        await race.step(ALL_STEPS[name])
     await race.come_to_an_end()
     state = await bench.state(race.jid)
     assert state is not None
     assert is_terminal(state), "every job comes to an end"
     assert (state is State.CANCELLED) == race.cancelled, "an accepted cancel ends in cancelled, and nothing else does"
     own = bench.a.keys(0)
+    assert await bench.redis.xlen(own.stream(hook_queue(QUEUE))) == int(race.cancelled), "one hook, and no other"
+    await bench.redis.delete(own.stream(hook_queue(QUEUE)))
     assert await bench.entries() == []
     assert await bench.pending() == {}
     assert not await bench.is_marked(race.jid)
@@ -155,6 +169,9 @@ async def _try(bench: Bench, order: tuple[str, ...], moments: Mapping[str, int])
 
 
 OF_MOMENTS = {"expire": Race.expire}
+OF_LOST_REPLIES = {"adopt_a": Race.adopt_a, "give_back_a": Race.give_back_a}
+ALL_STEPS = {**STEPS, **OF_MOMENTS, **OF_LOST_REPLIES}
+LOST = ("start_a", "adopt_a", "give_back_a", "cancel", "expire", "reclaim", "finalize", "start_b", "finish_b")
 FEW = ("start_a", "start_b", "cancel", "finish_a", "retry_a", "reclaim", "promote", "expire")
 
 
@@ -174,6 +191,13 @@ async def test_the_promises_hold_in_every_order_for_a_job_with_moments(
     redis_url: str, moments: str, first: str
 ) -> None:
     await _try_all(redis_url, (first,), 3, FEW, MOMENTS[moments])
+
+
+@pytest.mark.parametrize("second", [name for name in LOST if name != "start_a"])
+async def test_the_promises_hold_in_every_order_when_the_answer_to_a_start_was_lost(
+    redis_url: str, second: str
+) -> None:
+    await _try_all(redis_url, ("start_a", second), 2, LOST, MOMENTS["deadline"])
 
 
 async def _try_all(

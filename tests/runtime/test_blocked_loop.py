@@ -18,6 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import busq
+from busq.store.store import Store
 from busq.worker import standin
 from busq.worker.loopwatch import LoopWatch
 from tests.runtime.bench import Bench, bench, until
@@ -282,6 +283,7 @@ async def test_a_worker_that_is_told_to_stop_while_its_loop_is_blocked_hands_eve
             assert left.wait(LIMIT_S)
             seen.extend(b.bus.blocking.get(jid) for jid in jids)
             seen.append(b.bus.blocking.stats())
+            seen.append(b.bus.blocking.workers())
             gate.open()
 
         worker = await b.work()
@@ -291,9 +293,11 @@ async def test_a_worker_that_is_told_to_stop_while_its_loop_is_blocked_hands_eve
         jids.append((await hogs.enqueue()).jid)
         with beside(story) as over:
             await until(inside.is_set)
-        *jobs, stats = seen
+        *jobs, stats, members = seen
         assert [(job.state, job.attempt, job.failures, job.losses) for job in jobs] == [("queued", 1, 0, 0)] * 3
         assert stats.suspects == 0
+        assert [each.held for each in stats.queues] == [0], "nothing waits for its lease to run out"
+        assert members == []
 
 
 @pytest.mark.usefixtures("quick")
@@ -405,6 +409,47 @@ async def test_endings_that_a_blocked_loop_has_not_told_are_told_before_it_leave
         with beside(story) as over:
             await until(inside.is_set)
         assert (seen[0].state, seen[0].result) == ("succeeded", "done")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_start_whose_answer_a_blocked_loop_has_not_heard_is_handed_back_before_it_leaves(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """The record says that it runs here, and nothing of it does: that is no loss, and no suspect either."""
+    async with bench(redis_url, shutdown_timeout_s=0.0, cleanup_s=0.0, force_s=0.1) as b:
+        inside, left, seen = threading.Event(), threading.Event(), []
+
+        @b.bus.job
+        async def short() -> None: ...
+
+        start = Store.start
+
+        async def blocked_after(self: Store, *args: Any, **how: Any) -> Any:
+            answers = await start(self, *args, **how)
+            if not inside.is_set():
+                inside.set()
+                spin(over.is_set)
+            return answers
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            if cancelled:
+                b.bus.blocking.cancel("one")
+            worker.stop_for_certain(left.set)
+            assert left.wait(LIMIT_S)
+            seen.append(b.bus.blocking.get("one"))
+            seen.append([member.name for member in b.bus.blocking.workers()])
+
+        monkeypatch.setattr(Store, "start", blocked_after)
+        worker = await b.work()
+        with beside(story) as over:
+            await short.options(jid="one").enqueue()
+            await until(inside.is_set)
+        job, members = seen
+        assert (job.state, job.ended) == (("cancelled", "before_start") if cancelled else ("queued", None))
+        assert (job.failures, job.losses) == (0, 0)
+        assert members == [], "it holds nothing any more, so it could leave the roster"
 
 
 @pytest.mark.usefixtures("quick")

@@ -196,6 +196,8 @@ async def test_a_watchdog_tells_its_passes_and_what_it_did(redis_url: str) -> No
         handle = await b.bus.options(delay=0.05).enqueue("nobody_runs_it")
         await b.reaches(handle.jid, "queued")
         await until(lambda: dog.health().done == {"job.promoted": 1})
+        assert (await (await b.bus.options(expires=0.05).enqueue("nobody_runs_it")).wait(timeout=10)).cause == "expired"
+        await until(lambda: dog.health().done == {"job.promoted": 1, "job.expired": 1})
         assert dog.health().passes > 1
         assert not wrong(dog.health().live)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import busq
 from busq.clock import SystemClock
 from busq.protocol.cancel import Ended
+from busq.watchdog.sweep import Sweeper
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.attempt import Attempt
 from busq.worker.control import Control
@@ -189,3 +191,56 @@ def _deaf_until(ready: Callable[[], bool]) -> Callable[..., Any]:
 async def _with(b: Bench, jid: str, name: str) -> list[str]:
     names = await b.names(jid)
     return names if name in names else []
+
+
+# Bounds ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_pass_prunes_all_that_has_expired_although_each_step_is_bounded(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of each pass would be outrun by a bus that ends more jobs than that: its indexes would grow for ever."""
+    monkeypatch.setattr("busq.watchdog.sweep.PRUNE_LIMIT", 2)
+    async with bench(redis_url) as b:
+        await b.bus.cancel_many([f"nobody-{n}" for n in range(9)], tombstone=0.01)
+        dog = Watchdog(b.settings)
+
+        async def are_over() -> bool:
+            await dog.sweep_once()
+            left = await (await b.bus._link()).store.redis.zcard("busq:{0}:cancelled")
+            assert left in (0, 9)
+            return left == 0
+
+        await until(are_over)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_flood_of_jobs_whose_moment_has_come_does_not_keep_overdue_cancels_waiting(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """A pass looks for overdue cancels first; where a step takes long it takes few, and says that the next is due."""
+
+    class SlowClock(SystemClock):
+        now = 0.0
+
+        def monotonic(self) -> float:
+            self.now += 1.0
+            return self.now
+
+    monkeypatch.setattr("busq.store.watch.STEP", 1)
+    async with bench(redis_url) as b:
+        past, later = b.bus.options(expires=0.01), b.bus.options(delay=0.01)
+        handles = await b.bus.enqueue_many(each.spec("k") for each in (past, past, past, later, later, later))
+        store = (await b.bus._link()).store
+        await until(lambda: _is_over(store.redis, handles[-1].jid))
+        sweeper = Sweeper(b.settings, store, 0, SlowClock() if slow else SystemClock())
+        for left in (2, 1, 0) if slow else (0,):
+            assert await sweeper.sweep() == (0.0 if slow else None)
+            states = Counter([(await b.bus.get(handle.jid)).state for handle in handles])
+            assert states == Counter(cancelled=3 - left, queued=3, scheduled=left)
+
+
+async def _is_over(redis: Any, jid: str) -> bool:
+    """Whether this scheduled job is due, and with it those that were enqueued before."""
+    seconds, micros = await redis.time()
+    return bool(await redis.zscore("busq:{0}:scheduled", jid) <= seconds * 1000 + micros / 1000)

@@ -147,6 +147,12 @@ def late_hook(occasion: str, count: int) -> Keeper:
     )
 
 
+def unread_hook(by: str, occasion: str, count: int) -> Keeper:
+    return lambda url: hooks.test_a_hook_that_nobody_knew_of_is_not_lost_with_an_entry_that_never_came_to_a_start(
+        url, by, occasion, count
+    )
+
+
 def decided(known: str) -> Keeper:
     return lambda url: hooks.test_a_hook_is_not_admitted_late_where_it_had_been_decided(url, known)
 
@@ -172,7 +178,8 @@ CANCELLING_HELD = "elseif state == 'cancelling' and held then"
 
 ENDED_BY = {
     "queued": "cancel", "tombstoned": "enqueue", "finish": "finish", "retry": "retry", "release": "release",
-    "finalize": "finalize", "reclaim": "reclaim",
+    "finalize": "finalize", "reclaim": "reclaim", "expired in the queue": "expire", "found expired by a start": "start",
+    "given back, never run": "refuse",
 }  # fmt: skip
 
 GUARDS = [
@@ -442,8 +449,8 @@ GUARDS = [
     Guard("cancel", "(occasion == 'attempted' and tonumber(attempt) > 0)", "false", opted_out("handed back")),
     Guard("enqueue", "(occasion == 'attempted' and tonumber(attempt) > 0)", "occasion == 'attempted'",
           opted_out("tombstoned")),
-    Guard("cancel", "was[2] or string.match(", "string.match(", said("always", "", 1)),
-    Guard("cancel", "was[2] or string.match(", "string.match(", said("attempted", "always", 0)),
+    Guard("cancel", "was[2] or declared(", "declared(", said("always", "", 1)),
+    Guard("cancel", "was[2] or declared(", "declared(", said("attempted", "always", 0)),
     Guard("cancel", "if is_hook(was[1]) then", "if false then", hook_cancelled(False)),
     Guard("finish", "if is_hook(was[1]) then", "if false then", hook_cancelled(True)),
     Guard("cancel", "redis.call('EXISTS', prefix .. 'job:' .. jid) == 0", "true",
@@ -456,13 +463,19 @@ GUARDS = [
     Guard("start", "then clean_up_late(job, ARGV[kind_at + 8]) end", "then end", late_hook("always", 1)),
     Guard("start", "        clean_up_late(job, ARGV[kind_at + 8])\n", "",
           hooks.test_a_job_that_a_start_finds_expired_has_the_hook_that_its_worker_knows_of),
-    Guard("start", "  if occasion == '' then return end\n", "  if occasion == '' then occasion = 'always' end\n",
-          late_hook("", 0)),
+    Guard("start", "if not occasion or occasion == '' then return end",
+          "if occasion == '' then occasion = 'always' end", late_hook("", 0)),
     Guard("start", "and is_wanted(occasion, was[3] or 0)", "", late_hook("attempted", 0)),
     Guard("start", "not was[1] and not was[2] and", "not was[2] and", decided("by a worker")),
     Guard("start", "not was[1] and not was[2] and", "not was[1] and", decided("by its record")),
     Guard("start", "if state == 'cancelled' and was[4] == ARGV[kind_at] then", "if state == 'cancelled' then",
           decided("by another kind")),
+    Guard("refuse", "if state == 'cancelled' then clean_up_late(job, declared(was[6])) end", "",
+          unread_hook("a worker without room", "always", 1)),
+    Guard("reclaim", "if state == 'cancelled' then clean_up_late(job, declared(was[7])) end", "",
+          unread_hook("the watchdog", "always", 1)),
+    Guard("refuse", "declared(was[6])", "'always'", unread_hook("a worker without room", "attempted", 0)),
+    Guard("reclaim", "declared(was[7])", "'always'", unread_hook("the watchdog", "attempted", 0)),
     Guard("start", "        if own[11] then tell_parent(job, 'hook_started', digits[attempt]) end\n", "",
           told("succeeded")),
     Guard("start", "      local answer = { 'started', attempt, was[8] }\n",
@@ -474,7 +487,9 @@ GUARDS = [
           hooks.test_a_hook_is_tried_again_after_a_failure_and_after_a_loss),
     Guard("reclaim", "if is_hook(was[7]) then tell_parent(job, 'hook_ended', attempt, 'lost with ' .. owner) end", "",
           told("lost with a")),
-    Guard("refuse", "if is_hook(was[6]) then", "if false then",
+    Guard("refuse", "if is_hook(was[6]) then tell_parent(job, 'hook_ended', attempt, 'handed_back') end", "",
+          hooks.test_a_hook_that_never_came_to_run_is_told_to_have_been_handed_back),
+    Guard("refuse", "if is_hook(was[6]) then tell_parent(job, 'hook_ended', attempt, 'failed: ' .. why) end", "",
           hooks.test_a_hook_whose_kind_nobody_knows_is_told_to_have_failed),
     Guard("finish", "if was[1] ~= jid then return end", "", untold(True)),
     Guard("finish", "if was[1] ~= jid then return end", "if not was[2] then was[2] = 0 end", untold(False)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -101,7 +102,73 @@ async def _reclaimed(bench: Bench) -> tuple[str, int]:
     await bench.beat()
     bench.clock.advance(LEASE_S)
     assert await bench.reclaim(held) == ("ended", "cancelled")
+    admitted = await hooks(bench)
     assert await bench.reclaim(held) == ("stale", "cancelled")
+    assert await hooks(bench) == admitted, "not late, by a call that is sent again"
+    return held.jid, 1
+
+
+async def _expired(bench: Bench, held: Held) -> None:
+    bench.clock.advance(2)
+    assert await bench.expire(held.jid) == ("cancelled", "cancelled")
+    assert await bench.expire(held.jid) == ("stale", "cancelled")
+
+
+async def _expired_in_the_queue(bench: Bench) -> tuple[str, int]:
+    held = await put_in(bench, S.QUEUED, expires=2000)
+    await _expired(bench, held)
+    return held.jid, 0
+
+
+async def _expired_while_scheduled(bench: Bench) -> tuple[str, int]:
+    held = await put_in(bench, S.SCHEDULED, due_by=2000)
+    await _expired(bench, held)
+    return held.jid, 0
+
+
+async def _expired_between_attempts(bench: Bench) -> tuple[str, int]:
+    held = await put_in(bench, S.RUNNING, due_by=2000)
+    await bench.settle(Verb.RELEASE, held)
+    await _expired(bench, held)
+    return held.jid, 1
+
+
+async def _expired_while_it_ran(bench: Bench) -> tuple[str, int]:
+    held = await put_in(bench, S.RUNNING, due_by=2000)
+    bench.clock.advance(2)
+    for word in ("signalled", "stale"):
+        assert (await bench.expire(held.jid))[0] == word
+    assert await bench.settle(Verb.FINISH, held, observed=True) == ("settled", "cancelled")
+    return held.jid, 1
+
+
+async def _found_expired_by_a_start(bench: Bench) -> tuple[str, int]:
+    held = await put_in(bench, S.QUEUED, expires=2000)
+    bench.clock.advance(2)
+    for _ in range(2):
+        assert (await bench.begin(held, token="one")).detail == "cancelled"
+    return held.jid, 0
+
+
+def _never_came_to_run(**how: Any) -> Callable[[Bench], Awaitable[tuple[str, int]]]:
+    async def way(bench: Bench) -> tuple[str, int]:
+        held = await put_in(bench, S.QUEUED)
+        await bench.begin(held, token="one")
+        await bench.cancel(held.jid)
+        for _ in range(2):
+            assert (await bench.begin(held, **how)).detail == "cancelled"
+        return held.jid, 1
+
+    return way
+
+
+async def _given_back_unknown(bench: Bench) -> tuple[str, int]:
+    held = await put_in(bench, S.CANCELLING)
+    refusal = Refusal(jid=held.jid, entry=held.entry, why="shutdown", unknown=True)
+    assert await bench.a.refuse(0, QUEUE, [refusal]) == [("stale", "cancelled")]
+    admitted = await hooks(bench)
+    assert await bench.a.refuse(0, QUEUE, [refusal]) == [("stale", "cancelled")]
+    assert await hooks(bench) == admitted, "not late, by a call that is sent again"
     return held.jid, 1
 
 
@@ -116,6 +183,14 @@ WAYS = {
     "release": _settled(Verb.RELEASE),
     "finalize": _finalized,
     "reclaim": _reclaimed,
+    "expired in the queue": _expired_in_the_queue,
+    "expired while scheduled": _expired_while_scheduled,
+    "expired between attempts": _expired_between_attempts,
+    "expired while it ran": _expired_while_it_ran,
+    "found expired by a start": _found_expired_by_a_start,
+    "found by its owner, never run": _never_came_to_run(token="two", adopt=True),
+    "started by a call sent again": _never_came_to_run(token="one"),
+    "given back, never run": _given_back_unknown,
 }
 
 
@@ -211,6 +286,27 @@ async def test_a_hook_that_nobody_knew_of_is_admitted_when_the_entry_comes_to_a_
         assert len(await hooks(bench)) == count
         if count:
             await hook_of(bench, jid)
+
+
+@pytest.mark.parametrize("by", ["a worker without room", "the watchdog"])
+@pytest.mark.parametrize(("occasion", "count"), [("always", 1), ("attempted", 0), ("", 0)])
+async def test_a_hook_that_nobody_knew_of_is_not_lost_with_an_entry_that_never_came_to_a_start(
+    url: str, by: str, occasion: str, count: int
+) -> None:
+    """The worker that read it has said by then which hooks it has; it has no slot for the job, or dies."""
+    async with Bench(url) as bench:
+        jid = await bench.enqueue()
+        await bench.cancel(jid)
+        await declare(bench, occasion)
+        held = await bench.take(jid)
+        for _ in range(2):
+            if by == "the watchdog":
+                assert await bench.reclaim(held) == ("stale", "cancelled")
+            else:
+                refusal = Refusal(jid=jid, entry=held.entry, why="no_slot")
+                assert await bench.a.refuse(0, QUEUE, [refusal]) == [("stale", "cancelled")]
+        assert await bench.entries() == []
+        assert len(await hooks(bench)) == count
 
 
 async def test_a_job_that_a_start_finds_expired_has_the_hook_that_its_worker_knows_of(url: str) -> None:
@@ -357,6 +453,14 @@ async def test_a_hook_whose_kind_nobody_knows_is_told_to_have_failed(url: str) -
         assert await bench.a.refuse(0, HOOKS, [refusal]) == [("buried", "failed")]
         told = [event.facts for event in await bench.history(jid) if event.name == "hook_ended"]
         assert told == [f"try 0: failed: unknown_kind ({hook.jid})"]
+
+
+async def test_a_hook_that_never_came_to_run_is_told_to_have_been_handed_back(url: str) -> None:
+    async with Bench(url) as bench:
+        jid, hook = await started(bench)
+        refusal = Refusal(jid=hook.jid, entry=hook.entry, why="no_slot", unknown=True)
+        assert await bench.a.refuse(0, HOOKS, [refusal]) == [("refused", "queued")]
+        assert await lines(bench, jid) == ["hook_started try 1", "hook_ended try 1: handed_back"]
 
 
 @pytest.mark.parametrize("running", [False, True])

@@ -76,6 +76,7 @@ for i = jobs, #KEYS do
   else
     if was[4] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end
     if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end
+    if state == 'cancelled' then clean_up_late(job, declared(was[7])) end
     answers[#answers + 1] = { 'stale', state }
   end
   at = at + 1

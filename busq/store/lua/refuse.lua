@@ -36,11 +36,13 @@ for i = jobs, #KEYS do
     local fields = { 'state', 'queued', 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[6]) }
     put(fields, 'n', remember(fields, job, n, 'handed_back', attempt, why))
     redis.call('HSET', job, unpack(fields))
+    if is_hook(was[6]) then tell_parent(job, 'hook_ended', attempt, 'handed_back') end
     answers[#answers + 1] = { 'refused', 'queued' }
   elseif was[2] ~= entry or state ~= 'queued' then
     -- A running attempt holds its own entry; any other entry stands for nothing.
     if was[2] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end
     if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end
+    if state == 'cancelled' then clean_up_late(job, declared(was[6])) end
     answers[#answers + 1] = { 'stale', state }
   else
     local fields = {}

@@ -52,6 +52,9 @@ local function is_wanted(occasion, attempt)
   return occasion == 'always' or (occasion == 'attempted' and tonumber(attempt) > 0)
 end
 
+-- What workers have declared of the hook of this kind; nil for none.
+local function declared(kind) return string.match(redis.call('HGET', prefix .. 'hooks', kind) or '', '^%a+') end
+
 -- A job has just become cancelled. What its record says of a hook (its producer, or the worker that started it, had the
 -- handler's code) stands before what workers have declared. A hook has none itself.
 local function clean_up_after(job, attempt, ended)
@@ -61,14 +64,14 @@ local function clean_up_after(job, attempt, ended)
     tell_parent(job, 'hook_ended', attempt, 'cancelled, ' .. ended)
     return
   end
-  local occasion = was[2] or string.match(redis.call('HGET', prefix .. 'hooks', was[1]) or '', '^%a+')
+  local occasion = was[2] or declared(was[1])
   if is_wanted(occasion, attempt) then admit_hook(job) end
 end
 
--- The same when the entry of a job that was cancelled unread comes to a worker with the handler's code, and nobody could
--- say until now that its kind has a hook.
+-- The same when the entry of a job that was cancelled unread is removed, and nobody could say until now that its kind has
+-- a hook: by a start its worker says so, which has the handler's code, else what has been declared meanwhile.
 local function clean_up_late(job, occasion)
-  if occasion == '' then return end
+  if not occasion or occasion == '' then return end
   local was = redis.call('HMGET', job, 'hook', 'on_cancel', 'attempt')
   if not was[1] and not was[2] and is_wanted(occasion, was[3] or 0) then admit_hook(job) end
 end
