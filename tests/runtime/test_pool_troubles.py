@@ -192,3 +192,19 @@ async def test_a_child_asked_for_when_the_worker_is_gone_is_refused_in_words() -
     told: Future[tuple[str, str]] = Future()
     told.cancel()
     assert process._answer(told) == ("refused", "the worker is stopping")
+
+
+async def test_a_drained_worker_does_not_wait_for_ever_for_a_child_that_the_kernel_cannot_end(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is never heard of, as that of a process in an uninterruptible call would be."""
+    monkeypatch.setattr(process, "CLOSE_WITHIN_S", 0.1)
+    async with bench(redis_url) as b:
+        worker = await work(b, concurrency=1, queues=["default"])
+        await result(b, "doubled", 1)
+        (child,) = worker._processes._children
+        asyncio.get_running_loop().remove_reader(child.victim.pidfd)
+        await b.end(worker)
+        assert worker._processes.pids == [child.pid]
+        child.signal(signal.SIGKILL)
+        child._gone()
