@@ -208,3 +208,21 @@ async def test_a_drained_worker_does_not_wait_for_ever_for_a_child_that_the_kern
         assert worker._processes.pids == [child.pid]
         child.signal(signal.SIGKILL)
         child._gone()
+
+
+async def test_a_child_that_does_not_begin_what_it_is_given_is_replaced_when_that_is_cancelled(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen while it was idle; it would be given the next job, and the one after that."""
+    monkeypatch.setattr(process, "DEAF_S", 0.0)
+    async with bench(redis_url, **PATIENT) as b:
+        await work(b, concurrency=1, queues=["default"])
+        pid = await result(b, "pid_of")
+        os.kill(pid, signal.SIGSTOP)
+        handle = await b.bus.enqueue("doubled", 1)
+        await b.reaches(handle.jid, "running")
+        await handle.cancel()
+        job = await handle.wait(timeout=20)
+        assert (job.state, job.ended) == ("cancelled", "confirmed")
+        assert await result(b, "pid_of") != pid
+        assert not alive(pid)

@@ -46,6 +46,7 @@ START_AGAIN_S = (0.5, 10.0)  # after a child that could not start: the first wai
 LOOK_EVERY_S = 0.01  # whether short jobs are short, while there are some
 HELD_UP_S = 0.025  # a child that is busy with one for so long is not given more of them
 MOST_AT_DOOR_S = 0.05
+DEAF_S = 1.0  # a child that has not begun within this time what it was given while idle begins nothing more
 CLOSE_WITHIN_S = 5.0  # for all children to be gone
 
 log = events.logger("busq.worker")
@@ -268,10 +269,16 @@ class ProcessExecutor:
             return True
         taken = child.take_back()
         others = {run: each for run, each in taken.items() if each is not attempt}
-        self._let_in_again(child, others)
         if len(others) == len(taken):
+            self._let_in_again(child, others)
             return False
         del self._at_work[attempt]
+        if child.attempt is None and self._loop.time() - child.first_since >= DEAF_S:
+            child.signal(signal.SIGKILL)  # frozen, or something in there keeps the interpreter's lock
+            self._count_children()
+            self._place_again(others.values())
+        else:
+            self._let_in_again(child, others)
         return True
 
     def _let_in_again(self, child: Child, taken_back: Mapping[int, Attempt]) -> None:
