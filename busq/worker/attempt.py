@@ -55,6 +55,7 @@ class Attempt:
         "started_at",
         "task",
         "terms",
+        "timeout_timer",
         "timers",
         "token",
         "token_id",
@@ -83,6 +84,7 @@ class Attempt:
         self.notes: list[tuple[str, float, str]] = []  # lines of history not yet sent: name, when, facts
         self.progress: tuple[str, str] | None = None
         self.timers: list[asyncio.TimerHandle] = []
+        self.timeout_timer: asyncio.TimerHandle | None = None
         self.force_timer: asyncio.TimerHandle | None = None
         self.tripped_at: float | None = None
         self.deadline_at: float | None = None  # of a cancel; written and read by the control thread
@@ -135,6 +137,7 @@ class Attempt:
         for timer in self.timers:
             timer.cancel()
         self.timers.clear()
-        if self.force_timer is not None:
-            self.force_timer.cancel()
-            self.force_timer = None
+        for one in (self.timeout_timer, self.force_timer):
+            if one is not None:
+                one.cancel()
+        self.timeout_timer = self.force_timer = None

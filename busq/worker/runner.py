@@ -113,7 +113,10 @@ class Runner:
 
     def _begin(self, attempt: Attempt) -> None:
         attempt.job = CurrentJob(attempt, self.hands)
+        before = self.running.get(attempt.jid)
         self.running[attempt.jid] = attempt
+        if before is not None:  # it was taken from us and came back to us before any beat could say so
+            self.superseded(before, State.RUNNING)
         if events.heard(events.JOB_STARTED):
             events.tell(log, events.JOB_STARTED, **attempt.facts)
         pool = attempt.handler.pool
@@ -126,8 +129,11 @@ class Runner:
 
     def begun(self, attempt: Attempt) -> None:
         """Its handler begins, and with it the time that it may take; in the process pool the executor says when."""
-        if attempt.timeout_s is not None:
-            attempt.timers.append(self._loop.call_later(attempt.timeout_s, self._timed_out, attempt))
+        if attempt.timeout_s is None:
+            return
+        if attempt.timeout_timer is not None:
+            attempt.timeout_timer.cancel()  # the child that it was given to before has ended without beginning it
+        attempt.timeout_timer = self._loop.call_later(attempt.timeout_s, self._timed_out, attempt)
 
     # From reports to outcomes ----------------------------------------------------------------------------
 
@@ -186,7 +192,7 @@ class Runner:
         if self.running.get(attempt.jid) is attempt:
             del self.running[attempt.jid]
         self._slots.give_back(attempt.handler)
-        if attempt.watched and self.watcher is not None:
+        if attempt.watched and attempt.jid not in self.running and self.watcher is not None:
             self.watcher.unwatch([attempt])
         if not self.running:
             self._nothing_left.set()
@@ -212,7 +218,7 @@ class Runner:
 
     def hand_back_all(self) -> int:
         """Give up every attempt that still runs and hand its job back; its code ends with this process."""
-        left = list(self.running.values())
+        left = self._newest_first()
         for attempt in left:
             self._abandon(attempt, "the worker is stopping")
             self._settle(attempt, _HANDED_BACK)
@@ -224,11 +230,16 @@ class Runner:
 
         Called in the control thread, and this process is about to end. Child processes are ended here and now.
         """
-        left = list(self.running.values())
+        self._closed = True  # nothing more is begun in the loop from here, which is another thread
+        left = self._newest_first()
         for attempt in left:
             attempt.abandoned = True
             self._executors[attempt.handler.pool].kill(attempt)
         return [(attempt, self._settlement(attempt, _HANDED_BACK)) for attempt in left]
+
+    def _newest_first(self) -> list[Attempt]:
+        """So that who waits for a child process is taken back first, and is given no other when that one is ended."""
+        return list(reversed(self.running.values()))
 
     async def all_ended(self) -> None:
         """Wait until no attempt is running (suspects do not count)."""
@@ -255,6 +266,8 @@ class Runner:
         self.ladder.trip(attempt, facts, heard_by="beat")
 
     def _timed_out(self, attempt: Attempt) -> None:
+        if attempt.waits:
+            return  # for another child than the one that should have begun it when this clock was set
         facts = TripFacts(cause=Cause.TIMEOUT, reason=f"ran {attempt.timeout_s:g} s", grace_s=attempt.grace_s)
         self.ladder.trip(attempt, facts, heard_by="timeout")
 

@@ -166,6 +166,8 @@ class StandIn:
         except (TimeoutError, BusUnavailable) as error:
             # The lease runs out by itself, and a watchdog takes over what is still under our name.
             events.tell(log, events.BUS_LOST, error=str(error) or "no answer")
+        except Exception as error:  # whatever it was: nobody will ask us to leave a second time
+            events.tell(log, events.SWEEP_FAILED, step="stand_in", error=repr(error))
         leave()
 
     async def _hand_back(self, store: Store) -> None:

@@ -109,6 +109,7 @@ class _Running:
         self._lock = threading.Lock()  # between signalling and collecting
         self._kill: threading.Timer | None = None
         self._stopping = False
+        self._collected = False
         self.ended: Future[int] = Future()
         self._tie = tie = Tie()
         try:
@@ -152,7 +153,7 @@ class _Running:
             if self._stopping or self.ended.done():
                 return
             self._stopping = True
-            os.killpg(self.pid, signal.SIGTERM)
+            self._signal_group(signal.SIGTERM)
             self._kill = threading.Timer(within, self._kill_group)
             self._kill.daemon = True
             self._kill.start()
@@ -168,18 +169,32 @@ class _Running:
     def _kill_group(self) -> None:
         with self._lock:
             if not self.ended.done():
-                os.killpg(self.pid, signal.SIGKILL)
+                self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: int) -> None:
+        if self._collected:
+            return
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):  # it went into another group, or is another user's
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
 
     def _wait_and_collect(self) -> None:
         process = self._process
         if hasattr(os, "waitid"):
-            with contextlib.suppress(ChildProcessError):  # collected by somebody else: Popen says it ended with 0
+            try:
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            except (
+                ChildProcessError
+            ):  # by somebody else: its number may mean another one, and Popen says it ended with 0
+                self._collected = True
         else:
             process.wait()
+            self._collected = True
         with self._lock:
-            if self._stopping and process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            if self._stopping:
+                self._signal_group(signal.SIGKILL)
             code = process.wait()
             if self._kill is not None:
                 self._kill.cancel()

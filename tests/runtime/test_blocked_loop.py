@@ -21,6 +21,7 @@ import busq
 from busq.store.store import Store
 from busq.worker import standin
 from busq.worker.loopwatch import LoopWatch
+from busq.worker.runner import Runner
 from tests.runtime.bench import Bench, bench, until
 
 LIMIT_S = 30.0
@@ -85,15 +86,14 @@ async def test_a_blocked_loop_is_told_with_the_culprit_and_its_whole_length(redi
             await until(lambda: worker.loop_lag_s < 0.1)
             handle = await hogs.enqueue()
             await handle.result(timeout=10)
-            await until(lambda: told(lines, "loop.unblocked"))
-    [first] = told(lines, "loop.blocked")
-    assert (first["jid"], first["kind"], first["attempt"]) == (handle.jid, "hogs", 1)
+            await until(lambda: any(line["seconds"] >= 0.6 for line in told(lines, "loop.unblocked")))
+    # A busy machine may hold the loop up too, and that is told as well: without a job.
+    [first] = [line for line in told(lines, "loop.blocked") if line.get("jid") == handle.jid]
+    assert (first["kind"], first["attempt"]) == ("hogs", 1)
     assert first["seconds"] < 0.6, "told while it lasts"
     assert "in hogs" in first["stack"]
     assert first["stack"].index("in hogs") < first["stack"].index("in spin_here"), "the innermost last"
     assert len(first["stack"]) <= 4000
-    [second] = told(lines, "loop.unblocked")
-    assert second["seconds"] >= 0.6
 
 
 async def test_a_task_that_a_handler_made_is_told_by_its_stack(redis_url: str) -> None:
@@ -380,6 +380,34 @@ async def test_a_worker_that_comes_back_to_life_has_its_whole_drain_before_it(re
         assert await beside_it.result(timeout=10) == "done"
         await b.ended(worker)
         assert leaves == []
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_worker_that_cannot_hand_back_leaves_all_the_same(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in the place of a blocked loop: it was told to leave, and nobody tells it again."""
+    async with bench(redis_url, shutdown_timeout_s=0.0, cleanup_s=0.0, force_s=0.1) as b:
+        inside, left = threading.Event(), threading.Event()
+
+        @b.bus.job
+        async def hogs() -> None:
+            inside.set()
+            spin(over.is_set)
+
+        def broken(self: Runner) -> Any:
+            raise RuntimeError("no such luck")
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            worker.stop_for_certain(left.set)
+            assert left.wait(10)
+
+        monkeypatch.setattr(Runner, "hand_backs", broken)
+        worker = await b.work()
+        await hogs.enqueue()
+        with beside(story) as over:
+            await until(inside.is_set)
 
 
 @pytest.mark.usefixtures("quick")

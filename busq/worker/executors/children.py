@@ -86,27 +86,38 @@ class Child:
         return self.victim.pid
 
     def _start(self, environ: Mapping[str, str]) -> None:
-        work, theirs = socket.socketpair()
-        control, theirs_control = socket.socketpair()
-        self._door = Door()
-        self._tie = tie = Tie()
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives until the child is ready
-        stderr = os.dup(STDERR)
-        ends = (theirs.fileno(), theirs_control.fileno(), self._door.far_end.fileno(), stderr)
-        # A group of its own: Ctrl-C in a terminal is for the worker, and what the handler starts goes with the child.
-        self._process = subprocess.Popen(  # noqa: S603 - the command is ours
-            [sys.executable, "-c", _PROGRAM, *map(str, ends), *(folder or os.getcwd() for folder in sys.path)],
-            stdin=subprocess.DEVNULL, stderr=self._stderr, pass_fds=(*ends, tie.far_end), env=dict(environ),
-            process_group=0,
-        )  # fmt: skip
-        self.victim = Victim(self._process.pid)
-        tie.hold(self._process.pid)
-        os.close(stderr)
-        theirs.close()
-        theirs_control.close()
+        """Raise `OSError`, and leave nothing open, when there is no process to be had."""
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            work, their_work = socket.socketpair()
+            ours.callback(work.close)
+            theirs.callback(their_work.close)
+            control, their_control = socket.socketpair()
+            ours.callback(control.close)
+            theirs.callback(their_control.close)
+            self._door = Door()
+            ours.callback(self._door.close)
+            self._tie = Tie()
+            ours.callback(self._tie.cut)
+            self._stderr = ours.enter_context(tempfile.TemporaryFile())  # it lives until the child is ready
+            stderr = os.dup(STDERR)
+            theirs.callback(os.close, stderr)
+            self._process = self._popen(
+                environ, their_work.fileno(), their_control.fileno(), self._door.far_end.fileno(), stderr
+            )
+            self.victim = Victim(self._process.pid)
+            self._tie.hold(self._process.pid)
+            ours.pop_all()  # they are closed when the process has ended
         self._work, self._control = Outgoing(self._loop, work), Outgoing(self._loop, control)
         self._loop.add_reader(work.fileno(), self._read)
         self._watch_end()
+
+    def _popen(self, environ: Mapping[str, str], *ends: int) -> subprocess.Popen[bytes]:
+        # A group of its own: Ctrl-C in a terminal is for the worker, and what the handler starts goes with the child.
+        return subprocess.Popen(  # noqa: S603 - the command is ours
+            [sys.executable, "-c", _PROGRAM, *map(str, ends), *(folder or os.getcwd() for folder in sys.path)],
+            stdin=subprocess.DEVNULL, stderr=self._stderr, pass_fds=(*ends, self._tie.far_end), env=dict(environ),
+            process_group=0,
+        )  # fmt: skip
 
     def _watch_end(self) -> None:
         if self.victim.pidfd != -1:

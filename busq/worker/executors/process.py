@@ -14,6 +14,7 @@ or killed by taking it back: nothing that is done to it touches the child, in wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +46,8 @@ START_AGAIN_S = (0.5, 10.0)  # after a child that could not start: the first wai
 LOOK_EVERY_S = 0.01  # whether short jobs are short, while there are some
 HELD_UP_S = 0.025  # a child that is busy with one for so long is not given more of them
 MOST_AT_DOOR_S = 0.05
+DEAF_S = 1.0  # a child that has not begun within this time what it was given while idle begins nothing more
+CLOSE_WITHIN_S = 5.0  # for all children to be gone
 
 log = events.logger("busq.worker")
 
@@ -134,7 +137,9 @@ class ProcessExecutor:
                 child.leave()
             else:
                 child.signal(signal.SIGKILL)
-        await self._nothing_left.wait()
+        with contextlib.suppress(TimeoutError):  # the kernel itself may be stuck with one: it goes when it can
+            async with asyncio.timeout(CLOSE_WITHIN_S):
+                await self._nothing_left.wait()
 
     def retire_idle(self) -> None:
         """No new job will come: idle children leave now, the others when their job has ended."""
@@ -264,10 +269,16 @@ class ProcessExecutor:
             return True
         taken = child.take_back()
         others = {run: each for run, each in taken.items() if each is not attempt}
-        self._let_in_again(child, others)
         if len(others) == len(taken):
+            self._let_in_again(child, others)
             return False
         del self._at_work[attempt]
+        if child.attempt is None and self._loop.time() - child.first_since >= DEAF_S:
+            child.signal(signal.SIGKILL)  # frozen, or something in there keeps the interpreter's lock
+            self._count_children()
+            self._place_again(others.values())
+        else:
+            self._let_in_again(child, others)
         return True
 
     def _let_in_again(self, child: Child, taken_back: Mapping[int, Attempt]) -> None:
@@ -304,6 +315,7 @@ class ProcessExecutor:
     def _place_again(self, attempts: Iterable[Attempt]) -> None:
         for attempt in attempts:
             del self._at_work[attempt]
+            attempt.waits = True  # again, if it was about to begin: its time has not begun to run after all
             self._place(attempt)
 
     # Children ----------------------------------------------------------------------------------------------
@@ -344,6 +356,8 @@ class ProcessExecutor:
         events.tell(log, events.CHILD_REFUSED, why=why[:1000], next_in_s=self._start_wait_s)
         if self._waiting:
             self._report(self._waiting.popleft(), None, Gone(why))
+        if self._waiting:
+            self._start_enough()  # nobody else might: there may be no child whose end would bring us here again
 
     # What is heard of them -----------------------------------------------------------------------------------
 
@@ -416,6 +430,8 @@ class ProcessExecutor:
 
 
 def _answer(told: Future[tuple[str, str]]) -> tuple[str, str]:
+    if told.cancelled():
+        return "refused", "the worker is stopping"
     error = told.exception()
     return told.result() if error is None else ("refused", str(error) or repr(error))
 
