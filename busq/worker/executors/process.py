@@ -338,7 +338,8 @@ class ProcessExecutor:
             try:
                 child = Child(self._loop, self._hello, self._environ, self._heard, self._ended)
             except OSError as error:
-                self._failed_to_start(f"the child process could not be started: {error}")
+                # No fault of the job's: somebody else, or we a little later, may have a process for it.
+                self._failed_to_start(f"the child process could not be started: {error}", NotBegun())
                 return
             self._children.add(child)
             self._nothing_left.clear()
@@ -349,13 +350,13 @@ class ProcessExecutor:
             child.last_words = f"it was not ready within {START_WITHIN_S:g} s"
             child.signal(signal.SIGKILL)
 
-    def _failed_to_start(self, why: str) -> None:
-        """The job that waits longest fails with it; and the next child is not started at once."""
+    def _failed_to_start(self, why: str, said: Exception) -> None:
+        """`said` of the job that waits longest; and the next child is not started at once."""
         low, high = START_AGAIN_S
         self._start_wait_s = min(high, max(low, self._start_wait_s * 2))
         events.tell(log, events.CHILD_REFUSED, why=why[:1000], next_in_s=self._start_wait_s)
         if self._waiting:
-            self._report(self._waiting.popleft(), None, Gone(why))
+            self._report(self._waiting.popleft(), None, said)
         if self._waiting:
             self._start_enough()  # nobody else might: there may be no child whose end would bring us here again
 
@@ -410,11 +411,11 @@ class ProcessExecutor:
             del self._at_work[attempt]
             self._report(attempt, None, Gone(f"the child process that ran the handler {child.how_it_ended}"))
         if not child.ready and not self._closed:
-            words = child.last_words or child.how_it_ended
-            self._failed_to_start(
-                f"the child process that should run the handler did not start (it has neither BUSQ_URL nor REDIS_URL): "
-                f"{words}"
+            why = (
+                "the child process that should run the handler did not start (it has neither BUSQ_URL nor REDIS_URL): "
+                f"{child.last_words or child.how_it_ended}"
             )
+            self._failed_to_start(why, Gone(why))
         self._place_again(child.not_begun)
         if self._waiting:
             self._start_enough()
