@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
@@ -156,7 +157,8 @@ class Outbox:
                 if word == "missing":
                     await self._store.bury(each.shard, each.queue, each.refusal.entry, reason=UNKNOWN_JID, raw=each.raw)
                 event = _RETURNED.get(word, events.JOB_REFUSED)
-                events.tell(log, event, jid=each.refusal.jid, why=each.refusal.why, state=state)
+                usual = logging.DEBUG if each.refusal.why in _USUAL and event == events.JOB_REFUSED else None
+                events.tell(log, event, level=usual, jid=each.refusal.jid, why=each.refusal.why, state=state)
 
     async def _settle_some(self) -> None:
         where = next(iter(self._endings))
@@ -188,6 +190,7 @@ class Outbox:
             )
 
 
+_USUAL = ("no_slot", "shutdown")  # reasons that say nothing of the job
 _RETURNED = {"buried": events.JOB_BURIED, "missing": events.JOB_BURIED, "stale": events.JOB_STALE}
 
 
