@@ -2,8 +2,8 @@
 One run of one handler, from start to outcome, as the worker sees it.
 
 Belongs to the handlers' loop. Only the token may be touched from elsewhere, `progress`, which is replaced whole, and
-`deadline_at`, which is the control thread's. An attempt is over once: when its handler has ended, or when the worker
-has given it up.
+`deadline_at`, which is the control thread's; that thread also takes the notes while the loop is blocked
+(`standin.py`). An attempt is over once: when its handler has ended, or when the worker has given it up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from busq.handlers import Handler
-from busq.protocol.cancel import TripFacts
+from busq.protocol.cancel import Cause, TripFacts
 from busq.store.forms import KindTerms, Note, StartAnswer
 from busq.store.streams import Entry
 from busq.worker.token import CancelToken
@@ -57,6 +57,7 @@ class Attempt:
         "terms",
         "timeout_timer",
         "timers",
+        "times_out_at",
         "token",
         "token_id",
         "tripped_at",
@@ -86,6 +87,7 @@ class Attempt:
         self.timers: list[asyncio.TimerHandle] = []
         self.timeout_timer: asyncio.TimerHandle | None = None
         self.force_timer: asyncio.TimerHandle | None = None
+        self.times_out_at: float | None = None  # known when its handler begins
         self.tripped_at: float | None = None
         self.deadline_at: float | None = None  # of a cancel; written and read by the control thread
         self.shields = 0
@@ -112,6 +114,11 @@ class Attempt:
     @property
     def timeout_s(self) -> float | None:
         return self.answer.timeout_s
+
+    @property
+    def timeout_facts(self) -> TripFacts:
+        """What its handler is told when it has run for the whole of its timeout."""
+        return TripFacts(cause=Cause.TIMEOUT, reason=f"ran {self.timeout_s:g} s", grace_s=self.grace_s)
 
     @property
     def backoff_s(self) -> float:

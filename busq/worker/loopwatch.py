@@ -47,6 +47,8 @@ class LoopWatch:
         self._unwatched_s = 0.0  # of the time since the last tick was sent
         self._told = False
         self._blocked = asyncio.Event()
+        self._holder: asyncio.Task[Any] | None = None  # whose step was met by each look since `_held_since`
+        self._held_since = 0.0
 
     # From any thread
 
@@ -85,12 +87,26 @@ class LoopWatch:
         """Wait until the loop is blocked."""
         await self._blocked.wait()
 
+    def culprit(self) -> tuple[Attempt | None, float]:
+        """
+        The attempt whose code blocks the loop, where that can be told, and for how long this very code does.
+
+        A loop is blocked as well by a hundred handlers that take a second each; none of them does so for long.
+        """
+        holder, held_s = self._holder, self._clock.monotonic() - self._held_since
+        if holder is None or holder is not asyncio.current_task(self._loop):
+            return None, 0.0
+        return self._attempt_of(holder), min(held_s, self.blocked_s)
+
     def _look(self) -> None:
         seconds = self.blocked_s
+        holder = asyncio.current_task(self._loop) if seconds else None
+        if holder is not self._holder:
+            self._holder, self._held_since = holder, self._clock.monotonic()
         if seconds and not self._told:
             self._told = True
             self._blocked.set()
-            culprit = self._culprit()
+            culprit = self._culprit_in_words()
             if self._waiting:  # else it went on while we looked, and what we saw is no culprit
                 events.tell(log, events.LOOP_BLOCKED, seconds=round(seconds, 3), **self._late(), **culprit)
         elif not self._waiting and (self._told or max(self._lag_s, self._unwatched_s) >= BLOCKED_S):
@@ -103,7 +119,7 @@ class LoopWatch:
     def _late(self) -> dict[str, Any]:
         return {"watch_late_s": round(self._unwatched_s, 3)} if self._unwatched_s else {}
 
-    def _culprit(self) -> dict[str, Any]:
+    def _culprit_in_words(self) -> dict[str, Any]:
         """The stack of the loop's thread, and the job whose task runs there, where that can be told."""
         task = asyncio.current_task(self._loop)
         facts = {} if task is None else self._job_of(task)
@@ -111,21 +127,32 @@ class LoopWatch:
         return facts if frame is None else {**facts, "stack": _in_words(frame)}
 
     def _job_of(self, task: asyncio.Task[Any]) -> dict[str, Any]:
-        """A handler's own task is known; one that it made is recognized by its context, which 3.11 does not show."""
+        attempt = self._attempt_of(task)
+        if attempt is not None:
+            return attempt.facts
+        job = _job_in(task)
+        return {} if job is None else {"jid": job.jid, "kind": job.kind, "attempt": job.attempt}
+
+    def _attempt_of(self, task: asyncio.Task[Any]) -> Attempt | None:
+        """The running one whose handler's task this is, or made it."""
+        job = _job_in(task)
         for attempt in list(self._running().values()):
-            if attempt.task is task:
-                return attempt.facts
-        if sys.version_info >= (3, 12):
-            job = context.job_in(task.get_context())
-            if job is not None:
-                return {"jid": job.jid, "kind": job.kind, "attempt": job.attempt}
-        return {}
+            if attempt.task is task or (job is not None and attempt.job is job):
+                return attempt
+        return None
 
     # In the loop that is watched
 
     def _tick(self) -> None:
         self._lag_s = self._clock.monotonic() - self._sent_at
         self._waiting = False
+
+
+def _job_in(task: asyncio.Task[Any]) -> context.CurrentJob | None:
+    """A task that a handler made is recognized by its context, which 3.11 does not show."""
+    if sys.version_info >= (3, 12):
+        return context.job_in(task.get_context())
+    return None
 
 
 def _in_words(frame: FrameType) -> str:

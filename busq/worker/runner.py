@@ -16,6 +16,8 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
+import msgspec
+
 from busq import events, tasks
 from busq.callables import Pool
 from busq.config import Settings
@@ -41,6 +43,7 @@ from busq.worker.slots import Slots
 WATCH_AFTER_S = 0.005  # a job that runs longer is subscribed to its own channel
 WATCH_WAITING_AFTER_S = 0.05  # one that waits for a child process: mostly it is over by then, or handed back
 SUSPECT_PATIENCE_S = 1.0  # code that ends this soon after it was given up does not count against the limit
+RAN_ON = "it ran past its timeout and did not stop"
 
 log = events.logger("busq.worker")
 
@@ -133,6 +136,7 @@ class Runner:
             return
         if attempt.timeout_timer is not None:
             attempt.timeout_timer.cancel()  # the child that it was given to before has ended without beginning it
+        attempt.times_out_at = self._loop.time() + attempt.timeout_s
         attempt.timeout_timer = self._loop.call_later(attempt.timeout_s, self._timed_out, attempt)
 
     # From reports to outcomes ----------------------------------------------------------------------------
@@ -157,7 +161,7 @@ class Runner:
         self._free(attempt)
         self._settle(attempt, outcome)
 
-    def _settlement(self, attempt: Attempt, outcome: Outcome) -> Settlement:
+    def _settlement(self, attempt: Attempt, outcome: Outcome, now: float) -> Settlement:
         return Settlement(
             jid=attempt.jid,
             entry=attempt.entry,
@@ -173,11 +177,11 @@ class Runner:
             cause=outcome.cause,
             delay_ms=outcome.delay_ms,
             hook=outcome.in_words if isinstance(attempt.handler, Hook) else "",
-            notes=attempt.take_notes(self._loop.time()),
+            notes=attempt.take_notes(now),
         )
 
     def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        self.outbox.settle(attempt, outcome.verb, self._settlement(attempt, outcome))
+        self.outbox.settle(attempt, outcome.verb, self._settlement(attempt, outcome, self._loop.time()))
         hook, told = isinstance(attempt.handler, Hook), attempt.token.facts
         unasked = told is None or (hook and told.cause is Cause.TIMEOUT)
         if outcome.error is not None and outcome.verb is not Verb.RELEASE and unasked:
@@ -235,7 +239,19 @@ class Runner:
         for attempt in left:
             attempt.abandoned = True
             self._executors[attempt.handler.pool].kill(attempt)
-        return [(attempt, self._settlement(attempt, _HANDED_BACK)) for attempt in left]
+        return [(attempt, self._settlement(attempt, _HANDED_BACK, self._loop.time())) for attempt in left]
+
+    def timed_out_settlement(self, attempt: Attempt, now: float) -> Settlement:
+        """
+        What `give_up` would tell of an attempt past its timeout, for whoever stands in for a loop that is blocked.
+
+        Called in the control thread; the loop hears of it by `given_up_outside`. `now`: a loop's own clock may stand
+        still with it.
+        """
+        if attempt.tripped_at is None:
+            attempt.notes.append(("tripped", attempt.times_out_at or now, "timeout"))
+        self._note_observed(attempt)
+        return msgspec.structs.replace(self._settlement(attempt, outcomes.abandoned(attempt), now), stopped=False)
 
     def _newest_first(self) -> list[Attempt]:
         """So that who waits for a child process is taken back first, and is given no other when that one is ended."""
@@ -268,8 +284,15 @@ class Runner:
     def _timed_out(self, attempt: Attempt) -> None:
         if attempt.waits:
             return  # for another child than the one that should have begun it when this clock was set
-        facts = TripFacts(cause=Cause.TIMEOUT, reason=f"ran {attempt.timeout_s:g} s", grace_s=attempt.grace_s)
-        self.ladder.trip(attempt, facts, heard_by="timeout")
+        self.ladder.trip(attempt, attempt.timeout_facts, heard_by="timeout")
+
+    def given_up_outside(self, attempt: Attempt) -> None:
+        """Whoever stood in for this loop has settled this attempt as timed out and listed it as a suspect."""
+        if not attempt.over:
+            self._timed_out(attempt)  # its code goes on, and has not been interrupted yet
+            self._abandon(attempt, RAN_ON)
+        elif not attempt.abandoned:  # it stopped while the store was told
+            self._errand(self._clear_suspect(attempt))
 
     def _note_observed(self, attempt: Attempt) -> None:
         at, facts = attempt.token.observed_at, attempt.token.facts
@@ -288,7 +311,7 @@ class Runner:
             return
         facts = attempt.token.facts
         if facts is not None and facts.cause is Cause.TIMEOUT:
-            self._abandon(attempt, "it ran past its timeout and did not stop")
+            self._abandon(attempt, RAN_ON)
             self._settle(attempt, outcomes.abandoned(attempt))
         else:
             self._abandon(attempt, "it was asked to stop and did not")

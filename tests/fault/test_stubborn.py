@@ -86,6 +86,25 @@ async def test_a_loop_blocked_past_the_deadline_of_its_cancel_makes_the_worker_l
             assert handle.jid in running.until("worker.lifeless")["why"]
 
 
+async def test_a_job_that_blocks_the_loop_for_ever_is_ended_by_its_timeout_and_its_retries(redis_url: str) -> None:
+    """Each attempt costs a worker, which is replaced; nobody cancels the job, and it does not go on without end."""
+    async with bench(redis_url) as b:
+        await b.watch()
+        handle = await b.bus.options(timeout=0.5, retries=1).enqueue("spin")
+        for attempt, state in ((1, "scheduled"), (2, "failed")):
+            with worker(redis_url, shutdown_timeout=600.0) as running:
+                await heard(running, "spinning")
+                await heard(running, "worker.lifeless")
+                assert "past the timeout" in running.until("worker.lifeless")["why"]
+                await heard(running, "job.failed")
+                running.process.send_signal(signal.SIGTERM)
+                assert await ended(running) == 0, running.text
+            job = await b.reaches(handle.jid, "scheduled", "queued", state)
+            assert (job.attempt, job.failures, job.losses) == (attempt, attempt, 0)
+        assert (job.state, job.cause) == ("failed", "timed_out")
+        assert await _suspects(b, 0)
+
+
 async def test_a_forked_child_of_a_handler_ends_by_its_own_sigterm(redis_url: str) -> None:
     """And the worker does not take it for its own."""
     async with bench(redis_url) as b:

@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -249,6 +249,147 @@ async def test_a_check_inside_a_block_hears_the_cancel(redis_url: str) -> None:
             await until(inside.is_set)
         job = await handle.wait(timeout=10)
         assert (job.state, job.ended) == ("cancelled", "confirmed")
+
+
+# Timeouts whose timer stands still with the loop ----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+async def test_the_timeout_of_what_blocks_the_loop_is_served_from_outside(redis_url: str) -> None:
+    """Failed and listed as a suspect while it runs on, and the worker is lifeless; when it ends, all is in order."""
+    with capture_logs() as lines:
+        async with bench(redis_url) as b:
+            inside, seen = threading.Event(), []
+
+            @b.bus.job(timeout=0.3)
+            async def hogs() -> str:
+                inside.set()
+                spin(over.is_set)
+                return "too late"
+
+            @b.bus.job
+            async def other() -> str:
+                return "done"
+
+            def story() -> None:
+                assert inside.wait(LIMIT_S)
+                job = b.bus.blocking.wait(handle.jid, timeout=LIMIT_S)
+                spin(lambda: worker.lifeless)
+                seen.extend([job, worker.lifeless, b.bus.blocking.stats().suspects])
+
+            worker = await b.work(concurrency=1)
+            handle = await hogs.enqueue()
+            with beside(story) as over:
+                await until(inside.is_set)
+                await until(over.is_set)
+            job, lifeless, suspects = seen
+            assert (job.state, job.cause, job.failures, suspects) == ("failed", "timed_out", 1, 1)
+            assert "could not be stopped" in job.error.message
+            assert f"past the timeout of 1 job: {handle.jid} (hogs)" in lifeless
+            await until(lambda: not worker.lifeless)
+            assert await (await other.enqueue()).result(timeout=10) == "done"
+            await until(lambda: worker.leftovers == 0)
+            await until(lambda: _suspects(b, 0))
+            again = await handle.get()
+            assert (again.state, again.failures, again.result) == ("failed", 1, None)
+            names = await b.names(handle.jid)
+            assert names.count("tripped") == 1
+            assert worker._slots.used == 0
+    assert len(told(lines, "worker.lifeless")) == 1
+    assert [line["cause"] for line in told(lines, "job.failed")] == ["timed_out"]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_timeout_served_from_outside_leads_to_the_next_attempt(redis_url: str) -> None:
+    """In the same worker too, once its loop goes on; and what the first attempt goes on with is interrupted."""
+    async with bench(redis_url) as b:
+        await b.watch()
+        inside, ends = threading.Event(), []
+
+        @b.bus.job(timeout=0.3, retries=1)
+        async def hogs() -> str:
+            if busq.current_job().attempt > 1:
+                return "second"
+            inside.set()
+            spin(over.is_set)
+            try:
+                await asyncio.sleep(LIMIT_S)
+            except asyncio.CancelledError:
+                ends.append("interrupted")
+                raise
+            return "first"
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            spin(lambda: b.bus.blocking.get(handle.jid).failures)
+
+        worker = await b.work()
+        handle = await hogs.enqueue()
+        with beside(story) as over:
+            await until(inside.is_set)
+        assert await handle.result(timeout=10) == "second"
+        await until(lambda: worker.leftovers == 0)
+        await until(lambda: _suspects(b, 0))
+        job = await handle.get()
+        assert (job.attempt, job.failures, ends) == (2, 1, ["interrupted"])
+        assert worker._slots.used == 0
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_check_inside_a_block_and_one_in_a_thread_beside_it_hear_the_timeout(redis_url: str) -> None:
+    async with bench(redis_url, grace_s=20.0) as b:
+        inside, causes = threading.Event(), []
+
+        @b.bus.job(timeout=0.3)
+        def checks() -> None:
+            inside.set()
+            try:
+                spin(busq.current_job().check_cancelled)
+            except busq.Cancelled as error:
+                causes.append(error.cause)
+                raise
+
+        @b.bus.job(timeout=0.3)
+        async def hogs() -> None:
+            spin(lambda: inside.is_set() and causes)
+            spin(busq.current_job().check_cancelled)
+
+        worker = await b.work()
+        handles = [await hogs.enqueue(), await checks.enqueue()]
+        for handle in handles:
+            job = await handle.wait(timeout=LIMIT_S)
+            assert (job.state, job.cause, job.failures) == ("failed", "timed_out", 1)
+        assert causes == ["timeout"]
+        assert not worker.lifeless
+        assert await _suspects(b, 0)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_timeout_that_is_overdue_when_the_worker_leaves_is_a_failure_and_no_hand_back(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standin, "WATCHDOG_PATIENCE_S", 600.0)
+    async with bench(redis_url, cleanup_s=0.1) as b:
+        inside, left, seen = threading.Event(), threading.Event(), []
+
+        @b.bus.job(timeout=0.3)
+        async def hogs() -> None:
+            inside.set()
+            spin(over.is_set)
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            spin(lambda: worker.lifeless)
+            worker.stop_for_certain(left.set)
+            assert left.wait(LIMIT_S)
+            seen.extend([b.bus.blocking.get(handle.jid), b.bus.blocking.stats().suspects])
+
+        worker = await b.work()
+        handle = await hogs.enqueue()
+        with beside(story) as over:
+            await until(inside.is_set)
+        job, suspects = seen
+        assert (job.state, job.cause, job.failures, suspects) == ("failed", "timed_out", 1, 0)
 
 
 # A stop that the loop cannot hear ------------------------------------------------------------------------------
@@ -509,3 +650,92 @@ async def test_a_handler_that_checks_inside_a_block_hears_that_the_worker_stops(
         job = await handle.get()
         assert (causes, leaves) == (["shutdown"], [])
         assert (job.state, job.failures, job.losses) == ("queued", 0, 0)
+
+
+# What blocks one worker after the other --------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("before_it_was_told", [True, False])
+async def test_a_job_that_blocked_the_loop_too_long_for_any_honest_handler_costs_a_loss(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, *, before_it_was_told: bool
+) -> None:
+    """Its neighbours are handed back for nothing; and so is it, when the block began in a drain that was on."""
+    monkeypatch.setattr(standin, "POISON_S", 0.5)
+    async with bench(redis_url, shutdown_timeout_s=1.0, cleanup_s=0.1) as b:
+        inside, left, gate, seen = threading.Event(), threading.Event(), b.gate(), []
+
+        @b.bus.job
+        async def hogs() -> None:
+            inside.set()
+            spin(over.is_set)
+
+        @b.bus.job
+        async def waits() -> None:
+            await gate.wait()
+
+        def story() -> None:
+            assert inside.wait(LIMIT_S)
+            if before_it_was_told:
+                # More than the drain will take: time in which the watch did not get its turn counts for nothing.
+                spin(lambda: worker._stand_in.watch.culprit()[1] > 2.0)
+                worker.stop_for_certain(left.set)
+            assert left.wait(LIMIT_S)
+            seen.extend(b.bus.blocking.get(jid) for jid in (hog.jid, beside_it.jid))
+
+        worker = await b.work()
+        beside_it = await waits.enqueue()
+        await b.reaches(beside_it.jid, "running")
+        if not before_it_was_told:
+            worker.stop_for_certain(left.set)
+        hog = await hogs.enqueue()
+        with beside(story) as over:
+            await until(inside.is_set)
+        gate.open()
+        culprit, neighbour = seen
+        assert (neighbour.state, neighbour.failures, neighbour.losses) == ("queued", 0, 0)
+        assert culprit.state == ("running" if before_it_was_told else "queued")
+        if before_it_was_told:
+            await b.watch()
+            await until(lambda: _lost_once(hog))
+
+
+async def _lost_once(handle: busq.JobHandle[Any]) -> bool:
+    job = await handle.get()
+    return (job.losses, job.failures) == (1, 0)
+
+
+async def test_a_loop_that_many_handlers_hold_up_in_turn_has_no_culprit() -> None:
+    """What is held against a handler is the time of one step of its own, not of the whole block."""
+
+    class Running:
+        def __init__(self, task: asyncio.Task[None]) -> None:
+            self.task, self.job, self.facts = task, None, {}
+
+    async def first() -> None:
+        spin(lambda: watch.culprit()[1] > 0.6)
+
+    async def second() -> None:
+        spin(lambda: watch.culprit()[0] is running["second"])
+        seen.extend([watch.culprit()[1], watch.blocked_s])
+
+    seen: list[float] = []
+    running: dict[str, Any] = {}
+    watch = LoopWatch(asyncio.get_running_loop(), lambda: running)
+    watching = asyncio.new_event_loop()
+
+    async def look_on() -> None:
+        with suppress(asyncio.CancelledError):
+            await watch.run()
+
+    watcher = threading.Thread(target=lambda: watching.run_until_complete(look_on()), daemon=True)
+    watcher.start()
+    running.update(first=Running(asyncio.create_task(first())), second=Running(asyncio.create_task(second())))
+    await asyncio.gather(*(each.task for each in running.values()))
+    held_s, blocked_s = seen
+    assert blocked_s > 0.6
+    assert held_s < blocked_s - 0.5
+    [task] = asyncio.all_tasks(watching)
+    watching.call_soon_threadsafe(task.cancel)
+    watcher.join(LIMIT_S)
+    watching.close()
