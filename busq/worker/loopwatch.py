@@ -70,6 +70,7 @@ class LoopWatch:
         """Watch until cancelled, or until the loop is closed."""
         while True:
             if not self._waiting:
+                self._look_back()  # before the next tick wipes out what there is to say of the last one
                 self._sent_at, self._unwatched_s = self._clock.monotonic(), 0.0
                 self._waiting = True
                 try:
@@ -109,11 +110,14 @@ class LoopWatch:
             culprit = self._culprit_in_words()
             if self._waiting:  # else it went on while we looked, and what we saw is no culprit
                 events.tell(log, events.LOOP_BLOCKED, seconds=round(seconds, 3), **self._late(), **culprit)
-        elif not self._waiting and (self._told or max(self._lag_s, self._unwatched_s) >= BLOCKED_S):
-            # A tick that was answered just before the interpreter stood still has no lag, and the watch has.
+
+    def _look_back(self) -> None:
+        """The tick has had its turn, and its figures are still there: say so if it had to wait for long."""
+        # A tick that was answered just before the interpreter stood still has no lag, and the watch has.
+        seconds = max(self._lag_s, self._unwatched_s)
+        if self._told or seconds >= BLOCKED_S:
             self._told = False
             self._blocked.clear()
-            seconds = max(self._lag_s, self._unwatched_s)
             events.tell(log, events.LOOP_UNBLOCKED, seconds=round(seconds, 3), **self._late())
 
     def _late(self) -> dict[str, Any]:

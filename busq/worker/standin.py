@@ -249,7 +249,7 @@ class StandIn:
         # Twice: the read that our blocked loop has left waiting on the server is given what we put back first.
         for _ in range(2):
             for entry in await streams.pending():
-                if entry.jid:
+                if entry.jid and (poison is None or entry.id != poison.entry):
                     refusal = Refusal(jid=entry.jid, entry=entry.id, why="shutdown", unknown=True)
                     await store.refuse(entry.shard, entry.queue, [refusal])
         await self._fall_silent()  # before the good-bye: a beat after it would put us on the roster again
