@@ -49,5 +49,5 @@ async def _watch(settings: Settings, address: Address | None) -> None:
         await watchdog.run()
 
     async with health.served(address, watchdog.health):
-        await serving.until_stopped(run(), stop=watchdog.stop, started=lambda: watchdog.last_pass is not None)
+        await serving.until_stopped(run(), stop=watchdog.stop, started=lambda: watchdog.started)
     serving.leave_soon()

@@ -34,6 +34,7 @@ class Watchdog:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.reachable = True
         self.last_pass: float | None = None
+        self.started = False
         self._settings = settings
         self._clock = clock or SystemClock()
         self._store = Store(settings, by=self.name, clock=self._clock)
@@ -55,6 +56,7 @@ class Watchdog:
             Sweeper(self._settings, self._store, shard, self._clock, done=self._done)
             for shard in range(self._store.shards)
         ]
+        self.started = True
         events.tell(log, events.WATCHDOG_STARTED, watchdog=self.name, interval_s=self._settings.watchdog_interval_s)
         pause = PAUSE_S[0]
         while not self._stop.is_set():

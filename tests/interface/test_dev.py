@@ -92,6 +92,8 @@ def dev(folder: Path, request: pytest.FixtureRequest) -> Iterator[Dev]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_it_runs_a_job_from_outside_and_ends_without_a_trace(dev: Dev, number: signal.Signals) -> None:
     dev.until("worker.started")
+    if "watchdog.started" not in dev.output:
+        dev.until("watchdog.started")
     async with busq.Bus(dev.url) as bus:
         handle = await bus.enqueue("add", 2, 3)
         assert await handle.result(timeout=20) == 5
