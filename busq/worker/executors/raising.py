@@ -2,8 +2,9 @@
 Raising `Cancelled` in another thread, aimed at one attempt's code: what a handler asks for with `raise_in_thread`.
 
 The interpreter raises it at the thread's next step in Python code, wherever that is. So it does nothing to a thread
-that sleeps, waits for a lock or a socket, or is in C code, until that returns; a bare `except` swallows it; and what
-the thread was in the middle of stays as it is: a `finally` may be cut short, a lock may stay held that was being taken.
+that sleeps, waits for a lock or a socket, or is in C code, until that returns; a bare `except` swallows it, as the
+interpreter does where the collector runs a finalizer; and what the thread was in the middle of stays as it is: a
+`finally` may be cut short, a lock may stay held that was being taken.
 
 The thread is a kept one and runs other people's jobs afterwards, so nothing may land after this attempt's code:
 
