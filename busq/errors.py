@@ -7,6 +7,7 @@ handlers and is a `BaseException`, so that an ordinary `except Exception` cannot
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +49,33 @@ class BadResult(UsageError):
 
 class TooLarge(UsageError):
     """A payload, result or batch is over its limit; the message names both."""
+
+
+class BadWhere(UsageError):
+    """
+    An expression that does not say which jobs. The message shows it with a caret under the mistake.
+
+    `text` is the expression, `at` the mistake's position in it (0 to its length), `trouble` what is wrong there.
+    """
+
+    def __init__(self, text: str, at: int, trouble: str) -> None:
+        super().__init__(f"where: {trouble}\n{_pointed(text, at)}")
+        self.text = text
+        self.at = at
+        self.trouble = trouble
+
+    def __reduce__(self) -> tuple[type[BadWhere], tuple[str, int, str]]:
+        return type(self), (self.text, self.at, self.trouble)
+
+
+def _pointed(text: str, at: int, around: int = 60) -> str:
+    """Two lines: the text near `at`, cut where it is long, and a caret below."""
+    start, end = max(0, at - around), at + around
+    shown = "".join(c if c.isprintable() else " " for c in text[start:end])
+    front, back = "..." if start else "", "..." if end < len(text) else ""
+    # A blank as wide as the character above it, for terminals that give some two columns.
+    blank = "".join("\u3000" if unicodedata.east_asian_width(c) in "WF" else " " for c in shown[: at - start])
+    return f"  {front}{shown}{back}\n  {' ' * len(front)}{blank}^"
 
 
 class JidInUse(UsageError):
