@@ -113,6 +113,10 @@ class UnfitServer(BusUnavailable):
     """The server answers but must not carry a bus: too old, or it evicts keys."""
 
 
+class TooManyRules(BusqError):
+    """As many rules are live as may be; the message says where. A watchdog settles them, and then there is room."""
+
+
 class BadRecord(BusqError):
     """Redis holds something under a key of the bus that no busq of this version has written."""
 

@@ -182,6 +182,13 @@ class RenewAnswer(msgspec.Struct, frozen=True):
     left_ms: float = 0.0
 
 
+class Look(msgspec.Struct, frozen=True):
+    """A record, empty for none, and the wish that stands against it: cause, reason, source and scope; None without."""
+
+    record: dict[bytes, bytes]
+    wish: tuple[str, str, str, str] | None = None
+
+
 # How answers are read --------------------------------------------------------------------------------------
 
 
@@ -233,6 +240,16 @@ def renew_answer(answer: Sequence[Any]) -> RenewAnswer:
         return RenewAnswer(word, answer[1].decode() if len(answer) > 1 else word)
     cause, reason, source, grace, left = (part.decode("utf-8", "replace") for part in answer[1:6])
     return RenewAnswer(word, word, cause, reason, source, float(grace), float(left))
+
+
+def look(answer: Sequence[Any]) -> Look:
+    record, *wish = answer
+    if not isinstance(record, dict):
+        record = dict(zip(record[::2], record[1::2], strict=True))
+    if not wish:
+        return Look(record)
+    cause, reason, source, scope = (part.decode("utf-8", "replace") for part in wish)
+    return Look(record, (cause, reason, source, scope))
 
 
 def words(heard: Sequence[Sequence[Any]]) -> list[tuple[str, str]]:
