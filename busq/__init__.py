@@ -27,6 +27,8 @@ from busq.errors import (
     JobFailed,
     JobNotFound,
     NoCurrentJob,
+    ParentClosed,
+    TooDeep,
     TooLarge,
     UnfitServer,
     UsageError,
@@ -35,6 +37,7 @@ from busq.protocol.cancel import CancelAnswer, Cause, Ended, Verdict
 from busq.protocol.hook import CancelledJob
 from busq.protocol.job import Event, Job
 from busq.protocol.states import State
+from busq.protocol.tree import FinishedJob
 from busq.worker.context import CurrentJob, current_job
 
 __version__ = "0.1.0"
@@ -55,6 +58,7 @@ __all__ = [
     "CurrentJob",
     "Ended",
     "Event",
+    "FinishedJob",
     "JidInUse",
     "Job",
     "JobCancelled",
@@ -63,7 +67,9 @@ __all__ = [
     "JobNotFound",
     "JobSpec",
     "NoCurrentJob",
+    "ParentClosed",
     "State",
+    "TooDeep",
     "TooLarge",
     "UnfitServer",
     "UsageError",

@@ -21,12 +21,13 @@ from busq.client.jobs import AsyncJob, KindOptions, SyncJob
 from busq.client.link import Link
 from busq.client.spec import JobOptions, JobSpec
 from busq.config import Settings
-from busq.errors import ConfigError, JidInUse, UsageError
+from busq.errors import ConfigError, JidInUse, ParentClosed, TooDeep, UsageError
 from busq.handlers import Handler, HandlerOptions, Handlers
 from busq.protocol.cancel import CancelAnswer, CancelRequest, clean_words
-from busq.protocol.jids import check_child, check_jid
+from busq.protocol.jids import check_jid
 from busq.protocol.job import Event, Job
 from busq.protocol.states import State
+from busq.protocol.tree import DEEPEST
 from busq.store.reader import Stats
 from busq.store.roster import Member
 
@@ -149,8 +150,9 @@ class Bus:
         """
         Put many jobs on their queues, a batch in each round trip; handles come in the order of the specs.
 
-        Raise `JidInUse` for the first jid that another job holds; the other jobs have been enqueued then. Raise
-        `UsageError` before anything is sent when one jid is given twice.
+        Raise `JidInUse` for the first jid that another job holds, `ParentClosed` or `TooDeep` for the first job whose
+        parent gains no such child; the other jobs have been enqueued then. Raise `UsageError` before anything is sent
+        when one jid is given twice.
         """
         return [JobHandle(self, spec.jid, state, spec.result_type) for spec, state in await self.send(list(specs))]
 
@@ -162,12 +164,9 @@ class Bus:
             raise UsageError(f"jid {twice!r} is given to two jobs of one call; nothing was enqueued")
         link = await self._link()
         for spec in specs:
-            _check_parent(spec, link.store.shards)
+            spec.job.check_shard(link.store.shards)
         answers = await link.store.enqueue([spec.job for spec in specs], call=secrets.token_hex(8))
-        for spec, (word, state) in zip(specs, answers, strict=True):
-            if word == "in_use":
-                raise JidInUse(spec.jid, state)
-        return [(spec, state) for spec, (_, state) in zip(specs, answers, strict=True)]
+        return [(spec, _admitted(spec, word, state)) for spec, (word, state, *_) in zip(specs, answers, strict=True)]
 
     # Cancelling --------------------------------------------------------------------------------------------
 
@@ -296,10 +295,15 @@ def _handler_options(given: dict[str, Any]) -> HandlerOptions:
     return HandlerOptions(**named)
 
 
-def _check_parent(spec: JobSpec[Any], shards: int) -> None:
-    fields = spec.job.fields
-    if "parent" in fields[::2]:
-        check_child(spec.jid, str(fields[list(fields[::2]).index("parent") * 2 + 1]), shards)
+def _admitted(spec: JobSpec[Any], word: str, state: State | None) -> State:
+    """The first state of a job that was admitted. Raise what the answer says of one that was not."""
+    if word == "too_deep":
+        raise TooDeep(spec.job.said("parent") or "", DEEPEST)
+    if word == "orphan" or state is None:
+        raise ParentClosed(spec.job.said("parent") or "", state)
+    if word == "in_use":
+        raise JidInUse(spec.jid, state)
+    return state
 
 
 def _length(seconds: float | None, name: str) -> float | None:
