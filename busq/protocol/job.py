@@ -181,6 +181,14 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
     )
 
 
+def decided(job: Job, *, cause: str, reason: str, source: str, scope: str) -> Job:
+    """The job as it is to be shown when it has been decided to stop and its record does not say so yet."""
+    told = {"cause": cause, "reason": reason, "source": source, "scope": scope or None}
+    if job.state in (State.SCHEDULED, State.QUEUED):
+        return msgspec.structs.replace(job, state=State.CANCELLED, ended=Ended.BEFORE_START, **told)
+    return msgspec.structs.replace(job, state=State.CANCELLING, **told)
+
+
 def history_from_record(record: Mapping[bytes, bytes]) -> list[Event]:
     """The lines of history that the record still holds, oldest first."""
     last = _whole(record.get(b"n"))

@@ -157,8 +157,8 @@ def _check_words(value: Any, field: str) -> str:
 def _check_name(value: Any, field: str) -> str:
     if isinstance(value, str) and "/" in value:
         raise UsageError(
-            f"{field}: {value!r:.160} will not do: names with / are busq's own (clean-ups, finalizers), and those are not "
-            "cancelled by name"
+            f"{field}: {value!r:.160} will not do: names with / are busq's own (clean-ups, finalizers), and those are "
+            "not cancelled by name"
         )
     if flaw := flaw_of(value):
         raise UsageError(f"{field}: a {field} {flaw}")

@@ -25,8 +25,8 @@ from busq.store import forms, scripts
 from busq.store.connection import Connections, reaching
 from busq.store.forms import (
     Delivery,
-    Look,
     KindTerms,
+    Look,
     NewJob,
     Note,
     Refusal,

@@ -5,7 +5,7 @@
   KEYS     events, cancelled, deadlines, timers, counters, succeeded, failed, cancelled_jobs, suspects, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, notice_prefix, per_job...
            per job: owner_gone ('1': the process of the attempt's owner is known to be gone)
-  Uses     clock, names, record, hook, tree, ending
+  Uses     clock, names, record, hook, tree, tally, ending
   Answers  {'finalized', state}   cancelled by this call
            {'early', left_ms}     its deadline has not come
            {'stale', state}       it is not cancelling any more

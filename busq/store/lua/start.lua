@@ -8,7 +8,7 @@
            per kind: kind, retries, max_losses, grace_ms, slack_ms, and timeout_ms, expires_ms, deadline_ms or '-', occasion
            of its on_cancel hook or ''
            then per job: entry, which kind (from 0), token
-  Uses     clock, names, record, hook, tree, ending, accept, conditions, judge, scope, moments
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope, moments
   Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
            failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
            and of a hook: 'hook', then of the job that it cleans up after jid, attempt, cause, reason, source, ended;
@@ -90,15 +90,7 @@ for i = jobs, #KEYS do
         for k, value in ipairs({ own[1] or '0', retries, grace, timeout, own[6] or '', own[7] or '', own[8] or '' }) do
           answer[3 + k] = value
         end
-        if own[11] then
-          local of = redis.call('HMGET', job, 'hook_of', 'for_attempt', 'for_cause', 'for_reason', 'for_source', 'for_ended')
-          answer[11] = 'hook'
-          for k = 1, 6 do answer[11 + k] = of[k] or '' end
-        elseif own[12] then
-          local of = redis.call('HMGET', key_of(own[12]), 'attempt', 'kids', 'kids_failed', 'failed_kids', 'result', 'saved')
-          answer[11], answer[12] = 'finalize', own[12]
-          for k = 1, 6 do answer[12 + k] = of[k] or '' end
-        end
+        if own[11] then tell_hook(answer, job) elseif own[12] then tell_finalizer(answer, own[12]) end
       end
       answers[#answers + 1] = answer
     end

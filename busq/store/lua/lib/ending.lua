@@ -21,24 +21,6 @@ at_end[2] = function()
   end
 end
 
--- What a scope has brought about, counted in {s}:scope:<id> once for all jobs of this call.
-local tallies = {}
-local function tally(scope, what, by)
-  local own = tallies[scope] or {}
-  tallies[scope] = own
-  own[what] = (own[what] or 0) + (by or 1)
-end
-at_end[3] = function()
-  for scope, counts in pairs(tallies) do
-    local key = prefix .. 'scope:' .. scope
-    if redis.call('EXISTS', key) == 1 then
-      for what, by in pairs(counts) do redis.call('HINCRBY', key, what, by) end
-      local was = redis.call('HMGET', key, 'state', 'unfinished')
-      if was[1] ~= 'settling' and tonumber(was[2] or 0) == 0 then redis.call('PUBLISH', done_prefix .. scope, was[1]) end
-    end
-  end
-end
-
 -- `ties`: what else hangs on this job (parent, key, scope, signalled); false: nothing; nil: asked for here.
 close = function(job, fields, n, attempt, state, facts, ties)
   local jid = jid_of(job)

@@ -13,6 +13,13 @@ local function tell_parent(hook, name, attempt, words)
   redis.call('HSET', parent, unpack(fields))
 end
 
+-- What it is told, after the first ten answers of a start.
+local function tell_hook(answer, hook)
+  local of = redis.call('HMGET', hook, 'hook_of', 'for_attempt', 'for_cause', 'for_reason', 'for_source', 'for_ended')
+  answer[11] = 'hook'
+  for k = 1, 6 do answer[11 + k] = of[k] or '' end
+end
+
 -- A jid of this shard, under any number of shards: the moment, a count, and as its place the shard's own number.
 local function made_jid()
   local shard = tonumber(string.match(prefix, '{(%d+)}'))

@@ -24,6 +24,13 @@ local function admit_finalize(parent, n, attempt)
   redis.call('HSET', parent, 'final', jid, 'open', 1)
 end
 
+-- What it is told, after the first ten answers of a start.
+local function tell_finalizer(answer, parent)
+  local of = redis.call('HMGET', key_of(parent), 'attempt', 'kids', 'kids_failed', 'failed_kids', 'result', 'saved')
+  answer[11], answer[12] = 'finalize', parent
+  for k = 1, 6 do answer[12 + k] = of[k] or '' end
+end
+
 -- What a handler returned is no result any more: its job does not end in success.
 local function keep_as_evidence(job)
   local result = redis.call('HGET', job, 'result')
