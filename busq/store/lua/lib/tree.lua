@@ -96,8 +96,10 @@ end
 local function await_children(job, fields, n, attempt, finalizer)
   local open = tonumber(redis.call('HGET', job, 'open') or 0)
   if finalizer then put(fields, 'finalizer', 1) end
-  n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
-  put(fields, 'n', digits[n])
+  if open > 0 or finalizer then
+    n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
+    put(fields, 'n', digits[n])
+  end
   put(fields, 'state', 'waiting')
   redis.call('HSET', job, unpack(fields))
   redis.call('HDEL', job, 'entry', 'deadline')
