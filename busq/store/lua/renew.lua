@@ -19,6 +19,7 @@
 redis.call('ZADD', workers, now + tonumber(lease_ms), worker)
 if info ~= '' then redis.call('HSET', worker_info, worker, info) end
 local answers, at = {}, per_job
+hushed = true
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local was = redis.call('HMGET', job, 'state', 'token', 'own', 'cleared')

@@ -102,7 +102,7 @@ for i = jobs, #KEYS do
     -- The entry of an attempt that lives elsewhere: whoever holds it settles it.
     answers[#answers + 1] = { 'stale', state }
   else
-    if state == 'cancelled' then redis.call('ZREM', cancelled, jid_of(job)) end
+    if state == 'cancelled' then forget_unread(jid_of(job)) end
     if state == 'cancelled' and was[4] == ARGV[kind_at] then clean_up_late(job, ARGV[kind_at + 8]) end
     leftovers[#leftovers + 1] = entry
     answers[#answers + 1] = { 'stale', state }

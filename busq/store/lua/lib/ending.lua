@@ -2,7 +2,7 @@
 local ended_index = { succeeded = succeeded, failed = failed, cancelled = cancelled_jobs }
 local ended_now = { succeeded = {}, failed = {}, cancelled = {} } -- expiry and jid in turn
 local ended_jids = {}
-local unread = {} -- jids of cancelled jobs whose entries nobody has read
+local unread = {} -- as keys: jids of cancelled jobs whose entries nobody has read
 local keep_ms = { succeeded = keep_succeeded_ms, failed = keep_ended_ms, cancelled = keep_ended_ms }
 local expiry = {}
 for state, ms in pairs(keep_ms) do expiry[state] = digits[now + tonumber(ms)] end
@@ -13,12 +13,20 @@ at_end[2] = function()
       redis.call('HINCRBY', counters, state, #members / 2)
     end
   end
-  if #unread > 0 then redis.call('ZADD', cancelled, unpack(unread)) end
+  local marks = {}
+  for jid in pairs(unread) do put(marks, '+inf', jid) end
+  if #marks > 0 then redis.call('ZADD', cancelled, unpack(marks)) end
   -- Once for all: few jobs have a timer or wait for children, and asking each record would cost the others more.
   if #ended_jids > 0 then
     redis.call('ZREM', timers, unpack(ended_jids))
     redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids))
   end
+end
+
+-- The entry of a cancelled job has been read: the set need not remember the job any more.
+local function forget_unread(jid)
+  unread[jid] = nil
+  redis.call('ZREM', cancelled, jid)
 end
 
 -- `ties`: what else hangs on this job (parent, key, scope, signalled); false: nothing; nil: asked for here.
@@ -73,6 +81,7 @@ end
 -- What is written of a wish that a job stops. `wish` has cause, reason, source and, where it may be sent twice, request;
 -- further `scope`, the rule that it comes from, and `of`, the job above that is being cancelled.
 local function requested(job, n, attempt, wish)
+  above = {}
   local fields = { 'cause', wish.cause, 'reason', wish.reason, 'source', wish.source, 'requested', stamp }
   if wish.request then put(fields, 'request', wish.request) end
   if wish.scope then

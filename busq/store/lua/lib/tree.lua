@@ -4,6 +4,7 @@
 -- them, in state `waiting`; one that is being cancelled waits as `cancelling`, with `parked` saying how its attempt ended.
 -- Its finalizer is the last of its children, a job of kind <kind>/finalize in its own queue.
 local close, close_cancelled, end_unstarted -- lib/ending.lua
+local heed -- lib/scope.lua
 local FAILED_LISTED = 100
 
 local function admit_finalize(parent, n, attempt)
@@ -73,6 +74,7 @@ end
 local function child_ended(child, parent_jid, state)
   local jid, parent = jid_of(child), key_of(parent_jid)
   if redis.call('ZREM', prefix .. 'children:' .. parent_jid, jid) == 0 then return end
+  heed(parent)
   local was = redis.call('HMGET', parent, 'state', 'n', 'attempt', 'final', 'parked', 'failed_kids')
   if not was[1] then return end
   local open, n, attempt = redis.call('HINCRBY', parent, 'open', -1), tonumber(was[2]), was[3] or 0
@@ -102,7 +104,7 @@ local function await_children(job, fields, n, attempt, finalizer)
   end
   put(fields, 'state', 'waiting')
   redis.call('HSET', job, unpack(fields))
-  redis.call('HDEL', job, 'entry', 'deadline')
+  redis.call('HDEL', job, 'entry')
   redis.call('ZADD', prefix .. 'waiting', now, jid_of(job))
   return open > 0 and 'waiting' or end_waiting(job, n, attempt)
 end
