@@ -8,6 +8,7 @@ and `facts()`. Both draw from few values, so that random conditions often fit ra
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import strategies as st
@@ -218,8 +219,10 @@ def nodes() -> st.SearchStrategy[Any]:
 
 def facts() -> st.SearchStrategy[dict[str, Any]]:
     """Jobs: everything that a condition may ask about."""
+    # MessagePack tells bytes and moments apart from text and numbers.
+    odd = st.binary(max_size=2) | st.integers(2**53, 2**64 - 1) | st.just(datetime(2026, 1, 1, tzinfo=UTC))
     values = st.recursive(
-        PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=6
+        PLAIN | odd, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=6
     )
     counts = st.integers(0, 3)
     maybe = TEXTS | st.none()

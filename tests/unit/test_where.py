@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from busq.errors import BadWhere, UsageError
@@ -99,6 +99,7 @@ def test_and_binds_tighter_than_or_and_not_tighter_than_both() -> None:
     assert parse_where(f"(({text_a}))") == a
 
 
+@settings(deadline=None)
 @given(nodes())
 def test_a_printed_node_is_parsed_to_itself_and_json_holds_it(node: Any) -> None:
     parsed = parse_where(printed(node))
@@ -112,6 +113,7 @@ def test_the_oracle_means_what_the_language_says(text: str, fits: bool) -> None:
     assert matches(parse_where(text), JOB) is fits
 
 
+@settings(deadline=None)
 @given(nodes(), facts())
 def test_the_oracle_has_an_answer_for_every_job(node: Any, job: dict[str, Any]) -> None:
     assert matches(["not", node], job) is not matches(node, job)
@@ -303,6 +305,7 @@ SOUP = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60) | SOUP.map(" ".join) | SOUP.map("".join) | nodes().map(lambda node: printed(node)[:-1]))
 def test_any_text_is_parsed_or_refused_with_the_caret_inside_it(text: str) -> None:
     trouble = refused(text)
