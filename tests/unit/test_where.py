@@ -349,3 +349,9 @@ def test_the_message_is_for_people() -> None:
         "  kind == 'a' and args.path = '/tmp'\n"
         "                            ^"
     )
+
+
+def test_what_steers_a_terminal_or_breaks_a_line_does_not_get_into_the_message() -> None:
+    assert str(trouble_of("kind == 'a'\n'b\x1b[2J\n'")) == (
+        "where: found 'b [2J ', where 'and', 'or' or the end was expected\n  kind == 'a' 'b [2J '\n              ^"
+    )
