@@ -106,10 +106,10 @@ local function argument_reader()
   local function inside(value, part)
     if type(value) ~= 'table' then return nil end
     local found
-    if value.map then
-      found = value.map[part]
-    elseif string.match(part, '^%d+$') then
-      found = value.list[tonumber(part) + 1]
+    if type(part) == 'number' then
+      found = value.list and value.list[part + 1]
+    else
+      found = value.map and value.map[part]
     end
     if found == cjson.null then return nil end
     return found
