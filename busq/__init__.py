@@ -11,12 +11,14 @@ busq: a Redis Streams job bus whose running jobs can be stopped.
 """
 
 from busq.client.bus import Bus
-from busq.client.default import cancel, enqueue
+from busq.client.default import cancel, cancel_where, enqueue
 from busq.client.handle import BlockingHandle, JobHandle
+from busq.client.scope import BlockingScope, Scope
 from busq.client.spec import JobSpec
 from busq.errors import (
     BadArguments,
     BadJid,
+    BadWhere,
     BlockingCallInLoop,
     BusqError,
     BusUnavailable,
@@ -27,6 +29,8 @@ from busq.errors import (
     JobFailed,
     JobNotFound,
     NoCurrentJob,
+    PictureChanged,
+    ScopeNotFound,
     TooLarge,
     UnfitServer,
     UsageError,
@@ -34,6 +38,7 @@ from busq.errors import (
 from busq.protocol.cancel import CancelAnswer, Cause, Ended, Verdict
 from busq.protocol.hook import CancelledJob
 from busq.protocol.job import Event, Job
+from busq.protocol.scope import Rule, Survey
 from busq.protocol.states import State
 from busq.worker.context import CurrentJob, current_job
 
@@ -42,8 +47,10 @@ __version__ = "0.1.0"
 __all__ = [
     "BadArguments",
     "BadJid",
+    "BadWhere",
     "BlockingCallInLoop",
     "BlockingHandle",
+    "BlockingScope",
     "Bus",
     "BusUnavailable",
     "BusqError",
@@ -63,12 +70,18 @@ __all__ = [
     "JobNotFound",
     "JobSpec",
     "NoCurrentJob",
+    "PictureChanged",
+    "Rule",
+    "Scope",
+    "ScopeNotFound",
     "State",
+    "Survey",
     "TooLarge",
     "UnfitServer",
     "UsageError",
     "Verdict",
     "cancel",
+    "cancel_where",
     "current_job",
     "enqueue",
 ]

@@ -48,6 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `expires_at`: never started after that; `due_by`: cancelled if it has not ended by then; `deadline` is that of an
     accepted cancel: it is finalized by then.
     `result` is the handler's value when it succeeded; `evidence` what a cancelled handler still returned or raised.
+    `scope` is the id of the wide cancel that hit it, if one did.
     `hook` is the jid of the job that cleans up after this one, `hook_of` that of the job that this one cleans up after.
     """
 
@@ -62,6 +63,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None = None
     reason: str = ""
     source: str = ""
+    scope: str | None = None
     ended: Ended | None = None
     owner: str | None = None
     args: list[Any] | None = None
@@ -133,6 +135,7 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         cause=text(get(b"cause")),
         reason=text(get(b"reason")) or "",
         source=text(get(b"source")) or "",
+        scope=text(get(b"scope")),
         ended=_ended(get(b"ended")),
         owner=text(get(b"owner")),
         args=args,
