@@ -60,19 +60,23 @@ class BadWhere(UsageError):
     """
 
     def __init__(self, text: str, at: int, trouble: str) -> None:
-        super().__init__(f"where: {trouble}\n{_pointed(text, at)}")
         self.text = text
         self.at = at
-        self.trouble = trouble
+        self.trouble = _in_one_line(trouble)
+        super().__init__(f"where: {self.trouble}\n{_pointed(text, at)}")
 
     def __reduce__(self) -> tuple[type[BadWhere], tuple[str, int, str]]:
         return type(self), (self.text, self.at, self.trouble)
 
 
+def _in_one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _pointed(text: str, at: int, around: int = 60) -> str:
     """Two lines: the text near `at`, cut where it is long, and a caret below."""
     start, end = max(0, at - around), at + around
-    shown = "".join(c if c.isprintable() else " " for c in text[start:end])
+    shown = _in_one_line(text[start:end])
     front, back = "..." if start else "", "..." if end < len(text) else ""
     # A blank as wide as the character above it, for terminals that give some two columns.
     blank = "".join("\u3000" if unicodedata.east_asian_width(c) in "WF" else " " for c in shown[: at - start])

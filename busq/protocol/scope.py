@@ -150,15 +150,15 @@ def _ms(moment: datetime) -> int:
 def _check_words(value: Any, field: str) -> str:
     words = clean_words(value, field)
     if not words:
-        raise UsageError(f"{field}: it is empty, and no job fits that; leave it out to leave it open")
+        raise UsageError(f"{field}: it is empty; leave it out to leave it open")
     return words
 
 
 def _check_name(value: Any, field: str) -> str:
     if isinstance(value, str) and "/" in value:
         raise UsageError(
-            f"{field}: {value!r:.160} will not do: names with / are busq's own (clean-ups, finalizers), and those are not "
-            "cancelled by name"
+            f"{field}: {value!r:.160} will not do: names with / are busq's own (clean-ups, finalizers), and those are "
+            "not cancelled by name"
         )
     if flaw := flaw_of(value):
         raise UsageError(f"{field}: a {field} {flaw}")
