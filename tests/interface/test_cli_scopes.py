@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from busq.cli import moments
+from busq.client.bus import Bus
 from busq.errors import UsageError
 from tests.interface.commands import busq, document, service, terminal
 
@@ -120,11 +121,15 @@ def test_a_group_is_cancelled_and_waited_for(redis_url: str) -> None:
 
 
 def test_every_filter_has_an_option(redis_url: str) -> None:
-    for jid, *more in (
-        ("grouped", "--group", "g"), ("queued", "--queue", "media"), ("tagged", "--tag", "t=1", "--tag", "u=2"),
-        ("order-1",), ("named",), ("half", "--tag", "t=1"),
-    ):  # fmt: skip
-        busq("enqueue", "other" if jid == "named" else "k", "--jid", jid, *more, url=redis_url)
+    bus = Bus(redis_url)
+    bus.blocking.enqueue_many(
+        bus.options(**given).spec("other" if given["jid"] == "named" else "k")
+        for given in (
+            {"jid": "grouped", "group": "g"}, {"jid": "queued", "queue": "media"}, {"jid": "order-1"}, {"jid": "named"},
+            {"jid": "tagged", "tags": {"t": "1", "u": "2"}}, {"jid": "half-tagged", "tags": {"t": "1"}},
+        )
+    )  # fmt: skip
+    bus.blocking.close()
 
     def hit(*words: str) -> int:
         return int(document(busq("cancel", *words, "--dry-run", "-o", "json", url=redis_url))["jobs"])
