@@ -29,8 +29,10 @@ from busq.errors import (
     JobFailed,
     JobNotFound,
     NoCurrentJob,
+    ParentClosed,
     PictureChanged,
     ScopeNotFound,
+    TooDeep,
     TooLarge,
     UnfitServer,
     UsageError,
@@ -40,6 +42,7 @@ from busq.protocol.hook import CancelledJob
 from busq.protocol.job import Event, Job
 from busq.protocol.scope import Rule, Survey
 from busq.protocol.states import State
+from busq.protocol.tree import FinishedJob
 from busq.worker.context import CurrentJob, current_job
 
 __version__ = "0.1.0"
@@ -62,6 +65,7 @@ __all__ = [
     "CurrentJob",
     "Ended",
     "Event",
+    "FinishedJob",
     "JidInUse",
     "Job",
     "JobCancelled",
@@ -70,12 +74,14 @@ __all__ = [
     "JobNotFound",
     "JobSpec",
     "NoCurrentJob",
+    "ParentClosed",
     "PictureChanged",
     "Rule",
     "Scope",
     "ScopeNotFound",
     "State",
     "Survey",
+    "TooDeep",
     "TooLarge",
     "UnfitServer",
     "UsageError",

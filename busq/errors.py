@@ -98,6 +98,46 @@ class JidInUse(UsageError):
         return type(self), (self.jid, self.state)
 
 
+class ParentClosed(UsageError):
+    """
+    The job that was named as parent gains no more children: it has ended, was asked to stop, or is unknown.
+
+    `jid` and `state` are the parent's; `state` is None when there is no record of it.
+    """
+
+    def __init__(self, jid: str, state: State | None) -> None:
+        if state is None:
+            found = "is unknown: it never existed on this bus, or its record has expired"
+        elif state == "cancelling":
+            found = "was asked to stop (state cancelling)"
+        else:
+            found = f"has ended (state {state!s})"
+        super().__init__(
+            f"parent {jid!r} {found}, so it gains no children; nothing was enqueued for this job. Leave parent out and "
+            "it is a job of its own."
+        )
+        self.jid = jid
+        self.state = state
+
+    def __reduce__(self) -> tuple[type[ParentClosed], tuple[str, State | None]]:
+        return type(self), (self.jid, self.state)
+
+
+class TooDeep(UsageError):
+    """A child of this parent (`jid`) would stand too many generations below the root of its tree."""
+
+    def __init__(self, jid: str, deepest: int) -> None:
+        super().__init__(
+            f"parent {jid!r} stands {deepest} generations below the root of its tree, and that is the limit; nothing "
+            "was enqueued for this job. Leave parent out and it begins a tree of its own."
+        )
+        self.jid = jid
+        self.deepest = deepest
+
+    def __reduce__(self) -> tuple[type[TooDeep], tuple[str, int]]:
+        return type(self), (self.jid, self.deepest)
+
+
 class PictureChanged(UsageError):
     """
     A cancel with `expect=` found other jobs than the dry run before it, and cancelled nothing.
@@ -137,6 +177,10 @@ class BusUnavailable(BusqError):
 
 class UnfitServer(BusUnavailable):
     """The server answers but must not carry a bus: too old, or it evicts keys."""
+
+
+class TooManyRules(BusqError):
+    """As many rules are live as may be; the message says where. A watchdog settles them, and then there is room."""
 
 
 class BadRecord(BusqError):

@@ -24,10 +24,12 @@ WORKER_LEAVES = "worker.leaves"
 SUSPECTS_TOO_MANY = "suspects.too_many"
 JOB_STARTED = "job.started"
 JOB_SUCCEEDED = "job.succeeded"
+JOB_WAITING = "job.waiting"
 JOB_FAILED = "job.failed"
 JOB_RETRIED = "job.retried"
 HOOK_FAILED = "hook.failed"
 JOB_CANCELLED = "job.cancelled"
+JOB_CANCELLING = "job.cancelling"
 JOB_HANDED_BACK = "job.handed_back"
 JOB_REFUSED = "job.refused"
 JOB_BURIED = "job.buried"
@@ -39,6 +41,7 @@ JOB_RECLAIMED = "job.reclaimed"
 JOB_LOST = "job.lost"
 JOB_FINALIZED = "job.finalized"
 JOB_EXPIRED = "job.expired"
+RULES_SETTLED = "rules.settled"
 SUSPECT_ENDED = "suspect.ended"
 ENTRY_BURIED = "entry.buried"
 LEASE_LOST = "lease.lost"
@@ -65,6 +68,7 @@ PROCESS_KILLED = "process.killed"
 _LEVELS: dict[str, int] = {
     JOB_STARTED: logging.DEBUG,
     JOB_SUCCEEDED: logging.DEBUG,
+    JOB_WAITING: logging.DEBUG,
     JOB_FAILED: logging.WARNING,
     HOOK_FAILED: logging.ERROR,
     JOB_REFUSED: logging.WARNING,

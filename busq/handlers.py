@@ -35,8 +35,10 @@ from busq.protocol.codec import (
 )
 from busq.protocol.hook import is_hook, without_hook
 from busq.protocol.jids import flaw_of
+from busq.protocol.tree import is_attendant
 
 if TYPE_CHECKING:
+    from busq.finalizers import Finalizer
     from busq.hooks import Hook
 
 DEFAULT_QUEUE = "default"
@@ -118,6 +120,7 @@ class Handler:
     pool: Final[Pool]
     signature: Final[inspect.Signature]
     hook: Hook | None = None
+    finalizer: Finalizer | None = None
 
     def __init__(
         self, function: Callable[..., Any], *, kind: str | None = None, options: HandlerOptions | None = None
@@ -351,8 +354,8 @@ class Handlers:
         return difflib.get_close_matches(kind, self.kinds(), n=3, cutoff=0.6)
 
     def kinds(self) -> list[str]:
-        """Every kind that may be enqueued: those of hooks are not among them."""
-        return sorted(kind for kind in self._by_kind if not is_hook(kind))
+        """Every kind that may be enqueued: those of hooks and finalizers are not among them."""
+        return sorted(kind for kind in self._by_kind if not is_attendant(kind))
 
     @property
     def have_hooks(self) -> bool:
@@ -364,12 +367,13 @@ class Handlers:
 
     def of_queue(self, queue: str) -> list[Handler]:
         """
-        The handlers whose jobs come from this queue unless told otherwise.
+        The handlers whose jobs come from this queue unless told otherwise, and the finalizers of those jobs.
 
         Of a queue of hooks: the hooks of those handlers, and with none among them, all hooks.
         """
         if not is_hook(queue):
-            return [handler for handler in self if _queue_of(handler) == queue and not is_hook(handler.kind)]
+            own = [h for h in self if _queue_of(h) == queue and not is_attendant(h.kind)]
+            return own + [h.finalizer for h in own if h.finalizer is not None]
         hooked = [handler for handler in self if handler.hook is not None]
         chosen = [handler for handler in hooked if _queue_of(handler) == without_hook(queue)] or hooked
         return [handler.hook for handler in chosen if handler.hook is not None]

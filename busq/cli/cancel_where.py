@@ -108,9 +108,8 @@ class Chosen:
             raise UsageError(
                 "--expect cannot vouch for the later jobs of a --standing rule; cancel first, then make the rule"
             )
-        if wait and (self.standing or self.dry_run):
-            other = "a dry run has nothing to wait for" if self.dry_run else "a standing rule goes on"
-            raise UsageError(f"--wait: {other}; leave it out")
+        if wait and self.dry_run:
+            raise UsageError("--wait: a dry run has nothing to wait for; leave it out")
 
 
 async def carry_out(

@@ -130,6 +130,7 @@ async def _retry(place: Place, ids: list[str]) -> list[Retried]:
     from busq.errors import UsageError
     from busq.protocol.codec import decode_payload
     from busq.protocol.hook import is_hook
+    from busq.protocol.tree import is_finalizer
     from busq.store import letters
 
     done: list[Retried] = []
@@ -142,6 +143,9 @@ async def _retry(place: Place, ids: list[str]) -> list[Retried]:
                 done.append(Retried(id=letter_id, error="it was no job: nothing to enqueue"))
             elif is_hook(letter.kind):
                 why = "it was an on_cancel hook, and what it was to be told of its job is gone"
+                done.append(Retried(id=letter_id, error=why))
+            elif is_finalizer(letter.kind):
+                why = "it was a finalizer, and its job has ended without it; enqueue that one again"
                 done.append(Retried(id=letter_id, error=why))
             else:
                 try:

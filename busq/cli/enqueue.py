@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from cyclopts import Parameter
@@ -37,6 +37,10 @@ def enqueue(
     delay: float | None = None,
     group: str | None = None,
     tag: Annotated[list[str] | None, Parameter(negative="")] = None,
+    parent: str | None = None,
+    on_parent_cancel: Literal["cancel", "wait", "abandon"] | None = None,
+    key: str | None = None,
+    supersede: Annotated[bool, Parameter(negative="")] = False,
     retries: int | None = None,
     timeout: float | None = None,
     grace: float | None = None,
@@ -67,6 +71,15 @@ def enqueue(
         A group that it belongs to, to be found and cancelled by.
     tag
         name=value; may be repeated.
+    parent
+        The job whose child it shall be; that one has not ended before this one has.
+    on_parent_cancel
+        What becomes of it when its parent is cancelled: it is cancelled too (when left out), goes on and the parent
+        waits for it, or goes on alone.
+    key
+        With --supersede: what it is about, in words of your own.
+    supersede
+        Cancel the older job of the same key, if it has not ended.
     retries
         How often to try again after a failure.
     timeout
@@ -90,6 +103,10 @@ def enqueue(
         "delay": delay,
         "group": group,
         "tags": tags(tag or []) or None,
+        "parent": parent,
+        "on_parent_cancel": on_parent_cancel,
+        "key": key,
+        "supersede": supersede or None,
         "retries": retries,
         "timeout": timeout,
         "grace": grace,

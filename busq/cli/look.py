@@ -187,9 +187,9 @@ def _facts(job: Job, hook: Job | None) -> list[tuple[str, object]]:
         ("state", str(job.state)),
         ("ended", job.ended and str(job.ended)),
         ("cause", job.cause),
+        ("scope", job.scope),
         ("reason", job.reason),
         ("source", job.source),
-        ("scope", job.scope),
         ("attempt", job.attempt),
         ("failures", f"{job.failures} of {job.retries} retries" if job.retries else job.failures or None),
         ("losses", job.losses or None),
@@ -197,7 +197,12 @@ def _facts(job: Job, hook: Job | None) -> list[tuple[str, object]]:
         ("owner", job.owner),
         ("group", job.group),
         ("tags", ", ".join(f"{name}={value}" for name, value in job.tags.items())),
+        ("key", job.key),
         ("parent", job.parent),
+        ("on parent's cancel", job.on_parent_cancel if job.parent and not job.finalize_of else None),
+        ("depth", job.depth or None),
+        ("children", _children(job) if job.children else None),
+        ("finalizer of", job.finalize_of),
         ("hook", f"{job.hook}  ({hook.state})" if hook else job.hook),
         ("hook of", job.hook_of),
         ("args", document(job.args) if job.args else None),
@@ -217,6 +222,13 @@ def _facts(job: Job, hook: Job | None) -> list[tuple[str, object]]:
         ("evidence", document(job.evidence)),
         ("error", f"{job.error.type}: {job.error.message}" if job.error else None),
     ]
+
+
+def _children(job: Job) -> str:
+    """How many there were, and what is to be said of them: `3 (2 not ended, 1 failed)`."""
+    counts = ((job.open_children, "not ended"), (job.failed_children, "failed"))
+    said = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f"{job.children} ({said})" if said else str(job.children)
 
 
 def print_jobs(found: Sequence[Job], now: datetime) -> None:

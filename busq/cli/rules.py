@@ -98,7 +98,7 @@ def revoke(
     """
     Take rules back: they hit no further job. What they hit stays cancelled.
 
-    Exits 1 when one is unknown, or had nothing left to take back.
+    Exits 1 when one is unknown, or had been settled already.
 
     Parameters
     ----------
@@ -161,9 +161,7 @@ async def _revoked(place: Place, ids: list[str]) -> list[Revoked]:
         for id in ids:
             try:
                 went = await bus.revoke(id)
-                done.append(
-                    Revoked(id=id, revoked=went, error="" if went else "it had been settled or revoked already")
-                )
+                done.append(Revoked(id=id, revoked=went, error="" if went else "it had been settled already"))
             except ScopeNotFound as error:
                 done.append(Revoked(id=id, revoked=False, error=str(error)))
     return done

@@ -22,12 +22,13 @@ from busq.client.link import Link, rung
 from busq.client.scope_calls import ScopeCalls
 from busq.client.spec import JobOptions, JobSpec
 from busq.config import Settings
-from busq.errors import ConfigError, JidInUse, UsageError
+from busq.errors import ConfigError, JidInUse, ParentClosed, TooDeep, UsageError
 from busq.handlers import Handler, HandlerOptions, Handlers
 from busq.protocol.cancel import CancelAnswer, CancelRequest, checked_seconds, clean_words
-from busq.protocol.jids import check_child, check_jid
+from busq.protocol.jids import check_jid
 from busq.protocol.job import Event, Job
 from busq.protocol.states import State
+from busq.protocol.tree import DEEPEST
 from busq.store.reader import Stats
 from busq.store.roster import Member
 
@@ -148,8 +149,9 @@ class Bus(ScopeCalls):
         """
         Put many jobs on their queues, a batch in each round trip; handles come in the order of the specs.
 
-        Raise `JidInUse` for the first jid that another job holds; the other jobs have been enqueued then. Raise
-        `UsageError` before anything is sent when one jid is given twice.
+        Raise `JidInUse` for the first jid that another job holds, `ParentClosed` or `TooDeep` for the first job whose
+        parent gains no such child; the other jobs have been enqueued then. Raise `UsageError` before anything is sent
+        when one jid is given twice.
         """
         return [JobHandle(self, spec.jid, state, spec.result_type) for spec, state in await self.send(list(specs))]
 
@@ -161,12 +163,9 @@ class Bus(ScopeCalls):
             raise UsageError(f"jid {twice!r} is given to two jobs of one call; nothing was enqueued")
         link = await self._link()
         for spec in specs:
-            _check_parent(spec, link.store.shards)
+            spec.job.check_shard(link.store.shards)
         answers = await link.store.enqueue([spec.job for spec in specs], call=secrets.token_hex(8))
-        for spec, (word, state) in zip(specs, answers, strict=True):
-            if word == "in_use":
-                raise JidInUse(spec.jid, state)
-        return [(spec, state) for spec, (_, state) in zip(specs, answers, strict=True)]
+        return [(spec, _admitted(spec, word, state)) for spec, (word, state, *_) in zip(specs, answers, strict=True)]
 
     # Cancelling --------------------------------------------------------------------------------------------
 
@@ -295,10 +294,15 @@ def _handler_options(given: dict[str, Any]) -> HandlerOptions:
     return HandlerOptions(**named)
 
 
-def _check_parent(spec: JobSpec[Any], shards: int) -> None:
-    fields = spec.job.fields
-    if "parent" in fields[::2]:
-        check_child(spec.jid, str(fields[list(fields[::2]).index("parent") * 2 + 1]), shards)
+def _admitted(spec: JobSpec[Any], word: str, state: State | None) -> State:
+    """The first state of a job that was admitted. Raise what the answer says of one that was not."""
+    if word == "too_deep":
+        raise TooDeep(spec.job.said("parent") or "", DEEPEST)
+    if word == "orphan" or state is None:
+        raise ParentClosed(spec.job.said("parent") or "", state)
+    if word == "in_use":
+        raise JidInUse(spec.jid, state)
+    return state
 
 
 def _states(state: State | str | Iterable[State | str] | None) -> list[State]:

@@ -21,7 +21,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 class JobHandle(Generic[R_co]):
     """
-    A job on its way. `state` is what the enqueue was told: queued, scheduled, or cancelled by a tombstone.
+    A job on its way. `state` is what the enqueue was told: queued, scheduled, or cancelled by a tombstone or a rule.
     """
 
     def __init__(self, bus: Bus, jid: str, state: State, result_type: Any = Any) -> None:

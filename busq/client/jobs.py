@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from busq.client.handle import BlockingHandle, JobHandle
 from busq.client.spec import JobOptions, JobSpec, make_spec
 from busq.errors import ConfigError
+from busq.finalizers import Finalizer
 from busq.handlers import Handler
 from busq.hooks import RETRIES, Hook
 from busq.protocol.hook import CancelledJob
 from busq.protocol.states import State
+from busq.protocol.tree import FinishedJob, OnParentCancel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 F = TypeVar("F", bound=Callable[[CancelledJob], object])
+G = TypeVar("G", bound=Callable[[FinishedJob], object])
 
 
 class Enqueuer(Generic[P, R_co]):
@@ -46,7 +49,8 @@ class Enqueuer(Generic[P, R_co]):
         """
         Put a job of this kind on its queue. The arguments are the handler's own.
 
-        Raise `BadArguments`, `TooLarge`, `BadJid`, `JidInUse` or `BusUnavailable`.
+        Raise `BadArguments`, `TooLarge`, `BadJid`, `JidInUse` or `BusUnavailable`; with a parent also `ParentClosed` or
+        `TooDeep`.
         """
         return (await self._bus.enqueue_many([self.spec(*args, **kwargs)]))[0]
 
@@ -70,6 +74,9 @@ class Enqueuer(Generic[P, R_co]):
         group: str | None = None,
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
+        on_parent_cancel: OnParentCancel | None = None,
+        key: str | None = None,
+        supersede: bool | None = None,
         retries: int | None = None,
         timeout: float | None = None,
         grace: float | None = None,
@@ -116,16 +123,48 @@ class Declared(Enqueuer[P, R_co]):
         """
 
         def declare(declared: Callable[[CancelledJob], object]) -> Callable[[CancelledJob], object]:
-            if isinstance(declared, Enqueuer):
-                raise ConfigError(
-                    f"the on_cancel hook of {self.kind!r} is a function, and {declared!r} is a handler; call it in one"
-                )
+            self._refuse_handler(declared, Hook.ROLE)
             hook = Hook(declared, self.handler, timeout_s=timeout, retries=retries, never_started=never_started)
             self._bus.handlers.add(hook)
             self.handler.hook = hook
             return declared
 
         return declare if function is None else declare(function)
+
+    @overload
+    def finalize(self, function: G, /) -> G: ...
+    @overload
+    def finalize(self, *, timeout: float | None = None, retries: int = 0) -> Callable[[G], G]: ...
+
+    def finalize(
+        self,
+        function: Callable[[FinishedJob], object] | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
+    ) -> Any:
+        """
+        Declare what runs when a job and all of its children have ended: `@sync.finalize`, or with options.
+
+        The function gets one argument, a `busq.FinishedJob`, and stays callable. It runs as a job of its own in the
+        queue of the first one, which waits for it and keeps its own result: it is `failed` when this fails. Failed
+        children are told and keep nothing from running; after a cancelled one it does not run and the job is
+        cancelled. Without any children it runs when the handler has returned. `timeout` in seconds (None: no limit),
+        `retries` counts its failures. Raise `ConfigError` for a function that will not do, or when there is one.
+        """
+
+        def declare(declared: Callable[[FinishedJob], object]) -> Callable[[FinishedJob], object]:
+            self._refuse_handler(declared, Finalizer.ROLE)
+            finalizer = Finalizer(declared, self.handler, timeout_s=timeout, retries=retries)
+            self._bus.handlers.add(finalizer)
+            self.handler.finalizer = finalizer
+            return declared
+
+        return declare if function is None else declare(function)
+
+    def _refuse_handler(self, declared: object, role: str) -> None:
+        if isinstance(declared, Enqueuer):
+            raise ConfigError(f"{role} of {self.kind!r} is a function, and {declared!r} is a handler; call it in one")
 
 
 class AsyncJob(Declared[P, R_co]):

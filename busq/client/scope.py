@@ -45,8 +45,9 @@ class Scope:
         """
         Until every job that it hit has ended; waits `timeout` seconds at most (None: for ever).
 
-        A standing rule is over when its `until` has come or it was revoked. Woken by an announcement; it does not poll.
-        Raise `ScopeNotFound`, `BusUnavailable`, or `TimeoutError` that names what is unfinished.
+        A standing rule is waited for until it has settled what was there; it goes on to hit later jobs. Woken by an
+        announcement; it does not poll. Raise `ScopeNotFound`, `BusUnavailable`, or a `TimeoutError` that names what is
+        unfinished.
         """
         link = await self._bus._link()
         seen = await self._look(link)
@@ -65,13 +66,12 @@ class Scope:
         """
         Take back what is not settled yet: no further job is hit. What was hit stays cancelled.
 
-        False when there was nothing left to take back. Raise `ScopeNotFound` or `BusUnavailable`.
+        False when it had been settled: nothing was left. Raise `ScopeNotFound` or `BusUnavailable`.
         """
-        link = await self._bus._link()
-        if await link.scopes.revoke(self.id):
-            return True
-        await self._look(link)  # an id that nobody knows is no quiet False
-        return False
+        state = await (await self._bus._link()).scopes.revoke(self.id)
+        if state is None:
+            raise ScopeNotFound(self.id)
+        return state is ScopeState.REVOKED
 
     async def _until_done(self, link: Link) -> ScopeLook:
         async with link.bell(self.id) as bell:
@@ -87,7 +87,7 @@ class Scope:
             raise ScopeNotFound(self.id)
         self.counts = _counts(seen.counts)
         self.endings = dict(seen.endings)
-        return msgspec.structs.replace(seen, counts=self.counts, endings=self.endings)
+        return msgspec.structs.replace(seen, counts=self.counts)
 
     def __repr__(self) -> str:
         return f"<Scope {self.id}>"
@@ -134,8 +134,6 @@ def unfinished(seen: ScopeLook) -> str:
     if seen.state is ScopeState.SETTLING:
         settling = f"still settling, {seen.examined} of {seen.total} records looked at"
         return f"{settling}; {running}" if seen.unfinished else settling
-    if seen.state is ScopeState.STANDING:
-        return "it is a standing rule, which is over when its `until` has come or it is revoked"
     return running
 
 

@@ -96,7 +96,8 @@ class ScopeCalls(abc.ABC):
 
         `dry_run=True` cancels nothing and gives a `Survey`: counts, and a digest of the picture. `expect=digest` looks
         again just before deciding, and cancels what it saw; it raises `PictureChanged` when that is another picture.
-        `reason`, `source` and `grace` (seconds) as for `cancel`. Raise `UsageError`, `BadWhere` or `BusUnavailable`.
+        `reason`, `source` and `grace` (seconds) as for `cancel`. Raise `UsageError`, `BadWhere`, `TooManyRules` or
+        `BusUnavailable`.
         """
         conditions = Filter(
             group=group,
@@ -131,7 +132,6 @@ class ScopeCalls(abc.ABC):
             grace_s=grace_s,
             standing=standing,
             until=None if span is None else await _end(link, span),
-            by=link.store.by,
             cutoffs=cutoffs,  # those of the survey: what has come since then was not in the picture
         )
         return scope

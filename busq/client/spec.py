@@ -17,7 +17,8 @@ from busq.errors import UsageError
 from busq.handlers import DEFAULT_QUEUE, Handler, HandlerOptions, check_kind
 from busq.protocol.cancel import clean_words
 from busq.protocol.codec import encode_payload
-from busq.protocol.jids import check_jid, child_jid, new_jid
+from busq.protocol.jids import check_jid, check_key, child_jid, keyed_jid, new_jid
+from busq.protocol.tree import ON_PARENT_CANCEL, OnParentCancel
 from busq.store.forms import NewJob
 
 R_co = TypeVar("R_co", covariant=True)
@@ -32,7 +33,9 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Lengths of time in seconds. `delay`: not before that many seconds from now. `expires`: never started when it has
     waited longer than that for its first start. `deadline`: cancelled when it has not ended that long after its
-    enqueueing, over all attempts. `parent`: a jid in whose shard this job shall live.
+    enqueueing, over all attempts. `parent`: the jid of the job whose child this is; `on_parent_cancel`: what becomes of
+    it when that one is cancelled (`cancel`; `wait`: it goes on and the parent waits; `abandon`: it goes on alone).
+    `key` with `supersede`: the older job of the same key, if it has not ended, is cancelled.
     """
 
     jid: str | None = None
@@ -41,6 +44,9 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None = None
     tags: Mapping[str, str] | None = None
     parent: str | None = None
+    on_parent_cancel: OnParentCancel | None = None
+    key: str | None = None
+    supersede: bool | None = None
     retries: int | None = None
     timeout: float | None = None
     grace: float | None = None
@@ -91,6 +97,7 @@ def make_spec(
         args, kwargs = handler.bind(args, kwargs)
     else:
         check_kind(kind)
+    _check_family(options)
     own = _options(kind, options, handler)
     delay_ms = _delay_ms(options.delay)
     _check_in_time(kind, delay_ms / 1000, own)
@@ -130,7 +137,27 @@ def _jid(options: JobOptions) -> str:
         check_jid(options.parent)
     if options.jid is not None:
         return check_jid(options.jid)
-    return new_jid() if options.parent is None else child_jid(options.parent)
+    if options.parent is not None:
+        return child_jid(options.parent)
+    return new_jid() if options.key is None else keyed_jid(options.key)
+
+
+def _check_family(options: JobOptions) -> None:
+    """What a job says of its parent, and of the one that it takes the place of. Raise `UsageError`."""
+    policy = options.on_parent_cancel
+    if policy is not None and policy not in ON_PARENT_CANCEL:
+        raise UsageError(f"on_parent_cancel: {policy!r} will not do; it takes one of: {', '.join(ON_PARENT_CANCEL)}")
+    if policy is not None and options.parent is None:
+        raise UsageError(f"on_parent_cancel: {policy!r} is for a child, and this job has no parent; give parent= too")
+    if options.supersede not in (None, True, False):
+        raise UsageError(f"supersede: {options.supersede!r} will not do; it takes True or False")
+    if options.key is None:
+        if options.supersede:
+            raise UsageError("supersede: which jobs this one takes the place of is said by a key; give key= too")
+        return
+    check_key(options.key)
+    if not options.supersede:
+        raise UsageError(f"key: {options.key!r} is there for supersede=True, which was not given; give both or neither")
 
 
 def _delay_ms(delay: float | None) -> int:
@@ -179,6 +206,10 @@ def _fields(options: JobOptions, own: HandlerOptions, handler: Handler | None) -
         fields += ("tags", msgspec.json.encode(_tags(options.tags)).decode())
     if options.parent is not None:
         fields += ("parent", options.parent)
+    if options.on_parent_cancel not in (None, "cancel"):
+        fields += ("policy", str(options.on_parent_cancel))
+    if options.key is not None:
+        fields += ("key", options.key)
     return fields
 
 

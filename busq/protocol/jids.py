@@ -8,6 +8,7 @@ shard whatever the number of shards is.
     0190b6a1c5d27e3f8a0c4d5e6f708192            made by busq: a UUIDv7, so that jids sort by the time they were made
     0190b6a1c5d27e3f8a0c4d5e6f708192.3fa1       made by busq for a child; 3fa1 is the place of its root
     0190b6a1c5d200000000000000000007.0003       made by a script for a clean-up: ms, a count, the number of its shard
+    0190b6a1c5d27e3f8a0c4d5e6f708192.c850       made by busq for a key: all jobs of one key share a shard
     order-17                                    chosen by a caller
 """
 
@@ -20,13 +21,16 @@ import threading
 import time
 from typing import Any
 
-from busq.errors import BadJid
+from busq.errors import BadJid, UsageError
 
 PLACES = 1 << 16
 """Places are 0 to 65535."""
 
 LONGEST = 128
 """A jid has 1 to 128 characters."""
+
+LONGEST_KEY = 200
+"""A key has 1 to 200 printable characters."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 _ODD = re.compile(r"[^A-Za-z0-9_.:-]")
@@ -89,6 +93,48 @@ def check_child(jid: str, parent: str, shards: int) -> None:
             f"jid {jid!r} falls into shard {at} of {shards} and its parent {parent!r} lives in shard {wanted}; a tree "
             "of jobs lives in one shard. Leave the child's jid out and busq makes one that fits."
         )
+
+
+def check_key(key: str) -> str:
+    """Give a key back when it is well formed; raise `UsageError` that says what is wrong with it."""
+    given: Any = key
+    wanted = f"key takes 1 to {LONGEST_KEY} printable characters"
+    if not isinstance(given, str):
+        raise UsageError(f"{wanted}, and {_shortened(given)} is of type {type(given).__name__}")
+    if not given:
+        raise UsageError(f"{wanted}, and this one is empty")
+    if len(given) > LONGEST_KEY:
+        raise UsageError(f"{wanted}, and {_shortened(given)} has {len(given)}")
+    if not given.isprintable():
+        odd = next(i for i, c in enumerate(given) if not c.isprintable())
+        raise UsageError(f"{wanted}, and {_shortened(given)} has {given[odd]!r} at position {odd} (counted from 0)")
+    return given
+
+
+def place_of_key(key: str) -> int:
+    """The place of a key, 0 to 65535, where the jobs of it live; the same in every process and version of busq."""
+    return binascii.crc_hqx(key.encode(), 0) & 0xFFFF
+
+
+def keyed_jid(key: str) -> str:
+    """A fresh jid that lives where this key's jobs do, under any number of shards."""
+    return f"{new_jid()}.{place_of_key(key):04x}"
+
+
+def check_keyed(jid: str, key: str, shards: int, *, parent: str | None = None) -> None:
+    """Raise `BadJid` when a job with this jid, a child of `parent` if that is given, lives elsewhere than its key."""
+    at, wanted = shard_of(jid, shards), place_of_key(key) % shards
+    if at == wanted:
+        return
+    if parent is not None:
+        raise BadJid(
+            f"key {key!r} belongs to shard {wanted} of {shards} and the parent {parent!r} lives in shard {at}; a tree "
+            "of jobs lives in one shard, and so do the jobs of a key. Leave the key out, or the parent."
+        )
+    raise BadJid(
+        f"jid {jid!r} falls into shard {at} of {shards} and key {key!r} belongs to shard {wanted}; the jobs of a key "
+        "live in one shard. Leave the jid out and busq makes one that fits."
+    )
 
 
 # Making new ones -----------------------------------------------------------------------------------------

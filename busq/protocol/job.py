@@ -48,8 +48,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `expires_at`: never started after that; `due_by`: cancelled if it has not ended by then; `deadline` is that of an
     accepted cancel: it is finalized by then.
     `result` is the handler's value when it succeeded; `evidence` what a cancelled handler still returned or raised.
-    `scope` is the id of the wide cancel that hit it, if one did.
     `hook` is the jid of the job that cleans up after this one, `hook_of` that of the job that this one cleans up after.
+    `scope` is the id of the wide cancel that hit it. `children` is how many it ever had, `open_children` how many of
+    them have not ended, `failed_children` how many failed; `depth` is 0 for a root, `on_parent_cancel` what a child
+    does when its parent is cancelled, `finalize_of` the jid of the job that this one finalizes. `key`: a newer job of
+    the same key has this one cancelled.
     """
 
     jid: str
@@ -63,7 +66,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None = None
     reason: str = ""
     source: str = ""
-    scope: str | None = None
     ended: Ended | None = None
     owner: str | None = None
     args: list[Any] | None = None
@@ -79,6 +81,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     hook: str | None = None
     hook_of: str | None = None
+    scope: str | None = None
+    key: str | None = None
+    on_parent_cancel: str = "cancel"
+    depth: int = 0
+    children: int = 0
+    open_children: int = 0
+    failed_children: int = 0
+    finalize_of: str | None = None
     grace_s: float | None = None
     timeout_s: float | None = None
     enqueued_at: datetime | None = None
@@ -135,7 +145,6 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         cause=text(get(b"cause")),
         reason=text(get(b"reason")) or "",
         source=text(get(b"source")) or "",
-        scope=text(get(b"scope")),
         ended=_ended(get(b"ended")),
         owner=text(get(b"owner")),
         args=args,
@@ -151,6 +160,14 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         parent=text(get(b"parent")),
         hook=text(get(b"hook")),
         hook_of=text(get(b"hook_of")),
+        scope=text(get(b"scope")),
+        key=text(get(b"key")),
+        on_parent_cancel=text(get(b"policy")) or "cancel",
+        depth=_whole(get(b"depth")),
+        children=_whole(get(b"kids")),
+        open_children=_whole(get(b"open")),
+        failed_children=_whole(get(b"kids_failed")),
+        finalize_of=text(get(b"finalize_of")),
         grace_s=terms[1],
         timeout_s=terms[2],
         enqueued_at=moment(get(b"enqueued")),
@@ -162,6 +179,14 @@ def job_from_record(jid: str, record: Mapping[bytes, bytes]) -> Job:
         deadline=moment(get(b"deadline")),
         finished_at=moment(get(b"finished")),
     )
+
+
+def decided(job: Job, *, cause: str, reason: str, source: str, scope: str) -> Job:
+    """The job as it is to be shown when it has been decided to stop and its record does not say so yet."""
+    told = {"cause": cause, "reason": reason, "source": source, "scope": scope or None}
+    if job.state in (State.SCHEDULED, State.QUEUED):
+        return msgspec.structs.replace(job, state=State.CANCELLED, ended=Ended.BEFORE_START, **told)
+    return msgspec.structs.replace(job, state=State.CANCELLING, **told)
 
 
 def history_from_record(record: Mapping[bytes, bytes]) -> list[Event]:

@@ -83,6 +83,32 @@ class ShardKeys:
         return self._key("hooks")
 
     @cached_property
+    def rules(self) -> bytes:
+        return self._key("rules")
+
+    @cached_property
+    def walk(self) -> bytes:
+        return self._key("walk")
+
+    @cached_property
+    def waiting(self) -> bytes:
+        return self._key("waiting")
+
+    @cached_property
+    def cascades(self) -> bytes:
+        return self._key("cascades")
+
+    @cached_property
+    def keyed(self) -> bytes:
+        return self._key("keyed")
+
+    def scope(self, scope: str) -> bytes:
+        return self._key("scope:" + scope)
+
+    def children(self, jid: str) -> bytes:
+        return self._key("children:" + jid)
+
+    @cached_property
     def dead(self) -> bytes:
         return self._key("dead")
 
@@ -110,8 +136,13 @@ def notice_prefix(namespace: str) -> bytes:
 
 
 def done_prefix(namespace: str) -> bytes:
-    """Channels that ring when a job has become terminal."""
+    """Channels that ring when a job has become terminal, or a scope is settled."""
     return f"{namespace}:done:".encode()
+
+
+def rules_channel(namespace: str) -> bytes:
+    """The channel that rings when a rule has been decided, or a job with children is asked to stop."""
+    return f"{namespace}:rules".encode()
 
 
 KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
@@ -148,6 +179,23 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "finalize, reclaim, every ending",
         "until the process is known to be gone, or a day",
     ),
+    ("{s}:rules", "hash", "decide, revoke, carry_out", "fields leave when their rule is settled, over or revoked"),
+    ("{s}:walk", "hash", "carry_out", "leaves when the rules that were there when it began are settled"),
+    (
+        "{s}:scope:<id>",
+        "hash",
+        "decide, revoke, carry_out, every ending",
+        "none while its rule is live; 24 h after it is settled or revoked",
+    ),
+    ("{s}:children:<jid>", "sorted set, by admission", "enqueue, every ending", "members leave when the child ends"),
+    ("{s}:waiting", "sorted set, by time", "finish", "members leave when the job ends"),
+    (
+        "{s}:cascades",
+        "sorted set, by time",
+        "every script that accepts a cancel",
+        "members leave when the children have been told",
+    ),
+    ("{s}:keyed", "hash", "enqueue", "fields leave when the newest job of their key ends"),
     ("{s}:hooks", "hash", "declare", "fields leave when workers declare that the kind has no hook any more"),
     ("{s}:dead", "stream", "refuse, bury, finish", "until `busq dead purge` or `retry`"),
     ("{s}:events", "stream", "every script", "about the newest 100,000 entries"),

@@ -258,8 +258,12 @@ class ScopeLook(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come of it: every record is settled and every job that it hit has ended."""
-        return self.state in (ScopeState.SETTLED, ScopeState.REVOKED) and self.unfinished == 0
+        """
+        Whether every job that was there is settled and every one that was hit has ended.
+
+        A standing rule goes on to hit later arrivals.
+        """
+        return self.state is not ScopeState.SETTLING and self.unfinished == 0
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):

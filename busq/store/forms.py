@@ -14,8 +14,10 @@ import msgspec
 
 from busq.protocol.cancel import CancelAnswer, Verdict
 from busq.protocol.hook import write_clean_up
+from busq.protocol.jids import check_child, check_keyed
 from busq.protocol.job import moment
 from busq.protocol.states import State
+from busq.protocol.tree import write_finished
 
 Value = bytes | str | int | float
 
@@ -33,6 +35,23 @@ class NewJob(msgspec.Struct, frozen=True):
     payload: bytes
     delay_ms: int = 0
     fields: tuple[str | int, ...] = ()
+
+    def said(self, name: str) -> str | None:
+        """One of the further fields; None when it is not among them."""
+        for i in range(0, len(self.fields), 2):
+            if self.fields[i] == name:
+                return str(self.fields[i + 1])
+        return None
+
+    def check_shard(self, shards: int) -> None:
+        """Raise `BadJid` when it would live elsewhere than its parent, or than the other jobs of its key."""
+        if not self.fields:
+            return
+        parent, key = self.said("parent"), self.said("key")
+        if parent is not None:
+            check_child(self.jid, parent, shards)
+        if key is not None:
+            check_keyed(self.jid, key, shards, parent=parent)
 
 
 class KindTerms(msgspec.Struct, frozen=True):
@@ -69,7 +88,7 @@ class StartAnswer(msgspec.Struct, frozen=True):
     """
     `word` is started, stale, other_kind, newer or missing; the rest is set for started, or explains.
 
-    Of a hook, `payload` is what it is told of the job that it cleans up after.
+    Of a hook or a finalizer, `payload` is what it is told of the job that it is about.
     """
 
     word: str
@@ -99,7 +118,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
 
     `stopped` False: its worker has given it up while its code runs on, and it becomes a suspect. `gone`: it stopped
     because the process that it ran in was ended by force. `keep`: its handler's return counts after a cancel, too.
-    `hook`: of a hook, how this try ended, in words.
+    `hook`: of a hook, how this try ended, in words. `finalizer`: its handler has one, which shall run in the end.
     """
 
     jid: str
@@ -116,6 +135,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     cause: str = ""
     delay_ms: int = 0
     hook: str = ""
+    finalizer: bool = False
     notes: tuple[Note, ...] = ()
 
     @property
@@ -138,6 +158,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
             facts += ("delay_ms", self.delay_ms)
         if self.hook:
             facts += ("hook", self.hook)
+        if self.finalizer:
+            facts += ("finalizer", "1")
         for note in self.notes:
             facts += ("note", f"{note.name}\t{note.ago_ms}\t{note.facts}")
         return facts
@@ -182,6 +204,13 @@ class RenewAnswer(msgspec.Struct, frozen=True):
     left_ms: float = 0.0
 
 
+class Look(msgspec.Struct, frozen=True):
+    """A record, empty for none, and the wish that stands against it: cause, reason, source and scope; None without."""
+
+    record: dict[bytes, bytes]
+    wish: tuple[str, str, str, str] | None = None
+
+
 # How answers are read --------------------------------------------------------------------------------------
 
 
@@ -204,9 +233,9 @@ def start_answer(answer: Sequence[Any], terms: KindTerms) -> StartAnswer:
     if len(answer) == 3:  # a first attempt, everything left to the handler
         timeout_s = None if terms.timeout_ms is None else terms.timeout_ms / 1000
         return StartAnswer(word, "", answer[1], answer[2], 0, terms.retries, terms.grace_ms / 1000, timeout_s)
-    _, attempt, payload, failures, retries, grace, timeout, backoff, backoff_max, saved, *of = answer
-    if of:
-        payload = _clean_up(payload, of, saved)
+    _, attempt, payload, failures, retries, grace, timeout, backoff, backoff_max, saved, *about = answer
+    if about:
+        payload = _ABOUT[about[0]](payload, about[1:], saved)
     return StartAnswer(
         word,
         "",
@@ -222,9 +251,20 @@ def start_answer(answer: Sequence[Any], terms: KindTerms) -> StartAnswer:
     )
 
 
-def _clean_up(payload: bytes, of: Sequence[bytes], saved: bytes) -> bytes:
-    jid, attempt, cause, reason, source, ended = (part.decode("utf-8", "replace") for part in of)
+def _clean_up(payload: bytes, about: Sequence[bytes], saved: bytes) -> bytes:
+    jid, attempt, cause, reason, source, ended = (part.decode("utf-8", "replace") for part in about)
     return write_clean_up(payload, jid, int(attempt or 0), cause, reason, source, ended, saved)
+
+
+def _finished(payload: bytes, about: Sequence[bytes], saved: bytes) -> bytes:
+    """What the job itself saved, and not its finalizer."""
+    jid, attempt, children, failed, failed_children = (part.decode("utf-8", "replace") for part in about[:5])
+    counts = (int(attempt or 0), int(children or 0), int(failed or 0))
+    return write_finished(payload, jid, *counts, failed_children.split(), about[5], about[6])
+
+
+_ABOUT = {b"hook": _clean_up, b"finalize": _finished}
+"""How what a job is told of the one that it is about is read, by the word in front."""
 
 
 def renew_answer(answer: Sequence[Any]) -> RenewAnswer:
@@ -233,6 +273,16 @@ def renew_answer(answer: Sequence[Any]) -> RenewAnswer:
         return RenewAnswer(word, answer[1].decode() if len(answer) > 1 else word)
     cause, reason, source, grace, left = (part.decode("utf-8", "replace") for part in answer[1:6])
     return RenewAnswer(word, word, cause, reason, source, float(grace), float(left))
+
+
+def look(answer: Sequence[Any]) -> Look:
+    record, *wish = answer
+    if not isinstance(record, dict):
+        record = dict(zip(record[::2], record[1::2], strict=True))
+    if not wish:
+        return Look(record)
+    cause, reason, source, scope = (part.decode("utf-8", "replace") for part in wish)
+    return Look(record, (cause, reason, source, scope))
 
 
 def words(heard: Sequence[Sequence[Any]]) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """
 Questions asked by people: one job, lists, counts, who works, what died.
 
-Read-only and bounded: a list never walks further than its limit and one step allow, however many jobs there are.
+Read-only and bounded: a list never walks further than its limit and one step allow, however many jobs there are. A job
+that has been decided to stop is shown so, whether its record says it yet or not.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from busq.protocol.job import (
     Event,
     Job,
     LoggedEvent,
+    decided,
     event_from_line,
     history_from_record,
     job_from_record,
@@ -28,6 +30,7 @@ from busq.protocol.keys import GROUP
 from busq.protocol.states import State
 from busq.store import roster, suspects, watch
 from busq.store.connection import reaching
+from busq.store.forms import Look
 from busq.store.roster import Member
 from busq.store.store import Store
 from busq.store.suspects import Suspect
@@ -84,18 +87,18 @@ class Reader:
 
     async def job(self, jid: str) -> Job:
         """The record of one job. Raise `JobNotFound`."""
-        return job_from_record(jid, await self._record(jid))
+        (look,) = await self._store.look(self._store.shard_of(jid), [jid])
+        if b"state" not in look.record:
+            raise JobNotFound(jid)
+        return _shown(jid, look)
 
     async def history(self, jid: str) -> list[Event]:
         """What happened to one job, oldest first. Raise `JobNotFound`."""
-        return history_from_record(await self._record(jid))
-
-    async def _record(self, jid: str) -> Mapping[bytes, bytes]:
         with reaching(self._store.connections.place):
             record: Mapping[bytes, bytes] = await self._store.redis.hgetall(self._store.job_key(jid))
         if b"state" not in record:
             raise JobNotFound(jid)
-        return record
+        return history_from_record(record)
 
     # Lists -------------------------------------------------------------------------------------------------
 
@@ -117,7 +120,7 @@ class Reader:
                 seen.update(fresh)
                 found += [
                     job
-                    for job in await self._records(fresh)
+                    for job in await self._records(shard, fresh)
                     if (not states or job.state in states)
                     and kind in (None, job.kind)
                     and queue in (None, job.queue)
@@ -138,7 +141,15 @@ class Reader:
         if State.SCHEDULED in states:
             async for jids in self._members(keys.scheduled, newest_first=False):
                 yield jids
+        if State.CANCELLED in states and await self._has_rules(shard):
+            for queue in await watch.queues(self._store, shard):  # decided, and not settled yet
+                async for jids in self._entries(keys.stream(queue)):
+                    yield jids
+            async for jids in self._members(keys.scheduled, newest_first=False):
+                yield jids
         if states & {State.CANCELLING, State.WAITING}:
+            async for jids in self._members(keys.waiting, newest_first=False):
+                yield jids
             async for jids in self._members(keys.deadlines, newest_first=False):
                 yield jids
         for state, key in ended.items():
@@ -164,19 +175,18 @@ class Reader:
                 return
             yield [text(member) or "" for member in members]
 
-    async def _records(self, jids: Sequence[str]) -> list[Job]:
+    async def _has_rules(self, shard: int) -> bool:
+        with reaching(self._store.connections.place):
+            return bool(await self._store.redis.exists(self._store.keys(shard).rules))
+
+    async def _records(self, shard: int, jids: Sequence[str]) -> list[Job]:
         if not jids:
             return []
-        with reaching(self._store.connections.place):
-            pipe = self._store.redis.pipeline(transaction=False)
-            for jid in jids:
-                pipe.hgetall(self._store.job_key(jid))
-            records = await pipe.execute()
         found = []
-        for jid, record in zip(jids, records, strict=True):
+        for jid, look in zip(jids, await self._store.look(shard, jids), strict=True):
             with suppress(BadRecord):  # a list shows what it can read
-                if b"state" in record:
-                    found.append(job_from_record(jid, record))
+                if b"state" in look.record:
+                    found.append(_shown(jid, look))
         return found
 
     # Numbers -----------------------------------------------------------------------------------------------
@@ -192,16 +202,18 @@ class Reader:
                 pipe = self._store.redis.pipeline(transaction=False)
                 pipe.hgetall(keys.counters)
                 for index in (
-                    keys.scheduled, keys.deadlines, keys.succeeded, keys.failed, keys.cancelled_jobs, keys.suspects
+                    keys.scheduled, keys.waiting, keys.deadlines, keys.succeeded, keys.failed, keys.cancelled_jobs,
+                    keys.suspects,
                 ):  # fmt: skip
                     pipe.zcard(index)
                 pipe.xlen(keys.dead)
-                counters, scheduled, cancelling, *ended, letters = await pipe.execute()
+                counters, scheduled, waiting, cancelling, *ended, letters = await pipe.execute()
             for name, count in counters.items():
                 total[name.decode()] = total.get(name.decode(), 0) + int(count)
             own = [await self._queue(shard, queue) for queue in await watch.queues(self._store, shard)]
             held = sum(each.held for each in own)
             now[State.SCHEDULED] += scheduled
+            now[State.WAITING] += waiting
             now[State.CANCELLING] += cancelling
             now[State.QUEUED] += sum(each.ready for each in own)
             now[State.RUNNING] += max(0, held - cancelling)
@@ -278,6 +290,14 @@ class Reader:
                 found += [_logged(shard, entry_id, place, line) for place, line in fields.items()]
         found.sort(key=lambda each: [int(part) for part in each.id.partition("/")[2].split("-")])
         return found[-limit:]
+
+
+def _shown(jid: str, look: Look) -> Job:
+    job = job_from_record(jid, look.record)
+    if look.wish is None:
+        return job
+    cause, reason, source, scope = look.wish
+    return decided(job, cause=cause, reason=reason, source=source, scope=scope)
 
 
 def _logged(shard: int, entry_id: bytes, place: bytes, line: bytes) -> LoggedEvent:

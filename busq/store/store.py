@@ -26,6 +26,7 @@ from busq.store.connection import Connections, reaching
 from busq.store.forms import (
     Delivery,
     KindTerms,
+    Look,
     NewJob,
     Note,
     Refusal,
@@ -53,6 +54,7 @@ class Store:
         self.shards = settings.shards or 0
         self.notice_prefix = bus_keys.notice_prefix(settings.namespace)
         self.done_prefix = bus_keys.done_prefix(settings.namespace)
+        self.rules_channel = bus_keys.rules_channel(settings.namespace)
         self._keys: list[ShardKeys] = []
         self._flags_line = True
         self._opened = False
@@ -66,6 +68,7 @@ class Store:
             "keep_ended_ms": _ms(settings.keep_ended_s),
             "notice_prefix": self.notice_prefix,
             "done_prefix": self.done_prefix,
+            "rules_channel": self.rules_channel,
             "lease_ms": _ms(settings.lease_s),
             "default_grace_ms": _ms(settings.grace_s),
             "default_slack_ms": _ms(settings.beat_s + settings.force_s),
@@ -129,31 +132,33 @@ class Store:
 
     # Producers -----------------------------------------------------------------------------------------
 
-    async def enqueue(self, jobs: Sequence[NewJob], *, call: str) -> list[tuple[str, State]]:
+    async def enqueue(self, jobs: Sequence[NewJob], *, call: str) -> list[tuple[str, State | None]]:
         """
         Admit jobs, each once. `call` names this very call: sent again, it is answered as it was the first time.
 
-        Answers are (enqueued | tombstoned | in_use, state). One script call for up to 250 jobs of one queue.
+        Answers are (enqueued | tombstoned | fenced | in_use, its state), or (orphan | too_deep, the parent's, None when
+        there is none). One script call for up to 250 jobs of one queue.
         """
-        answers: list[tuple[str, State]] = [("", State.QUEUED)] * len(jobs)
+        answers: list[tuple[str, State | None]] = [("", None)] * len(jobs)
         for shard, queue, places in self._by_queue(jobs):
             args: list[Value] = []
             for place in places:
                 args += _admission(jobs[place])
-            named: dict[str, Value] = {"call": call, "queue": queue, "parent": "", "parent_token": ""}
-            heard = await self._run(Verb.ENQUEUE, shard, [jobs[i].jid for i in places], args, queue=queue, named=named)
-            for place, (word, state) in zip(places, heard, strict=True):
-                answers[place] = (word.decode(), State(state.decode()))
+            named: dict[str, Value] = {"call": call, "queue": queue, "parent_token": ""}
+            heard = await self.run(Verb.ENQUEUE, shard, [jobs[i].jid for i in places], args, queue=queue, named=named)
+            for place, (word, state, *_) in zip(places, heard, strict=True):
+                answers[place] = (word.decode(), State(state.decode()) if state else None)
         return answers
 
     async def spawn(self, parent: str, token: str, job: NewJob, *, call: str) -> tuple[str, str, str]:
         """
         Admit a child of a running job, asked for by the attempt with this token; both live in the same shard.
 
-        Answers (enqueued | tombstoned | in_use, its state, ""), or (orphan, the parent's state, its cancel's cause).
+        Answers (enqueued | tombstoned | fenced | in_use, its state, ""), or (orphan | too_deep, the parent's state, its
+        cancel's cause).
         """
-        named: dict[str, Value] = {"call": call, "queue": job.queue, "parent": parent, "parent_token": token}
-        heard = await self._run(
+        named: dict[str, Value] = {"call": call, "queue": job.queue, "parent_token": token}
+        heard = await self.run(
             Verb.ENQUEUE, self.shard_of(parent), [job.jid], _admission(job), queue=job.queue, named=named
         )
         word, state, *cause = (part.decode() for part in heard[0])
@@ -171,7 +176,7 @@ class Store:
             "tombstone_ms": _ms(wish.tombstone_s or 0),
         }
         for shard, places in self._by_shard(jids):
-            heard = await self._run(Verb.CANCEL, shard, [jids[i] for i in places], (), named=named)
+            heard = await self.run(Verb.CANCEL, shard, [jids[i] for i in places], (), named=named)
             for place, answer in zip(places, heard, strict=True):
                 answers[place] = forms.cancel_answer(jids[place], answer)
         return [answer for answer in answers if answer is not None]
@@ -192,7 +197,7 @@ class Store:
         for delivery in deliveries:
             args += (delivery.entry, at[delivery.kind], delivery.token)
         named: dict[str, Value] = {"adopt": int(adopt), "kinds": len(terms)}
-        heard = await self._run(Verb.START, shard, [d.jid for d in deliveries], args, queue=queue, named=named)
+        heard = await self.run(Verb.START, shard, [d.jid for d in deliveries], args, queue=queue, named=named)
         by_kind = {term.kind: term for term in terms}
         return [
             forms.start_answer(answer, by_kind[delivery.kind])
@@ -210,7 +215,7 @@ class Store:
             facts = end.facts
             args += (end.entry, end.token, end.attempt, end.outcome, len(facts) // 2)
             args += facts
-        return forms.words(await self._run(verb, shard, [end.jid for end in ends], args, queue=queue))
+        return forms.words(await self.run(verb, shard, [end.jid for end in ends], args, queue=queue))
 
     async def refuse(self, shard: int, queue: str, refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
         """
@@ -221,14 +226,14 @@ class Store:
         args: list[Value] = []
         for each in refusals:
             args += (each.entry, each.why, each.delay_ms, each.most_ms, each.limit, each.error, int(each.unknown))
-        return forms.words(await self._run(Verb.REFUSE, shard, [each.jid for each in refusals], args, queue=queue))
+        return forms.words(await self.run(Verb.REFUSE, shard, [each.jid for each in refusals], args, queue=queue))
 
     async def renew(self, shard: int, renewals: Sequence[Renewal], *, info: bytes = b"") -> list[RenewAnswer]:
         """One beat: extend this worker's lease, hand in progress, and hear what became of its attempts."""
         args: list[Value] = []
         for each in renewals:
             args += (each.token, each.progress, each.progress_note)
-        heard = await self._run(Verb.RENEW, shard, [each.jid for each in renewals], args, named={"info": info})
+        heard = await self.run(Verb.RENEW, shard, [each.jid for each in renewals], args, named={"info": info})
         return [forms.renew_answer(answer) for answer in heard]
 
     async def declare(self, shard: int, occasions: Mapping[str, str], *, keep_s: float) -> None:
@@ -238,7 +243,7 @@ class Store:
         A hook that another worker has declared within the last `keep_s` stays.
         """
         pairs = itertools.chain.from_iterable(occasions.items())
-        await self._run("declare", shard, (), list(pairs), named={"keep_ms": _ms(keep_s)})
+        await self.run("declare", shard, (), list(pairs), named={"keep_ms": _ms(keep_s)})
 
     async def note(
         self, jid: str, *, token: str, attempt: int, note: Note | None = None, saved: bytes = b""
@@ -250,12 +255,12 @@ class Store:
         """
         line = note or Note("")
         args = (token, attempt, line.name, line.ago_ms, line.facts, saved)
-        return forms.words(await self._run(Verb.NOTE, self.shard_of(jid), [jid], args))[0]
+        return forms.words(await self.run(Verb.NOTE, self.shard_of(jid), [jid], args))[0]
 
     async def bury(self, shard: int, queue: str, entry: bytes, *, reason: str, raw: bytes) -> str:
         """Move an entry that is no job to the dead letters. Answers buried or stale."""
         named: dict[str, Value] = {"entry": entry, "reason": reason, "raw": raw}
-        answer = await self._run("bury", shard, (), (), queue=queue, named=named)
+        answer = await self.run("bury", shard, (), (), queue=queue, named=named)
         return str(answer[0].decode())
 
     # Watchdog ------------------------------------------------------------------------------------------
@@ -267,7 +272,7 @@ class Store:
         Answers (finalized | early | stale | missing, state or ms left).
         """
         args = [int(gone) for _, gone in overdue]
-        return forms.words(await self._run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
+        return forms.words(await self.run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
 
     async def reclaim(
         self, shard: int, queue: str, owner: str, held: Sequence[tuple[str, bytes]], *, owner_gone: bool, failure: bytes
@@ -280,7 +285,7 @@ class Store:
         named: dict[str, Value] = {"owner": owner, "owner_gone": int(owner_gone), "failure": failure}
         args = [entry for _, entry in held]
         return forms.words(
-            await self._run(Verb.RECLAIM, shard, [jid for jid, _ in held], args, queue=queue, named=named)
+            await self.run(Verb.RECLAIM, shard, [jid for jid, _ in held], args, queue=queue, named=named)
         )
 
     async def expire(self, shard: int, jids: Sequence[str]) -> list[tuple[str, str]]:
@@ -289,27 +294,43 @@ class Store:
 
         Answers (cancelled | signalled | early | stale | missing, state or ms left).
         """
-        return forms.words(await self._run(Verb.EXPIRE, shard, jids, ()))
+        return forms.words(await self.run(Verb.EXPIRE, shard, jids, ()))
+
+    async def carry_out(self, shard: int, *, step: int) -> tuple[str, int]:
+        """
+        One step of settling what rules have decided. Answers (idle | more | settled, jobs that it stopped).
+        """
+        answer = await self.run("carry_out", shard, (), (), named={"step": step})
+        return answer[0].decode(), int(answer[1]) if len(answer) > 1 else 0
+
+    async def cascade(self, shard: int, *, step: int) -> tuple[str, int]:
+        """One step of passing cancels on to children. Answers (idle | more, jobs that it stopped)."""
+        answer = await self.run("cascade", shard, (), (), named={"step": step})
+        return answer[0].decode(), int(answer[1]) if len(answer) > 1 else 0
+
+    async def look(self, shard: int, jids: Sequence[str]) -> list[Look]:
+        """Records as they are to be shown: with what has been decided and is not in them yet."""
+        return [forms.look(answer) for answer in await self.run("look", shard, jids, ())]
 
     async def promote(self, shard: int, queue: str, jids: Sequence[str]) -> list[tuple[str, str]]:
         """Queue scheduled jobs that are due. Answers (promoted | early | stale | missing, …)."""
-        return forms.words(await self._run(Verb.PROMOTE, shard, jids, (), queue=queue))
+        return forms.words(await self.run(Verb.PROMOTE, shard, jids, (), queue=queue))
 
     async def forget(self, shard: int, worker: str, queues: Sequence[str], *, own_wish: bool = False) -> str:
         """Take a worker that holds nothing off the roster. Answers forgotten, holding or alive."""
         streams = [self.keys(shard).stream(queue) for queue in queues]
         named: dict[str, Value] = {"worker": worker, "own_wish": int(own_wish)}
-        answer = await self._run("forget", shard, (), (), named=named, streams=streams)
+        answer = await self.run("forget", shard, (), (), named=named, streams=streams)
         return str(answer[0].decode())
 
     async def prune(self, shard: int, *, limit: int, suspect_s: float) -> int:
         """Drop what has expired from a shard's indexes, at most `limit` of each. Answers how many were dropped."""
-        answer = await self._run("prune", shard, (), (), named={"limit": limit, "suspect_ms": _ms(suspect_s)})
+        answer = await self.run("prune", shard, (), (), named={"limit": limit, "suspect_ms": _ms(suspect_s)})
         return sum(int(count) for count in answer[1:])
 
     # How it is done ------------------------------------------------------------------------------------
 
-    async def _run(
+    async def run(
         self,
         verb: str,
         shard: int,
@@ -320,7 +341,10 @@ class Store:
         named: dict[str, Value] | None = None,
         streams: Sequence[bytes] = (),
     ) -> Any:
-        """Lay out keys and arguments in the order of the script's header, and run it."""
+        """
+        Lay out keys and arguments in the order of the script's header, and run it: for the verbs, here and in
+        `scopes.py`.
+        """
         script = scripts.load(verb, flags_line=self._flags_line)
         own = self.keys(shard)
         keys: list[bytes] = []

@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast
 
 from busq.callables import Pool
-from busq.errors import Cancelled, JidInUse, NoCurrentJob, UsageError
+from busq.errors import Cancelled, JidInUse, NoCurrentJob, TooDeep, UsageError
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.codec import decode_result, encode_result
 from busq.protocol.states import State
+from busq.protocol.tree import DEEPEST
 from busq.store.forms import NewJob
 from busq.worker.subprocesses import Argument, Launch
 
@@ -70,7 +71,10 @@ class Hands(Protocol):
     def save(self, attempt: Any, data: bytes) -> Future[None]: ...
 
     def spawn(self, attempt: Any, job: NewJob) -> Future[tuple[str, str]]:
-        """Have a child admitted: enqueued, tombstoned or in_use with its state; orphan, a cause; refused and why."""
+        """
+        Have a child admitted: enqueued, tombstoned, fenced or in_use with its state; orphan, a cause; too_deep; refused
+        and why.
+        """
         ...
 
     def shield_opened(self, attempt: Any, shield: Shield) -> None: ...
@@ -210,7 +214,9 @@ class CurrentJob:
         Enqueue a child of this job: `await job.spawn(upload, part)`, or `job.spawn(upload.options(delay=5), part)`.
 
         What comes is the child's `JobHandle`; in a `def` handler nothing is awaited and it is a `BlockingHandle`. Raise
-        what `enqueue` raises, and `busq.Cancelled` when this attempt was asked to stop: then there is no child.
+        what `enqueue` raises, and `busq.Cancelled` when this attempt was asked to stop: then there is no child. This
+        job has not ended before its children have; `options(on_parent_cancel=...)` says what they do when it is
+        cancelled.
         """
         heir = handler.options(parent=self.jid)
         job = heir.spec(*args, **kwargs).job
@@ -227,6 +233,8 @@ class CurrentJob:
             facts = self._attempt.token.facts
             cause, reason = (facts.cause, facts.reason) if facts else (Cause(detail), "")
             raise Cancelled(cause, reason)
+        if word == "too_deep":
+            raise TooDeep(self.jid, DEEPEST)
         if word == "refused":
             raise UsageError(detail)
         return heir.handle_of(jid, State(detail), blocking=self._blocks)

@@ -5,10 +5,12 @@ A loop of its own in a thread of its own, so that a handler that blocks its loop
 nor the beat. Both end in one question to the store, `renew`, whose answer is the truth about each attempt:
 
     a notice on cancel:<jid>  ─┐
+    an announced rule         ─┤
     a confirmed subscription  ─┼─> renew ──> running: nothing   cancelling: trip   stale: superseded
     the beat, every second    ─┘
 
-A notice itself is worth nothing but the question: a forged one changes nothing. What is heard is carried into the
+A notice itself is worth nothing but the question: a forged one changes nothing. An announcement, of a rule or of a
+parent's cancel, asks about every attempt: the script judges each. What is heard is carried into the
 handlers' loop; the token alone is tripped right here, so that a thread's next check finds it. While that loop is
 blocked, what cannot wait for it is done here too (`standin.py`).
 """
@@ -156,6 +158,8 @@ class Control:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._asked: set[str] = set()
+        self._all_asked = False
+        self._asking_all: asyncio.Task[None] | None = None
         self._questions: set[asyncio.Task[None]] = set()
         self._store = Store(self._settings, by=self._by)
         self._listener = Listener(
@@ -165,6 +169,7 @@ class Control:
             dead_after_s=UNREACHABLE_AFTER_S,
             always_connected=True,
         )
+        self._listener.subscribe(self._store.rules_channel)
         try:
             await self._store.open()
             await self._beat()
@@ -219,13 +224,29 @@ class Control:
             await self._store.declare(shard, self._occasions, keep_s=keep_s)
 
     def _notice(self, channel: bytes) -> None:
+        if channel == self._store.rules_channel:
+            self._ask_about_all()
+            return
         jid = channel[len(self._store.notice_prefix) :].decode("ascii", "replace")
         if jid in self._owner.running:
             self._ask_soon([jid], "pubsub")
 
     def _confirmed(self, channels: frozenset[bytes]) -> None:
+        if self._store.rules_channel in channels:
+            self._ask_about_all()
         cut = len(self._store.notice_prefix)
         self._ask_soon([channel[cut:].decode("ascii", "replace") for channel in channels], "resync")
+
+    def _ask_about_all(self) -> None:
+        """One round at a time, however many are announced: what comes meanwhile asks for one more round."""
+        self._all_asked = True
+        if self._asking_all is None or self._asking_all.done():
+            self._asking_all = self._spawn(self._ask_all())
+
+    async def _ask_all(self) -> None:
+        while self._all_asked:
+            self._all_asked = False
+            await self._ask_about(list(self._owner.running), "pubsub")
 
     def _ask_soon(self, jids: Iterable[str], heard_by: str) -> None:
         """Ask about these jobs in the same turn of the loop as others that are asked for meanwhile."""
@@ -235,6 +256,9 @@ class Control:
 
     async def _ask_those(self, heard_by: str) -> None:
         asked, self._asked = self._asked, set()
+        await self._ask_about(asked, heard_by)
+
+    async def _ask_about(self, asked: Iterable[str], heard_by: str) -> None:
         by_shard: dict[int, list[Attempt]] = {}
         for jid in asked:
             attempt = self._owner.running.get(jid)

@@ -60,6 +60,7 @@ class WorkerHands:
         call = new_jid()  # the same for every try, so that a lost reply makes no second child
         try:
             check_child(job.jid, attempt.jid, self._store.shards)
+            job.check_shard(self._store.shards)
             word, state, cause = await self._outbox.until_told(
                 lambda: self._store.spawn(attempt.jid, attempt.token_id, job, call=call)
             )

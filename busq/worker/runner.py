@@ -177,6 +177,7 @@ class Runner:
             cause=outcome.cause,
             delay_ms=outcome.delay_ms,
             hook=outcome.in_words if isinstance(attempt.handler, Hook) else "",
+            finalizer=attempt.handler.finalizer is not None and outcome.word == "succeeded",
             notes=attempt.take_notes(now),
         )
 
@@ -390,6 +391,8 @@ _HANDED_BACK = Outcome(Verb.RELEASE, "interrupted", cause=str(Cause.SHUTDOWN))
 _STATES = frozenset(State)
 _SETTLED = {
     "succeeded": events.JOB_SUCCEEDED,
+    "waiting": events.JOB_WAITING,  # for its children, or for its finalizer
+    "cancelling": events.JOB_CANCELLING,  # its handler has stopped, its children have not
     "failed": None,  # told when it happened, with its error
     "scheduled": events.JOB_RETRIED,
     "cancelled": events.JOB_CANCELLED,

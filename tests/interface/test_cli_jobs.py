@@ -47,6 +47,20 @@ def test_enqueue_prints_the_jid_and_nothing_else(redis_url: str) -> None:
     assert "in use" in again.stderr
 
 
+def test_a_child_and_its_key_are_given_and_shown(redis_url: str) -> None:
+    assert busq("enqueue", "add", "--jid", "a", url=redis_url).returncode == 0
+    words = ["--parent", "a", "--on-parent-cancel", "wait", "--key", "report 7", "--supersede"]
+    told = busq("enqueue", "add", "--jid", "b", *words, url=redis_url)
+    assert (told.returncode, told.stderr) == (0, "")
+    job = document(busq("get", "b", "-o", "json", url=redis_url))
+    assert (job["parent"], job["on_parent_cancel"], job["key"]) == ("a", "wait", "report 7")
+    shown = busq("get", "b", url=redis_url).stdout
+    for line in (r"parent +a", r"on parent's cancel +wait", r"key +report 7"):
+        assert re.search(f"^{line}$", shown, re.MULTILINE)
+    orphan = busq("enqueue", "add", "--parent", "nobody", url=redis_url)
+    assert (orphan.returncode, "parent 'nobody' is unknown" in orphan.stderr) == (2, True)
+
+
 def test_moments_are_given_in_seconds_and_shown(redis_url: str) -> None:
     told = busq("enqueue", "add", "--jid", "a", "--expires", "60", "--deadline", "90", url=redis_url)
     assert told.returncode == 0

@@ -557,7 +557,7 @@ async def test_a_job_that_ends_otherwise_runs_no_hook(redis_url: str, ends: str)
 async def test_a_hook_cannot_be_enqueued(redis_url: str) -> None:
     async with bench(redis_url) as b:
         note(takes(b), "coroutine")
-        with pytest.raises(busq.UsageError, match="is a hook"):
+        with pytest.raises(busq.UsageError, match="is an on_cancel hook"):
             await b.bus.enqueue("takes/on_cancel")
         async with busq.Bus(redis_url) as producer:
             with pytest.raises(busq.UsageError, match="'/' at position 5"):

@@ -156,8 +156,8 @@ class Bench:
 
     async def spawn(self, held: Held, jid: str, *, call: str | None = None, **wrong: str) -> tuple[str, str, str]:
         """A child of a running attempt; `wrong` names another parent or token."""
-        job = NewJob(jid, KIND, QUEUE, b"\x01payload")
         parent_jid, token = wrong.get("parent", held.jid), wrong.get("token", held.token)
+        job = NewJob(jid, KIND, QUEUE, b"\x01payload", fields=("parent", parent_jid))
         return await self.a.spawn(parent_jid, token, job, call=call or self.fresh("call"))
 
     async def read(self, by: Store | None = None, count: int = 1000, queue: str = QUEUE) -> list[Entry]:

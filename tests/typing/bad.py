@@ -22,6 +22,8 @@ async def uses() -> None:
     await measured.enqueue(5)  # error: arg-type
     await measured.enqueue("a", presize=True)  # error: call-arg
     await measured.options(priority=3).enqueue("a")  # error: call-arg
+    await measured.options(on_parent_cancel="stay").enqueue("a")  # error: arg-type
+    await measured.options(key=5, supersede=True).enqueue("a")  # error: arg-type
     measured.spec(b"a")  # error: arg-type
     text: str = await (await measured.enqueue("a")).result()  # error: assignment
     await (await resized.enqueue("3")).result()  # error: arg-type
@@ -52,6 +54,18 @@ async def impatient(job: busq.CancelledJob) -> None: ...
 
 @resized.on_cancel()  # error: type-var
 def misled(job: str) -> None: ...
+
+
+@measured.finalize  # error: type-var
+async def unfinished() -> None: ...
+
+
+@measured.finalize(never_started=True)  # error: call-overload, untyped-decorator
+async def confused(job: busq.FinishedJob) -> None: ...
+
+
+@resized.finalize()  # error: type-var
+def mistaken(job: busq.CancelledJob) -> None: ...
 
 
 @bus.job(retries="two")  # error: call-overload, untyped-decorator

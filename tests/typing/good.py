@@ -48,6 +48,36 @@ def cleared(job: busq.CancelledJob) -> int:
 async def redrawn(job: busq.CancelledJob) -> None: ...
 
 
+@transcode.finalize
+async def joined(job: busq.FinishedJob) -> None:
+    assert_type(job.args, dict[str, Any])
+    assert_type(job.failed, int)
+    assert_type(job.failed_children, tuple[str, ...])
+
+
+@crunched.finalize(timeout=10, retries=1)
+def summed(job: busq.FinishedJob) -> int:
+    return job.children
+
+
+async def finalizers(job: busq.FinishedJob) -> None:
+    await joined(job)
+    assert_type(summed(job), int)
+    assert_type((await bus.get("x")).finalize_of, str | None)
+
+
+async def families() -> None:
+    assert_type(await measured.options(key="a", supersede=True).enqueue("a"), busq.JobHandle[int])
+    await measured.options(parent="x", on_parent_cancel="abandon").enqueue("a")
+    await busq.current_job().spawn(measured.options(on_parent_cancel="wait"), "a")
+    try:
+        await bus.options(parent="x", on_parent_cancel="wait", key="k", supersede=True).enqueue("measured")
+    except busq.ParentClosed as error:
+        assert_type(error.state, busq.State | None)
+    except busq.TooDeep as error:
+        assert_type(error.jid, str)
+
+
 async def hooks(job: busq.CancelledJob) -> None:
     await drop_parts(job)
     assert_type(cleared(job), int)

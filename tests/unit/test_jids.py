@@ -14,8 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from busq.errors import BadJid
-from busq.protocol.jids import check_child, check_jid, child_jid, flaw_of, new_jid, new_jids, place, shard_of
+from busq.protocol.jids import (
+    check_child,
+    check_jid,
+    check_key,
+    check_keyed,
+    child_jid,
+    flaw_of,
+    keyed_jid,
+    new_jid,
+    new_jids,
+    place,
+    place_of_key,
+    shard_of,
+)
 
+KEYS = st.text(min_size=1, max_size=200).filter(str.isprintable)
 JIDS = st.from_regex(r"[A-Za-z0-9_.:\-]{1,128}", fullmatch=True)
 
 
@@ -160,6 +174,8 @@ def test_places_are_the_same_in_every_version() -> None:
     assert place("order-17") == 0xC850
     assert place("0190b6a1c5d27e3f8a0c4d5e6f708192.3fa1") == 0x3FA1
     assert shard_of("123456789", 16) == 0x31C3 % 16
+    assert place_of_key("123456789") == 0x31C3
+    assert place_of_key("0190b6a1c5d27e3f8a0c4d5e6f708192.3fa1") != 0x3FA1
 
 
 @pytest.mark.parametrize("jid", ["a" * 32 + ".3FA1", "A" * 32 + ".3fa1", "a" * 32 + ":3fa1", "a" * 32 + ".3fa1.0001"])
@@ -187,6 +203,29 @@ def test_a_chosen_child_jid_is_refused_exactly_when_it_falls_elsewhere(jid: str,
         check_child(jid, parent, shards)
     assert repr(jid) in str(caught.value)
     assert repr(parent) in str(caught.value)
+
+
+@given(KEYS, st.integers(1, 1024))
+def test_all_jobs_of_a_key_and_their_children_live_in_one_shard(key: str, shards: int) -> None:
+    first, second = keyed_jid(check_key(key)), keyed_jid(key)
+    assert check_jid(first) == first != second
+    for jid in (first, second, child_jid(first)):
+        check_keyed(jid, key, shards)
+    check_child(second, first, shards)
+
+
+@given(JIDS, KEYS, st.integers(1, 64), st.booleans())
+def test_a_chosen_jid_is_refused_exactly_when_it_falls_elsewhere_than_its_key(
+    jid: str, key: str, shards: int, of_a_child: bool
+) -> None:
+    parent = child_jid(jid) if of_a_child else None
+    if shard_of(jid, shards) == place_of_key(key) % shards:
+        check_keyed(jid, key, shards, parent=parent)
+        return
+    with pytest.raises(BadJid) as caught:
+        check_keyed(jid, key, shards, parent=parent)
+    assert repr(key) in str(caught.value)
+    assert repr(parent or jid) in str(caught.value)
 
 
 def test_new_jids_spread_evenly_over_shards() -> None:

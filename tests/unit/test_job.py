@@ -17,7 +17,8 @@ FIELDS = [
     "kind", "queue", "attempt", "failures", "losses", "retries", "cause", "reason", "source", "ended", "owner",
     "payload", "result", "error", "evidence", "evidence_result", "evidence_error", "progress", "progress_note", "saved",
     "group", "tags", "parent", "grace", "timeout", "enqueued", "due", "started", "requested", "deadline", "finished",
-    "expires", "due_by", "n", "e1", "e2",
+    "expires", "due_by", "n", "e1", "e2", "scope", "key", "policy", "depth", "kids", "open", "kids_failed",
+    "finalize_of",
 ]  # fmt: skip
 ERROR = ErrorInfo("ValueError", "no", "Traceback")
 
@@ -48,8 +49,24 @@ def test_a_record_is_decoded_field_by_field() -> None:
     assert job.is_terminal
 
 
+def test_a_record_says_what_family_a_job_has() -> None:
+    fields = {b"kids": b"12", b"open": b"3", b"kids_failed": b"2", b"scope": b"s1", b"key": "ü".encode()}
+    family = {b"policy": b"wait", b"depth": b"4", b"parent": b"p", b"finalize_of": b"f"}
+    job = job_from_record("j", {b"state": b"waiting"} | fields | family)
+    assert (job.children, job.open_children, job.failed_children, job.scope, job.key) == (12, 3, 2, "s1", "ü")
+    assert (job.on_parent_cancel, job.depth, job.parent, job.finalize_of) == ("wait", 4, "p", "f")
+
+
 def test_a_bare_record_has_defaults() -> None:
     job = job_from_record("j", {b"state": b"queued"})
+    assert (job.children, job.open_children, job.failed_children, job.depth, job.on_parent_cancel) == (
+        0,
+        0,
+        0,
+        0,
+        "cancel",
+    )
+    assert (job.scope, job.key, job.finalize_of) == (None, None, None)
     assert (job.attempt, job.retries, job.cause, job.reason, job.tags, job.evidence) == (0, None, None, "", {}, None)
     assert not job.is_terminal
 

@@ -6,7 +6,7 @@
   ARGV     now_ms, by, history_limit, log_limit, cause, reason, source, request, grace_ms, default_grace_ms,
            default_slack_ms, tombstone_ms, keep_succeeded_ms, keep_ended_ms, notice_prefix, done_prefix
            grace_ms: '' for the job's own
-  Uses     clock, record, hook, ending, wish, accept
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope
   Answers  {'cancelled', state}                       it was not running; no attempt will start
            {'signalled', state, deadline}             its worker has until the deadline
            {'already_cancelling', state, deadline}    the first cause stands; a shorter grace may bring the deadline nearer
@@ -16,7 +16,6 @@
   Holds    a terminal state is never left; the same request sent twice is answered as the first was; the wish is
            written before it is announced.
 ]]
-local live = { scheduled = true, queued = true, running = true, waiting = true }
 local wish = { cause = cause, reason = reason, source = source, request = request }
 local answers = {}
 local function answer(...) answers[#answers + 1] = { ... } end
@@ -24,6 +23,7 @@ local function answer(...) answers[#answers + 1] = { ... } end
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
+  heed(job)
   local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'request', 'deadline')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local again = was[4] == request
@@ -43,7 +43,7 @@ for i = jobs, #KEYS do
     else
       answer('not_found')
     end
-  elseif live[state] then
+  elseif LIVE[state] then
     answer(accept(job, state, n, attempt, wish, grace_ms))
   elseif state == 'cancelling' then
     local deadline = was[5]

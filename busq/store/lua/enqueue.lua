@@ -3,42 +3,49 @@
 
   Flags    none
   KEYS     events, cancelled, tombstones, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, queues, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit, call, queue, keep_succeeded_ms, keep_ended_ms, done_prefix,
-           parent, parent_token, per_job...
-           parent: '' or the jid of the running job whose attempt `parent_token` asks for these children
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix, call, queue, parent_token, per_job...
+           parent_token: '', or that of the attempt that asks for these children; then its parent must run it
            per job: kind, payload, delay_ms, count of further fields, then name and value of each; the values of
            `expires` and `due_by` are lengths from now (ms) and are written as moments
-  Uses     clock, record, hook, ending
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope, admit
   Answers  {'enqueued', state}     a record was written; queued or scheduled
            {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
+           {'fenced', state}       a standing rule matches it: the job is born cancelled
            {'in_use', state}       another call made a job of this jid, whose record still exists
-           {'orphan', state, cause}   the parent's attempt is over or was asked to stop: nothing was written
-  Holds    the same call sent twice writes nothing the second time and is answered as the first was; an attempt that
-           was asked to stop gains no children.
+           {'orphan', state, cause}   the parent is not there, has ended or was asked to stop: nothing was written
+           {'too_deep', state}     it would be one generation too many: nothing was written
+  Holds    the same call sent twice writes nothing the second time and is answered as the first was; a job that was
+           asked to stop gains no children; the newest job of a key is the only one that is not asked to stop.
 ]]
 local is_moment = { expires = true, due_by = true }
 local answers, at, fresh = {}, per_job, 0
-local parents = { 'running', parent_token }
-if parent ~= '' then
-  -- Not among KEYS, for it is one of a handful of calls that have a parent. It lives in this very shard, as its children do.
-  parents = redis.call('HMGET', string.sub(events, 1, -1 - #'events') .. 'job:' .. parent, 'state', 'token', 'cause')
-end
-local open = parents[1] == 'running' and parents[2] == parent_token
+local admitted -- the shard's count of admissions, which numbers its jobs
+
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
   local kind, payload, delay, extra = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local existing = redis.call('HMGET', job, 'state', 'call', 'born')
+  local own = {}
+  for k = at + 4, at + 3 + extra * 2, 2 do own[ARGV[k]] = ARGV[k + 1] end
+  local parent = not existing[1] and own.parent and parent_of(own.parent)
   if existing[1] then
     local same = existing[2] == call
     answers[#answers + 1] = { same and (existing[3] or 'enqueued') or 'in_use', existing[1] }
-  elseif not open then
-    answers[#answers + 1] = { 'orphan', parents[1] or '', parents[1] == 'cancelling' and parents[3] or '' }
+  elseif parent and not parent.open then
+    answers[#answers + 1] = { 'orphan', parent.state, parent.cause }
+  elseif parent and parent.depth >= DEEPEST then
+    answers[#answers + 1] = { 'too_deep', parent.state }
   else
     -- The set may also name the jid for an unread entry of a cancelled job whose record has expired: no tombstone.
     local mark, wish = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)
     local tombstone = mark and wish and tonumber(mark) > now
-    local fields = { 'v', WIRE, 'kind', kind, 'queue', queue, 'payload', payload, 'call', call, 'enqueued', stamp }
+    admitted = (admitted or tonumber(redis.call('HGET', counters, 'enqueued') or 0)) + 1
+    local fields = {
+      'v', WIRE, 'kind', kind, 'queue', queue, 'payload', payload, 'call', call, 'enqueued', stamp,
+      'seq', digits[admitted],
+    }
     local first = math.huge -- of its moments
     for k = at + 4, at + 3 + extra * 2, 2 do
       local name, value = ARGV[k], ARGV[k + 1]
@@ -49,18 +56,28 @@ for i = jobs, #KEYS do
       put(fields, name, value)
     end
     if extra > 0 then put(fields, 'own', 1) end
+    if parent then put(fields, 'depth', parent.depth + 1) end
+    if newest > 0 then put(fields, 'cleared', digits[newest]) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
+    if own.key then supersede(own.key, jid) end
+    local fenced = not tombstone and fence(jid, fields)
     if tombstone then
-      local cause, reason, source, requested = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t[^\t]*$')
+      local cause, reason, source, requested_at = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t[^\t]*$')
       put(fields, 'born', 'tombstoned')
       put(fields, 'cause', cause)
       put(fields, 'reason', reason)
       put(fields, 'source', source)
-      put(fields, 'requested', requested)
+      put(fields, 'requested', requested_at)
       redis.call('HDEL', tombstones, jid)
-      n = remember(fields, job, n, 'requested', 0, cause, requested, source ~= '' and source or nil)
+      n = remember(fields, job, n, 'requested', 0, cause, requested_at, source ~= '' and source or nil)
       close_cancelled(job, fields, n, 0, 'before_start')
       answers[#answers + 1] = { 'tombstoned', 'cancelled' }
+    elseif fenced then
+      put(fields, 'born', 'fenced')
+      redis.call('HSET', job, unpack(fields))
+      tally(fenced.scope, 'v:cancelled')
+      end_unstarted(job, n, 0, fenced)
+      answers[#answers + 1] = { 'fenced', 'cancelled' }
     else
       local state = 'queued'
       if mark then redis.call('ZREM', cancelled, jid) end
@@ -77,6 +94,10 @@ for i = jobs, #KEYS do
       put(fields, 'n', n)
       redis.call('HSET', job, unpack(fields))
       answers[#answers + 1] = { 'enqueued', state }
+    end
+    if parent then
+      parent.kids = parent.kids + 1
+      if tombstone or fenced then parent.born_over = jid else put(parent.children, digits[admitted], jid) end
     end
     fresh = fresh + 1
   end

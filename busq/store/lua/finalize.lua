@@ -5,7 +5,7 @@
   KEYS     events, cancelled, deadlines, timers, counters, succeeded, failed, cancelled_jobs, suspects, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, notice_prefix, per_job...
            per job: owner_gone ('1': the process of the attempt's owner is known to be gone)
-  Uses     clock, record, hook, ending
+  Uses     clock, names, record, hook, tree, tally, ending
   Answers  {'finalized', state}   cancelled by this call
            {'early', left_ms}     its deadline has not come
            {'stale', state}       it is not cancelling any more
@@ -18,7 +18,8 @@ local answers, acked, at = {}, {}, per_job
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
-  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'deadline', 'entry', 'owner', 'kind')
+  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'deadline', 'entry', 'owner', 'kind',
+    'parked')
   local state, attempt = was[1], was[3] or 0
   if not state then
     redis.call('ZREM', deadlines, jid)
@@ -29,7 +30,8 @@ for i = jobs, #KEYS do
   elseif tonumber(was[4]) > now then
     answers[#answers + 1] = { 'early', string.format('%.0f', tonumber(was[4]) - now) }
   else
-    local ended = ARGV[at] == '1' and 'killed' or 'abandoned'
+    -- Parked: its own attempt has ended, and it has waited for its children for as long as it may.
+    local ended = was[8] or (ARGV[at] == '1' and 'killed' or 'abandoned')
     if was[5] then
       -- pcall: where somebody removed the stream or its group there is nothing to claim, and the job ends all the same.
       redis.pcall('XCLAIM', stream, group, by, 0, was[5], 'JUSTID')

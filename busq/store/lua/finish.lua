@@ -2,17 +2,19 @@
   finish: record how attempts ended, each once.
 
   Flags    allow-oom
-  KEYS     events, cancelled, deadlines, timers, counters, succeeded, failed, cancelled_jobs, dead, suspects, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
+  KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, dead, suspects,
+           stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix, group, per_job...
            per job: as lib/settle.lua says; outcome is 'succeeded' or 'failed'
-  Uses     clock, record, hook, ending, settle
-  Answers  {'settled', state}   this call ended the job
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope, settle
+  Answers  {'settled', state}   this call ended the job; waiting, or cancelling still: it ends when its children have
            {'stale', state}     another attempt owns it, or it has ended already
            {'missing'}          no such job
   Holds    a terminal state is never left; an accepted cancel ends in cancelled, whatever the handler did, unless
            the job was made with late_success="keep" and its handler returned.
 ]]
-return settle_all(jobs, per_job, function(job, fields, n, attempt, outcome, told)
+return settle_all(jobs, per_job, function(job, fields, n, attempt, outcome, told, own)
   if told.result ~= '' then put(fields, 'result', told.result) end
   if outcome == 'failed' then
     put(fields, 'error', told.error)
@@ -24,6 +26,11 @@ return settle_all(jobs, per_job, function(job, fields, n, attempt, outcome, told
         'payload', was[3], 'at', stamp)
     end
   end
-  close(job, fields, n, attempt, outcome)
+  if outcome == 'succeeded' and (told.finalizer or (own and redis.call('HGET', job, 'kids'))) then
+    return await_children(job, fields, n, attempt, told.finalizer)
+  end
+  local ties = nil
+  if not own then ties = false end
+  close(job, fields, n, attempt, outcome, nil, ties)
   return outcome
 end)

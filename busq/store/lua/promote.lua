@@ -2,9 +2,10 @@
   promote: scheduled jobs of one queue whose time has come are queued.
 
   Flags    none
-  KEYS     events, scheduled, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit
-  Uses     clock, record
+  KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope
   Answers  {'promoted', state}
            {'early', left_ms}   its time has not come
            {'stale', state}     it is not scheduled any more
@@ -15,6 +16,7 @@ local answers = {}
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
+  heed(job)
   local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'due', 'kind')
   local state = was[1]
   if not state then

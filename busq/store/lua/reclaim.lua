@@ -2,12 +2,13 @@
   reclaim: the watchdog takes over what a lost worker held in one queue.
 
   Flags    allow-oom
-  KEYS     events, cancelled, deadlines, timers, counters, succeeded, failed, cancelled_jobs, suspects, workers, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, owner, owner_gone,
-           failure, default_max_losses, per_job...
+  KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, suspects, workers,
+           stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix, group, owner, owner_gone, failure, default_max_losses, per_job...
            owner_gone: '1' when the owner's process is known to be gone; failure: the error of a job lost too often
            per job: entry
-  Uses     clock, record, hook, ending
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope
   Answers  {'reclaimed', state}   queued again
            {'lost', state}        failed: too many workers died of it
            {'ended', state}       it had been asked to stop: cancelled
@@ -39,6 +40,7 @@ end
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid, entry = jid_of(job), ARGV[at]
+  if not alive then heed(job) end
   local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'entry', 'owner', 'losses', 'kind')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local held = was[5] == owner and was[4] == entry
@@ -71,8 +73,7 @@ for i = jobs, #KEYS do
     if ended == 'abandoned' then
       redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. owner .. '\t' .. was[7])
     end
-    close_cancelled(job, {}, n, attempt, ended)
-    answers[#answers + 1] = { 'ended', 'cancelled' }
+    answers[#answers + 1] = { 'ended', end_attempt(job, {}, n, attempt, ended) }
   else
     if was[4] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end
     if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end

@@ -2,13 +2,14 @@
   refuse: a worker gives back queued jobs that it read but cannot or may not start.
 
   Flags    allow-oom
-  KEYS     events, cancelled, scheduled, counters, succeeded, failed, cancelled_jobs, deadlines, timers, dead, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
+  KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, dead, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix, group, per_job...
            per job: entry, why, delay_ms, most_ms, limit, error, unknown
            limit: refusals after which the job fails, 0 when it does not count; a counted delay doubles up to most_ms
            unknown: '1' for an entry that is pending under the worker's name and of which it runs nothing, as after a
            lost reply: then an attempt of its own is handed back too
-  Uses     clock, record, hook, ending
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope
   Answers  {'refused', state}   queued again, or scheduled after delay_ms
            {'buried', state}    refused for the last time: failed, with a dead letter
            {'stale', state}     the entry no longer stands for the job; it has been removed. Cancelled: perhaps just now,
@@ -22,6 +23,7 @@ for i = jobs, #KEYS do
   local jid = jid_of(job)
   local entry, why, delay, most = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local limit, failure = tonumber(ARGV[at + 4]), ARGV[at + 5]
+  heed(job)
   local was = redis.call('HMGET', job, 'state', 'entry', 'n', 'attempt', 'refusals', 'kind', 'queue', 'payload', 'owner')
   local state, n, attempt = was[1], tonumber(was[3]), was[4] or 0
   local own = ARGV[at + 6] == '1' and was[9] == by and was[2] == entry
@@ -29,8 +31,7 @@ for i = jobs, #KEYS do
     answers[#answers + 1] = { 'missing' }
   elseif own and state == 'cancelling' then
     acked[#acked + 1] = entry
-    close_cancelled(job, {}, n, attempt, 'before_start')
-    answers[#answers + 1] = { 'stale', 'cancelled' }
+    answers[#answers + 1] = { 'stale', end_attempt(job, {}, n, attempt, 'before_start') }
   elseif own and state == 'running' then
     acked[#acked + 1] = entry
     local fields = { 'state', 'queued', 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[6]) }

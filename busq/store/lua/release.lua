@@ -2,10 +2,12 @@
   release: a worker that stops hands an attempt back; the job is queued again and nothing is spent.
 
   Flags    allow-oom
-  KEYS     events, cancelled, deadlines, timers, counters, succeeded, failed, cancelled_jobs, suspects, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, per_job...
+  KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, suspects,
+           stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix, group, per_job...
            per job: as lib/settle.lua says
-  Uses     clock, record, hook, ending, settle
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope, settle
   Answers  {'settled', state}   queued again, or cancelled when it had been asked to stop
            {'stale', state}     another attempt owns it, or it has ended already
            {'missing'}          no such job

@@ -2,23 +2,27 @@
   renew: a worker's sign of life, its attempts' progress, and what became of them, in one call.
 
   Flags    allow-oom
-  KEYS     workers, worker_info, jobs...
-  ARGV     now_ms, worker, lease_ms, info, per_job...
+  KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, workers, worker_info,
+           jobs...
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix, worker, lease_ms, info, per_job...
            info is written when it is not ''
            per job: token, progress (0 to 1, or ''), progress_note
-  Uses     clock
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope
   Answers  {'running'}
            {'cancelling', cause, reason, source, grace_ms, left_ms}   left_ms: until the deadline, may be below 0
            {'stale', state}   another attempt owns the job, or it has ended
            {'missing'}        no such job
-  Holds    a worker's lease is the lease of all its attempts; nothing else of a job is written but its progress.
+  Holds    a worker's lease is the lease of all its attempts; nothing else of a job is written but its progress, and
+           what has been decided for it.
 ]]
 redis.call('ZADD', workers, now + tonumber(lease_ms), worker)
 if info ~= '' then redis.call('HSET', worker_info, worker, info) end
 local answers, at = {}, per_job
 for i = jobs, #KEYS do
   local job = KEYS[i]
-  local was = redis.call('HMGET', job, 'state', 'token')
+  local was = redis.call('HMGET', job, 'state', 'token', 'own', 'cleared')
+  if was[1] and heed_known(job, was[3], was[4]) then was = redis.call('HMGET', job, 'state', 'token') end
   local state = was[1]
   if not state then
     answers[#answers + 1] = { 'missing' }
@@ -37,4 +41,4 @@ for i = jobs, #KEYS do
   end
   at = at + 3
 end
-return answers
+return conclude(answers)

@@ -2,18 +2,20 @@
   start: a worker takes queued jobs whose entries it holds, and begins an attempt of each.
 
   Flags    none
-  KEYS     events, cancelled, deadlines, timers, counters, succeeded, failed, cancelled_jobs, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, adopt, kinds,
-           per_kind...
+  KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix, group, adopt, kinds, per_kind...
            per kind: kind, retries, max_losses, grace_ms, slack_ms, and timeout_ms, expires_ms, deadline_ms or '-', occasion
            of its on_cancel hook or ''
            then per job: entry, which kind (from 0), token
-  Uses     clock, record, hook, ending, wish, moments
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope, moments
   Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
            failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
-           and of a hook, of the job that it cleans up after: jid, attempt, cause, reason, source, ended
+           and of a hook: 'hook', then of the job that it cleans up after jid, attempt, cause, reason, source, ended;
+           of a finalizer: 'finalize', then of its parent jid, attempt, kids, kids_failed, failed_kids, result, saved
            {'stale', state}    nothing to start behind this entry; it has been removed. Cancelled: perhaps just now,
-                               because a moment of the job had passed, or because its attempt never came to run
+                               because that had been decided for it, a moment of it had passed, or its attempt never
+                               came to run
            {'other_kind', kind}   the entry lied about its kind; nothing was changed
            {'newer', version}  written by a newer busq; nothing was changed
            {'missing'}         no such job; nothing was changed
@@ -21,13 +23,15 @@
            this very entry, and no moment of it has passed. `adopt` is set when a worker looks through its own pending
            entries after a lost reply: an attempt that it owns but does not know of runs nowhere, and may begin anew.
 ]]
+local NAMES = { 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n', 'own', 'cleared' }
 local answers, leftovers, begun = {}, {}, 0
 local at = per_kind + tonumber(kinds) * 9
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local entry, token = ARGV[at], ARGV[at + 2]
   local kind_at = per_kind + tonumber(ARGV[at + 1]) * 9
-  local was = redis.call('HMGET', job, 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n', 'own')
+  local was = redis.call('HMGET', job, unpack(NAMES))
+  if was[1] and heed_known(job, was[10], was[11]) then was = redis.call('HMGET', job, unpack(NAMES)) end
   local state = was[1]
   local resent = state == 'running' and was[5] == token
   local unknown = adopt == '1' and was[6] == by and was[2] == entry
@@ -51,7 +55,7 @@ for i = jobs, #KEYS do
       local attempt = tonumber(was[7] or 0)
       -- Most jobs start once and leave everything to their handler: then there is nothing more to read.
       local own = (was[7] or was[10]) and redis.call('HMGET', job, 'failures', 'retries', 'max_losses', 'grace',
-        'timeout', 'backoff', 'backoff_max', 'saved', 'expires', 'due_by', 'hook_of') or {}
+        'timeout', 'backoff', 'backoff_max', 'saved', 'expires', 'due_by', 'hook_of', 'finalize_of') or {}
       local before = was[7] and terms_of(job) or {}
       local expires, due_by = moment_of(job, own[9], ARGV[kind_at + 6]), moment_of(job, own[10], ARGV[kind_at + 7])
       local passed = (expires or due_by) and not resent and over(was[7], expires, due_by)
@@ -86,18 +90,14 @@ for i = jobs, #KEYS do
         for k, value in ipairs({ own[1] or '0', retries, grace, timeout, own[6] or '', own[7] or '', own[8] or '' }) do
           answer[3 + k] = value
         end
-        if own[11] then
-          local of = redis.call('HMGET', job, 'hook_of', 'for_attempt', 'for_cause', 'for_reason', 'for_source', 'for_ended')
-          for k = 1, 6 do answer[10 + k] = of[k] or '' end
-        end
+        if own[11] then tell_hook(answer, job) elseif own[12] then tell_finalizer(answer, own[12]) end
       end
       answers[#answers + 1] = answer
     end
   elseif (unknown or was[5] == token) and state == 'cancelling' then
     -- It was cancelled before its worker learned, found here or by sending again, that it had started: nothing has run.
-    close_cancelled(job, {}, was[9], was[7], 'before_start')
     leftovers[#leftovers + 1] = entry
-    answers[#answers + 1] = { 'stale', 'cancelled' }
+    answers[#answers + 1] = { 'stale', end_attempt(job, {}, was[9], was[7], 'before_start') }
   elseif (state == 'running' or state == 'cancelling' or state == 'waiting') and was[2] == entry then
     -- The entry of an attempt that lives elsewhere: whoever holds it settles it.
     answers[#answers + 1] = { 'stale', state }

@@ -17,9 +17,11 @@ from typing import Any
 
 from busq.callables import Pool
 from busq.errors import ConfigError
+from busq.finalizers import Finalizer
 from busq.handlers import Handler, HandlerOptions
 from busq.hooks import Hook
 from busq.protocol.hook import is_hook, without_hook
+from busq.protocol.tree import is_attendant, without_finalizer
 from busq.worker.executors.frames import Address
 
 MAIN = "__main__"
@@ -76,8 +78,8 @@ def load(addresses: Iterable[Address], main_name: str, main_path: str) -> dict[s
     addresses = list(addresses)
     if any(address.module == MAIN for address in addresses):
         _load_main(main_name, main_path)
-    found = {address.kind: _handler_at(address) for address in addresses if not is_hook(address.kind)}
-    return found | {address.kind: _hook_at(address, found) for address in addresses if is_hook(address.kind)}
+    found = {address.kind: _handler_at(address) for address in addresses if not is_attendant(address.kind)}
+    return found | {each.kind: _attendant_at(each, found) for each in addresses if is_attendant(each.kind)}
 
 
 def _load_main(name: str, path: str) -> None:
@@ -98,10 +100,14 @@ def _handler_at(address: Address) -> Handler:
     return Handler(found, kind=address.kind, options=HandlerOptions(pool=Pool.PROCESS))
 
 
-def _hook_at(address: Address, handlers: Mapping[str, Handler]) -> Handler:
-    """The hook that its handler has here; where only the worker put the two together, it is done again."""
-    of = handlers[without_hook(address.kind)]
-    return of.hook or Hook(_look_up(importlib.import_module(address.module), address.name), of)
+def _attendant_at(address: Address, handlers: Mapping[str, Handler]) -> Handler:
+    """The one that its handler has here; where only the worker put the two together, it is done again."""
+    hook = is_hook(address.kind)
+    of = handlers[(without_hook if hook else without_finalizer)(address.kind)]
+    if own := of.hook if hook else of.finalizer:
+        return own
+    function = _look_up(importlib.import_module(address.module), address.name)
+    return Hook(function, of) if hook else Finalizer(function, of)
 
 
 def _look_up(module: Any, name: str) -> Any:

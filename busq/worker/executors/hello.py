@@ -32,7 +32,8 @@ def hello_for(settings: Settings, handlers: Iterable[Handler], setup: str) -> He
     return Hello(
         handlers=found, main_name=main_name, main_path=main_path, setup=setup,
         result_bytes=settings.result_bytes, traceback_bytes=settings.traceback_bytes,
-        most_bytes=settings.payload_bytes + 2 * settings.result_bytes + 2 * settings.traceback_bytes + ROOM_BYTES,
+        # The most is a finalizer's run: its job's arguments, result and saved, and what it has saved itself.
+        most_bytes=settings.payload_bytes + 3 * settings.result_bytes + 2 * settings.traceback_bytes + ROOM_BYTES,
     )  # fmt: skip
 
 

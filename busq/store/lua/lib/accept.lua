@@ -1,12 +1,16 @@
--- Accepts a wish for a live job that nobody has asked to stop: what cancel and expire share. The wish is written before
--- it is announced. Returns the verdict, the state, and the deadline of a job that runs. `own_grace`: '' for the job's own.
-local function accept(job, state, n, attempt, wish, own_grace)
+-- Accepts a wish for a live job that nobody has asked to stop. The wish is written before it is announced. Returns the
+-- verdict, the state, and the deadline of a job that runs. `own_grace`: '' for the job's own; `ties`: see lib/ending.lua,
+-- nil where the caller does not know.
+local function accept(job, state, n, attempt, wish, own_grace, ties)
   local jid, fields = jid_of(job), nil
+  ties = ties or ties_of(job)
+  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end
   if state == 'scheduled' or state == 'queued' then
-    redis.call('ZREM', scheduled, jid)
-    end_unstarted(job, n, attempt, wish)
+    if wish.scope then tally(wish.scope, 'v:cancelled') end
+    if state == 'scheduled' then redis.call('ZREM', scheduled, jid) end
+    end_unstarted(job, n, attempt, wish, ties)
     -- The entry stays until somebody reads it; the set remembers the jid as long, should the record expire first.
-    if state == 'queued' then redis.call('ZADD', cancelled, '+inf', jid) end
+    if state == 'queued' then put(unread, '+inf', jid) end
     return 'cancelled', 'cancelled'
   end
   local terms = terms_of(job)
@@ -17,6 +21,14 @@ local function accept(job, state, n, attempt, wish, own_grace)
   put(fields, 'state', 'cancelling')
   put(fields, 'deadline', deadline)
   put(fields, 'cancel_grace', grace)
+  if state == 'waiting' then
+    keep_as_evidence(job)
+    put(fields, 'parked', 'before_start')
+  end
+  if wish.scope then
+    tally(wish.scope, 'v:signalled')
+    tally(wish.scope, 'unfinished')
+  end
   redis.call('HSET', job, unpack(fields))
   redis.call('ZADD', cancelled, '+inf', jid)
   redis.call('ZADD', deadlines, deadline, jid)

@@ -2,6 +2,7 @@
 local ended_index = { succeeded = succeeded, failed = failed, cancelled = cancelled_jobs }
 local ended_now = { succeeded = {}, failed = {}, cancelled = {} } -- expiry and jid in turn
 local ended_jids = {}
+local unread = {} -- jids of cancelled jobs whose entries nobody has read
 local keep_ms = { succeeded = keep_succeeded_ms, failed = keep_ended_ms, cancelled = keep_ended_ms }
 local expiry = {}
 for state, ms in pairs(keep_ms) do expiry[state] = digits[now + tonumber(ms)] end
@@ -12,11 +13,16 @@ at_end[2] = function()
       redis.call('HINCRBY', counters, state, #members / 2)
     end
   end
-  -- Once for all: few jobs have a timer, and asking each record would cost the others more than this does.
-  if #ended_jids > 0 then redis.call('ZREM', timers, unpack(ended_jids)) end
+  if #unread > 0 then redis.call('ZADD', cancelled, unpack(unread)) end
+  -- Once for all: few jobs have a timer or wait for children, and asking each record would cost the others more.
+  if #ended_jids > 0 then
+    redis.call('ZREM', timers, unpack(ended_jids))
+    redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids))
+  end
 end
 
-local function close(job, fields, n, attempt, state, facts)
+-- `ties`: what else hangs on this job (parent, key, scope, signalled); false: nothing; nil: asked for here.
+close = function(job, fields, n, attempt, state, facts, ties)
   local jid = jid_of(job)
   n = remember(fields, job, n, 'finalized', attempt, facts or state)
   put(fields, 'n', n)
@@ -27,14 +33,72 @@ local function close(job, fields, n, attempt, state, facts)
   put(ended_now[state], expiry[state], jid)
   ended_jids[#ended_jids + 1] = jid
   redis.call('PUBLISH', done_prefix .. jid, state)
+  if ties == nil then
+    local was = redis.call('HMGET', job, 'parent', 'key', 'scope', 'deadline')
+    ties = { parent = was[1], key = was[2], scope = was[3], signalled = was[4] }
+  end
+  if not ties then return end
+  local key, scope = ties.key, ties.scope
+  if key and redis.call('HGET', prefix .. 'keyed', key) == jid then redis.call('HDEL', prefix .. 'keyed', key) end
+  if scope and ties.signalled then tally(scope, 'unfinished', -1) end
+  if scope then tally(scope, 'e:' .. (state == 'cancelled' and facts or state)) end
+  if ties.parent then child_ended(job, ties.parent, state) end
 end
 
 -- An accepted cancel has come to its end: the job leaves the cancelled set and the watchdog's list of deadlines, and
 -- what cleans up after it is admitted in the same step.
-local function close_cancelled(job, fields, n, attempt, ended)
+close_cancelled = function(job, fields, n, attempt, ended)
   redis.call('ZREM', cancelled, jid_of(job))
   redis.call('ZREM', deadlines, jid_of(job))
   put(fields, 'ended', ended)
   close(job, fields, n, attempt, 'cancelled', ended)
   clean_up_after(job, attempt, ended)
+end
+
+-- The attempt of a job that is being cancelled has ended. Where children are open the job ends when they have, or at its
+-- deadline. Returns its state now.
+local function end_attempt(job, fields, n, attempt, ended)
+  local open = tonumber(redis.call('HGET', job, 'open') or 0)
+  if open == 0 then
+    close_cancelled(job, fields, n, attempt, ended)
+    return 'cancelled'
+  end
+  put(fields, 'n', remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
+  put(fields, 'parked', ended)
+  redis.call('HSET', job, unpack(fields))
+  redis.call('HDEL', job, 'entry')
+  return 'cancelling'
+end
+
+-- What is written of a wish that a job stops. `wish` has cause, reason, source and, where it may be sent twice, request;
+-- further `scope`, the rule that it comes from, and `of`, the job above that is being cancelled.
+local function requested(job, n, attempt, wish)
+  local fields = { 'cause', wish.cause, 'reason', wish.reason, 'source', wish.source, 'requested', stamp }
+  if wish.request then put(fields, 'request', wish.request) end
+  if wish.scope then
+    put(fields, 'scope', wish.scope)
+    put(fields, 'own', 1)
+  end
+  local who = wish.source ~= '' and wish.source or nil
+  local facts = wish.cause .. ((wish.scope or wish.of) and ' ' .. (wish.scope or wish.of) or '')
+  return fields, remember(fields, job, n, 'requested', attempt, facts, nil, who)
+end
+
+-- What somebody wants to know who ends a job that is not running.
+local TIES = { 'open', 'parent', 'key', 'kind', 'on_cancel' }
+local function ties_of(job)
+  local was, ties = redis.call('HMGET', job, unpack(TIES)), {}
+  for k, name in ipairs(TIES) do ties[name] = was[k] end
+  return ties
+end
+
+-- Nothing of this job is running: it ends here and now, and no attempt of it will start.
+end_unstarted = function(job, n, attempt, wish, ties)
+  ties = ties or ties_of(job)
+  local fields
+  fields, n = requested(job, n, attempt, wish)
+  put(fields, 'ended', 'before_start')
+  ties.scope = wish.scope
+  close(job, fields, n, attempt, 'cancelled', 'before_start', ties)
+  clean_up_after(job, attempt, 'before_start', ties)
 end

@@ -1,15 +1,10 @@
 -- What cleans up after a cancelled job is a job too, admitted by the script that makes its parent cancelled: of kind
 -- <kind>/on_cancel, in queue <queue>/on_cancel. No user's kind or queue has a '/', so no cancel of those reaches it.
--- Its keys are made here and not declared: they begin like every key of the shard, so they lie in the same slot.
-local HOOK = '/on_cancel'
-local prefix = string.sub(events, 1, #events - #'events')
-
-local function is_hook(kind) return kind and string.sub(kind, -#HOOK) == HOOK end
 
 -- A line in the history of the job that this hook cleans up after, as long as that one has its record.
 local function tell_parent(hook, name, attempt, words)
   local jid = jid_of(hook)
-  local parent = prefix .. 'job:' .. (redis.call('HGET', hook, 'hook_of') or '')
+  local parent = key_of(redis.call('HGET', hook, 'hook_of') or '')
   local was = redis.call('HMGET', parent, 'hook', 'n', 'attempt')
   if was[1] ~= jid then return end
   local fields = {}
@@ -18,21 +13,28 @@ local function tell_parent(hook, name, attempt, words)
   redis.call('HSET', parent, unpack(fields))
 end
 
+-- What it is told, after the first ten answers of a start.
+local function tell_hook(answer, hook)
+  local of = redis.call('HMGET', hook, 'hook_of', 'for_attempt', 'for_cause', 'for_reason', 'for_source', 'for_ended')
+  answer[11] = 'hook'
+  for k = 1, 6 do answer[11 + k] = of[k] or '' end
+end
+
 -- A jid of this shard, under any number of shards: the moment, a count, and as its place the shard's own number.
-local function hook_jid()
+local function made_jid()
   local shard = tonumber(string.match(prefix, '{(%d+)}'))
   local jid
   repeat
     local count = redis.call('HINCRBY', counters, 'hooks', 1)
     jid = string.format('%012x%020x.%04x', now, count, shard)
-  until redis.call('EXISTS', prefix .. 'job:' .. jid) == 0
+  until redis.call('EXISTS', key_of(jid)) == 0
   return jid
 end
 
 local function admit_hook(job)
   local was = redis.call('HMGET', job, 'kind', 'queue', 'payload', 'attempt', 'cause', 'reason', 'source', 'ended', 'saved')
-  local kind, queue_name, jid = was[1] .. HOOK, (was[2] or '') .. HOOK, hook_jid()
-  local hook = prefix .. 'job:' .. jid
+  local kind, queue_name, jid = was[1] .. '/on_cancel', (was[2] or '') .. '/on_cancel', made_jid()
+  local hook = key_of(jid)
   local fields = {
     'v', WIRE, 'kind', kind, 'queue', queue_name, 'payload', was[3] or '', 'enqueued', stamp, 'own', 1,
     'hook_of', jid_of(job), 'for_attempt', was[4] or 0, 'for_cause', was[5] or '', 'for_reason', was[6] or '',
@@ -53,12 +55,16 @@ local function is_wanted(occasion, attempt)
 end
 
 -- What workers have declared of the hook of this kind; nil for none.
-local function declared(kind) return string.match(redis.call('HGET', prefix .. 'hooks', kind) or '', '^%a+') end
+local known = {}
+local function declared(kind)
+  if known[kind] == nil then known[kind] = string.match(redis.call('HGET', prefix .. 'hooks', kind) or '', '^%a+') or false end
+  return known[kind] or nil
+end
 
 -- A job has just become cancelled. What its record says of a hook (its producer, or the worker that started it, had the
 -- handler's code) stands before what workers have declared. A hook has none itself.
-local function clean_up_after(job, attempt, ended)
-  local was = redis.call('HMGET', job, 'kind', 'on_cancel')
+local function clean_up_after(job, attempt, ended, ties)
+  local was = ties and { ties.kind, ties.on_cancel } or redis.call('HMGET', job, 'kind', 'on_cancel')
   if not was[1] then return end
   if is_hook(was[1]) then
     tell_parent(job, 'hook_ended', attempt, 'cancelled, ' .. ended)

@@ -1,28 +1,6 @@
 -- Records are read with guards first and written last: an error half-way through a script is not rolled back.
 local WIRE = 1
 
--- Every key of a shard begins alike, so the jid is what follows in a job's key.
-local jid_at = #events - #'events' + #'job:' + 1
-local last_job, last_jid
-local function jid_of(job)
-  if job ~= last_job then last_job, last_jid = job, string.sub(job, jid_at) end
-  return last_jid
-end
-
--- A number given to redis.call is printed with 17 digits each time, which costs more than a small HSET; the small ones
--- of a batch are nearly all the same.
-local digits = setmetatable({}, { __index = function(known, number)
-  local text = string.format('%.0f', number)
-  known[number] = text
-  return text
-end })
-
-local function put(fields, name, value)
-  local k = #fields
-  fields[k + 1] = name
-  fields[k + 2] = value
-end
-
 -- The terms of an attempt, written by start as one field: retries, max_losses, grace_ms, slack_ms (beat + force) and
 -- timeout_ms ('-' for none). Asked for by those few who need them; nil before the first start.
 local function terms_of(job)

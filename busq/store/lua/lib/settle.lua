@@ -6,8 +6,9 @@
 -- its code runs on. Nothing claims then that it stopped: it is listed as a suspect, and a cancel ends as abandoned.
 --
 -- Per job: entry, token, attempt, outcome, count of further facts, then name and value of each: observed, result, error,
--- cause, delay_ms, keep ('1': its handler was made with late_success="keep"), hook (how it ended, in words; set for hooks
--- only), and any number of notes (name, ms ago and facts, with tabs between). Most jobs have none of them.
+-- cause, delay_ms, finalizer
+-- ('1': its handler has one), keep ('1': its handler was made with late_success="keep"), hook (how it ended, in words; set
+-- for hooks only), and any number of notes (name, ms ago and facts, with tabs between). Most jobs have none of them.
 local FIXED = 5
 local NOTHING_MORE = { result = '', error = '', cause = '', delay_ms = '0', notes = {} }
 local ENDED = { ['1'] = 'confirmed', runs = 'abandoned', gone = 'killed' }
@@ -32,7 +33,10 @@ local function settle_all(first_job, first_arg, act)
     local entry, token, attempt, outcome, facts = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
     local told = facts > 0 and read_facts(at + FIXED, facts) or NOTHING_MORE
     local observed = told.observed
-    local now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin')
+    local now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin', 'own', 'cleared')
+    if now_at[1] and heed_known(job, now_at[5], now_at[6]) then
+      now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin', 'own')
+    end
     local state, n = now_at[1], tonumber(now_at[3])
     if not state then
       answers[#answers + 1] = { 'missing' }
@@ -57,14 +61,13 @@ local function settle_all(first_job, first_arg, act)
         put(fields, 'evidence', outcome)
         if told.result ~= '' then put(fields, 'evidence_result', told.result) end
         if told.error ~= '' then put(fields, 'evidence_error', told.error) end
-        close_cancelled(job, fields, n, attempt, ENDED[observed or ''] or 'completed')
-        state = 'cancelled'
+        state = end_attempt(job, fields, n, attempt, ENDED[observed or ''] or 'completed')
       else
         if state == 'cancelling' then
           redis.call('ZREM', cancelled, jid_of(job))
           redis.call('ZREM', deadlines, jid_of(job))
         end
-        state = act(job, fields, n, attempt, outcome, told)
+        state = act(job, fields, n, attempt, outcome, told, now_at[5])
         if told.hook then
           tell_parent(job, 'hook_ended', attempt, told.hook .. (state == 'scheduled' and ', retried' or ''))
         end

@@ -1,0 +1,90 @@
+--[[
+  carry_out: one step of the walk that settles what rules have decided: every job of the shard is judged once.
+
+  Flags    allow-oom
+  KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, queues, rules, walk
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix, step
+           step: jobs looked at in one call
+  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope, rules
+  Answers  {'idle'}             nothing is to be settled
+           {'more', hit}        so many jobs were stopped by this step; call again
+           {'settled', hit}     the same, and the walk is over
+  Holds    one walk settles every rule that was there when it began, and where it stands is kept in Redis: any number of
+           watchdogs may call this. A job that moves meanwhile is judged by whoever moves it.
+]]
+local walked = tonumber(redis.call('HGET', rules, 'walked') or 0)
+local was = redis.call('HMGET', walk, 'upto', 'places', 'place', 'cursor')
+if not was[1] then
+  -- Standing rules whose time is over leave here.
+  if newest > 0 then
+    for _, rule in ipairs(live_rules()) do
+      if rule.number <= walked and rule.until_ms <= now then retire(rule.number, rule.id, 'settled') end
+    end
+  end
+  if newest <= walked then return { 'idle' } end
+  local places, total = {}, redis.call('ZCARD', scheduled) + redis.call('ZCARD', prefix .. 'waiting')
+  for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
+    if not is_hook(queue) then
+      places[#places + 1] = queue
+      total = total + redis.call('XLEN', prefix .. 'queue:' .. queue)
+    end
+  end
+  table.sort(places)
+  was = { digits[newest], table.concat(places, '\n'), '-1', '0' }
+  redis.call('HSET', walk, 'upto', newest, 'places', was[2], 'place', -1, 'cursor', '0', 'examined', 0, 'total', total)
+end
+
+local upto, place, cursor = tonumber(was[1]), tonumber(was[3]), was[4]
+local places = {}
+for name in string.gmatch(was[2], '[^\n]+') do places[#places + 1] = name end
+
+local hit, examined = 0, 0
+local function judge(jid)
+  examined = examined + 1
+  if jid and heed(key_of(jid)) then hit = hit + 1 end
+end
+
+-- Places -1 and 0 are the sorted sets of scheduled and waiting jobs, the others are streams. A scan of a set that changes
+-- meanwhile finds every member that was there all the time.
+local over
+if place <= 0 then
+  local found = redis.call('ZSCAN', place == -1 and scheduled or prefix .. 'waiting', cursor, 'COUNT', step)
+  for k = 1, #found[2], 2 do judge(found[2][k]) end
+  cursor, over = found[1], found[1] == '0'
+else
+  local entries = {}
+  if places[place] then
+    entries = redis.call('XRANGE', prefix .. 'queue:' .. places[place], cursor == '0' and '-' or '(' .. cursor, '+', 'COUNT', step)
+  end
+  for _, entry in ipairs(entries) do
+    local jid
+    for k = 1, #entry[2], 2 do
+      if entry[2][k] == 'jid' then jid = entry[2][k + 1] end
+    end
+    judge(jid)
+    cursor = entry[1]
+  end
+  over = #entries < tonumber(step)
+end
+if over then place, cursor = place + 1, '0' end
+redis.call('HINCRBY', walk, 'examined', examined)
+local answer = { 'more', digits[hit] }
+if place > #places and place > 0 then
+  redis.call('DEL', walk)
+  for _, rule in ipairs(live_rules()) do
+    if rule.number <= upto then
+      if rule.until_ms > now then
+        redis.call('HSET', prefix .. 'scope:' .. rule.id, 'state', 'standing')
+        redis.call('PUBLISH', done_prefix .. rule.id, 'standing')
+      else
+        retire(rule.number, rule.id, 'settled')
+      end
+    end
+  end
+  if redis.call('EXISTS', rules) == 1 then redis.call('HSET', rules, 'walked', upto) end
+  answer[1] = 'settled'
+else
+  redis.call('HSET', walk, 'place', place, 'cursor', cursor)
+end
+return conclude(answer)

@@ -1,0 +1,119 @@
+-- Arguments of a job, read from its payload: 01 and MessagePack, as protocol/codec.py writes it.
+local function argument_reader()
+  -- One value of MessagePack at position i; returns it (nil for null and for what cannot be compared) and what follows.
+  -- Containers become { list = {...} } or { map = {...} }: a plain table could not tell them apart.
+  local read_value
+
+  local function read_number(data, i, bytes)
+    local value = 0
+    for k = i, i + bytes - 1 do value = value * 256 + string.byte(data, k) end
+    return value, i + bytes
+  end
+
+  local function read_signed(data, i, bytes)
+    local value, after = read_number(data, i, bytes)
+    if value >= 2 ^ (bytes * 8 - 1) then value = value - 2 ^ (bytes * 8) end
+    return value, after
+  end
+
+  local function read_float(data, i, bytes, exponent_bits)
+    local fraction_bits = bytes * 8 - 1 - exponent_bits
+    local first, second = string.byte(data, i, i + 1)
+    local sign = first >= 128 and -1 or 1
+    local kept = 16 - 1 - exponent_bits -- bits of the fraction that stand in the first two bytes
+    local head = (first % 128) * 256 + second
+    local exponent = math.floor(head / 2 ^ kept)
+    local fraction = head % 2 ^ kept
+    for k = i + 2, i + bytes - 1 do fraction = fraction * 256 + string.byte(data, k) end
+    local bias = 2 ^ (exponent_bits - 1) - 1
+    if exponent == 2 ^ exponent_bits - 1 then return sign * (fraction == 0 and math.huge or 0 / 0), i + bytes end
+    if exponent == 0 then return sign * math.ldexp(fraction, 1 - bias - fraction_bits), i + bytes end
+    return sign * math.ldexp(1 + fraction / 2 ^ fraction_bits, exponent - bias), i + bytes
+  end
+
+  local function read_text(data, i, length)
+    if i + length - 1 > #data then error('cut short') end
+    return string.sub(data, i, i + length - 1), i + length
+  end
+
+  local function read_list(data, i, length)
+    local list = {}
+    for k = 1, length do
+      local value
+      value, i = read_value(data, i)
+      list[k] = value == nil and cjson.null or value
+    end
+    return { list = list }, i
+  end
+
+  local function read_map(data, i, length)
+    local map = {}
+    for _ = 1, length do
+      local name, value
+      name, i = read_value(data, i)
+      value, i = read_value(data, i)
+      if type(name) == 'number' then name = string.format('%.0f', name) end
+      if type(name) == 'string' then map[name] = value end
+    end
+    return { map = map }, i
+  end
+
+  local function sized(read, bytes)
+    return function(data, i)
+      local length
+      length, i = read_number(data, i, bytes)
+      return read(data, i, length)
+    end
+  end
+
+  local function skip(data, i, length) return nil, i + length + 1 end -- an extension: its type, and so many bytes
+
+  local READ = {
+    [0xc0] = function(_, i) return nil, i end,
+    [0xc2] = function(_, i) return false, i end,
+    [0xc3] = function(_, i) return true, i end,
+    [0xc4] = sized(read_text, 1), [0xc5] = sized(read_text, 2), [0xc6] = sized(read_text, 4),
+    [0xc7] = sized(skip, 1), [0xc8] = sized(skip, 2), [0xc9] = sized(skip, 4),
+    [0xca] = function(data, i) return read_float(data, i, 4, 8) end,
+    [0xcb] = function(data, i) return read_float(data, i, 8, 11) end,
+    [0xd9] = sized(read_text, 1), [0xda] = sized(read_text, 2), [0xdb] = sized(read_text, 4),
+    [0xdc] = sized(read_list, 2), [0xdd] = sized(read_list, 4),
+    [0xde] = sized(read_map, 2), [0xdf] = sized(read_map, 4),
+  }
+  for k = 0, 3 do
+    READ[0xcc + k] = function(data, i) return read_number(data, i, 2 ^ k) end
+    READ[0xd0 + k] = function(data, i) return read_signed(data, i, 2 ^ k) end
+  end
+  for k = 0, 4 do READ[0xd4 + k] = function(data, i) return skip(data, i, 2 ^ k) end end
+
+  read_value = function(data, i)
+    local head = string.byte(data, i)
+    if head < 0x80 then return head, i + 1 end
+    if head < 0x90 then return read_map(data, i + 1, head - 0x80) end
+    if head < 0xa0 then return read_list(data, i + 1, head - 0x90) end
+    if head < 0xc0 then return read_text(data, i + 1, head - 0xa0) end
+    if head >= 0xe0 then return head - 0x100, i + 1 end
+    return READ[head](data, i + 1)
+  end
+
+  -- 01 [[positional ...], {name: value ...}]; bytes that are no payload have no arguments.
+  local function arguments(payload)
+    local sound, value = pcall(read_value, payload or '', 2)
+    if sound and type(value) == 'table' and value.list then return value.list end
+    return {}
+  end
+
+  local function inside(value, part)
+    if type(value) ~= 'table' then return nil end
+    local found
+    if value.map then
+      found = value.map[part]
+    elseif string.match(part, '^%d+$') then
+      found = value.list[tonumber(part) + 1]
+    end
+    if found == cjson.null then return nil end
+    return found
+  end
+
+  return arguments, inside
+end

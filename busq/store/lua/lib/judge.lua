@@ -1,0 +1,98 @@
+-- What has been decided for a job and is not in its record yet: by a live rule, or because a job above it is being
+-- cancelled. Nothing is written here.
+--
+-- Whoever changes a record judges it first (lib/scope.lua), so a record stands as it did when a rule was decided until
+-- somebody judges it: judged late, it gives the same answer as at that moment. `cleared` is the highest number of a rule
+-- that has found nothing against it.
+local RULES = prefix .. 'rules' -- <number> -> '<cutoff> <at_ms> <until_ms> <rule, JSON>', and `newest`; absent: no live rule
+local LIVE = { scheduled = true, queued = true, running = true, waiting = true }
+local newest = tonumber(redis.call('HGET', RULES, 'newest') or 0)
+
+local function read_rule(number, text)
+  local cutoff, at, until_ms, json = string.match(text, '^(%d+) (%d+) (%d+) (.*)$')
+  local rule = cjson.decode(json)
+  rule.number, rule.cutoff, rule.at, rule.until_ms = tonumber(number), tonumber(cutoff), tonumber(at), tonumber(until_ms)
+  return rule
+end
+
+-- Every live rule, the oldest first: the first cause stands.
+local judged -- the rules
+local asked = { -- fields of a record
+  state = true, n = true, attempt = true, seq = true, cleared = true, kind = true, parent = true, policy = true,
+  open = true, key = true, on_cancel = true,
+}
+local wanted -- the same as a list
+local function want()
+  wanted = {}
+  for name in pairs(asked) do wanted[#wanted + 1] = name end
+end
+
+local function live_rules()
+  if judged then return judged end
+  judged = {}
+  local held = newest > 0 and redis.call('HGETALL', RULES) or {}
+  local compile = #held > 0 and conditions()
+  for k = 1, #held, 2 do
+    if string.match(held[k], '^%d+$') then
+      local rule = read_rule(held[k], held[k + 1])
+      rule.matches = compile(rule.condition, asked)
+      rule.wish = { cause = 'scope', scope = rule.id, reason = rule.reason, source = rule.source, grace = rule.grace_ms }
+      judged[#judged + 1] = rule
+    end
+  end
+  want()
+  table.sort(judged, function(one, other) return one.number < other.number end)
+  return judged
+end
+
+local function facts_of(job)
+  live_rules()
+  local values = redis.call('HMGET', job, unpack(wanted))
+  local facts = { jid = jid_of(job) }
+  for k, name in ipairs(wanted) do facts[name] = values[k] or nil end
+  return facts
+end
+
+local function matching(facts, born)
+  if newest <= tonumber(facts.cleared or 0) then return nil end
+  local cleared, seq = tonumber(facts.cleared or 0), tonumber(facts.seq or 0)
+  for _, rule in ipairs(live_rules()) do
+    if rule.number > cleared and (born and rule.until_ms > now or not born and seq <= rule.cutoff) then
+      facts.at = rule.at
+      if rule.matches(facts) then return rule.wish end
+    end
+  end
+end
+
+-- What is above a job, by key of the parent: the wish that comes down from there, or false.
+local above = {}
+
+local decided
+
+local function from_above(facts, depth)
+  if not facts.parent or depth > DEEPEST then return nil end
+  local key = key_of(facts.parent)
+  if above[key] == nil then
+    local was = redis.call('HMGET', key, 'state', 'reason', 'source')
+    local wish = false
+    if was[1] == 'cancelling' or was[1] == 'cancelled' then
+      wish = { reason = was[2] or '', source = was[3] or '' }
+    elseif LIVE[was[1]] or was[1] == 'failed' then
+      wish = decided(key, depth + 1) or false
+    end
+    above[key] = wish and { cause = 'parent', of = facts.parent, reason = wish.reason, source = wish.source }
+  end
+  return above[key] or nil
+end
+
+-- The wish that stands against a job, or nil; and the facts that it was judged by. A job that ended in failure has none
+-- of its own, and hands on what comes from above.
+decided = function(job, depth)
+  local facts = facts_of(job)
+  if is_hook(facts.kind) then return nil, facts end
+  local wish = LIVE[facts.state] and matching(facts)
+  if not wish and facts.parent and (LIVE[facts.state] or facts.state == 'failed') then
+    if not facts.policy then wish = from_above(facts, depth or 1) end
+  end
+  return wish or nil, facts
+end

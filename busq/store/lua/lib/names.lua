@@ -1,0 +1,31 @@
+-- What all scripts share that read records: where keys are, and what is quick in Lua.
+
+-- Every key of a shard begins alike, so the jid is what follows in a job's key. Keys that depend on what a record says (a
+-- parent's, a queue's) are made from this and not declared: they lie in the same slot.
+local prefix = string.sub(events, 1, -1 - #'events')
+local jid_at = #prefix + #'job:' + 1
+local last_job, last_jid
+local function jid_of(job)
+  if job ~= last_job then last_job, last_jid = job, string.sub(job, jid_at) end
+  return last_jid
+end
+-- Generations in a tree; enqueue admits no more.
+local DEEPEST = 100
+
+local function key_of(jid) return prefix .. 'job:' .. jid end
+
+-- A number given to redis.call is printed with 17 digits each time, which costs more than a small HSET; the small ones
+-- of a batch are nearly all the same.
+local digits = setmetatable({}, { __index = function(known, number)
+  local text = string.format('%.0f', number)
+  known[number] = text
+  return text
+end })
+
+local function put(fields, name, value)
+  local k = #fields
+  fields[k + 1] = name
+  fields[k + 2] = value
+end
+
+local function is_hook(kind) return kind and string.sub(kind, -#'/on_cancel') == '/on_cancel' end

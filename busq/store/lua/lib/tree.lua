@@ -1,0 +1,112 @@
+-- Parents and children: what a job's ending means for the job above it. All of a tree lives in one shard.
+--
+-- A parent counts its open children in `open`; {s}:children:<jid> names them. One whose handler has returned waits for
+-- them, in state `waiting`; one that is being cancelled waits as `cancelling`, with `parked` saying how its attempt ended.
+-- Its finalizer is the last of its children, a job of kind <kind>/finalize in its own queue.
+local close, close_cancelled, end_unstarted -- lib/ending.lua
+local FAILED_LISTED = 100
+
+local function admit_finalize(parent, n, attempt)
+  local was = redis.call('HMGET', parent, 'kind', 'queue', 'payload', 'depth', 'group', 'tags')
+  local kind, queue_name, jid = was[1] .. '/finalize', was[2] or '', made_jid()
+  local job = key_of(jid)
+  local seq = redis.call('HINCRBY', counters, 'enqueued', 1)
+  local fields = {
+    'v', WIRE, 'kind', kind, 'queue', queue_name, 'payload', was[3] or '', 'enqueued', stamp, 'own', 1, 'seq', seq,
+    'finalize_of', jid_of(parent), 'parent', jid_of(parent), 'depth', tonumber(was[4] or 0) + 1, 'state', 'queued',
+  }
+  if was[5] then put(fields, 'group', was[5]) end
+  if was[6] then put(fields, 'tags', was[6]) end
+  put(fields, 'entry', redis.call('XADD', prefix .. 'queue:' .. queue_name, '*', 'jid', jid, 'kind', kind))
+  put(fields, 'n', remember(fields, job, 0, 'enqueued', 0, kind))
+  redis.call('HSET', job, unpack(fields))
+  redis.call('ZADD', prefix .. 'children:' .. jid_of(parent), seq, jid)
+  redis.call('HSET', parent, 'final', jid, 'open', 1)
+end
+
+-- What it is told, after the first ten answers of a start.
+local function tell_finalizer(answer, parent)
+  local of = redis.call('HMGET', key_of(parent), 'attempt', 'kids', 'kids_failed', 'failed_kids', 'result', 'saved')
+  answer[11], answer[12] = 'finalize', parent
+  for k = 1, 6 do answer[12 + k] = of[k] or '' end
+end
+
+-- What a handler returned is no result any more: its job does not end in success.
+local function keep_as_evidence(job)
+  local result = redis.call('HGET', job, 'result')
+  redis.call('HSET', job, 'evidence', 'succeeded', 'evidence_result', result or '')
+  redis.call('HDEL', job, 'result')
+end
+
+-- Every child of a parent whose handler has returned has ended. Returns the state that the parent is in now.
+local function end_waiting(parent, n, attempt)
+  local was = redis.call('HMGET', parent, 'cancelled_kid', 'finalizer', 'final')
+  if was[1] then
+    local why = redis.call('HMGET', key_of(was[1]), 'cause', 'reason', 'source')
+    local reason = 'its child ' .. was[1] .. ' was cancelled' .. ((why[2] or '') ~= '' and ': ' .. why[2] or '')
+    keep_as_evidence(parent)
+    end_unstarted(parent, n, attempt, { cause = why[1] or 'user', reason = reason, source = why[3] or '' })
+    return 'cancelled'
+  elseif was[2] and not was[3] then
+    admit_finalize(parent, n, attempt)
+    return 'waiting'
+  end
+  close(parent, {}, n, attempt, 'succeeded')
+  return 'succeeded'
+end
+
+-- The finalizer has ended: so does its parent, as it did.
+local function end_with_final(parent, final, state, n, attempt)
+  if state == 'failed' then
+    local fields = { 'cause', 'finalize', 'error', redis.call('HGET', final, 'error') or '' }
+    keep_as_evidence(parent)
+    close(parent, fields, n, attempt, 'failed', 'finalize')
+  elseif state == 'cancelled' then
+    redis.call('HSET', parent, 'cancelled_kid', jid_of(final))
+    end_waiting(parent, n, attempt)
+  else
+    close(parent, {}, n, attempt, 'succeeded')
+  end
+end
+
+-- A child has become terminal. One that its parent has abandoned is not among its children any more.
+local function child_ended(child, parent_jid, state)
+  local jid, parent = jid_of(child), key_of(parent_jid)
+  if redis.call('ZREM', prefix .. 'children:' .. parent_jid, jid) == 0 then return end
+  local was = redis.call('HMGET', parent, 'state', 'n', 'attempt', 'final', 'parked', 'failed_kids')
+  if not was[1] then return end
+  local open, n, attempt = redis.call('HINCRBY', parent, 'open', -1), tonumber(was[2]), was[3] or 0
+  if state == 'cancelled' then
+    redis.call('HSETNX', parent, 'cancelled_kid', jid)
+  elseif state == 'failed' and was[4] ~= jid then
+    local failures = redis.call('HINCRBY', parent, 'kids_failed', 1)
+    if failures <= FAILED_LISTED then redis.call('HSET', parent, 'failed_kids', (was[6] and was[6] .. ' ' or '') .. jid) end
+  end
+  if open > 0 then return end
+  if was[1] == 'waiting' and was[4] == jid then
+    end_with_final(parent, child, state, n, attempt)
+  elseif was[1] == 'waiting' then
+    end_waiting(parent, n, attempt)
+  elseif was[1] == 'cancelling' and was[5] then
+    close_cancelled(parent, {}, n, attempt, was[5])
+  end
+end
+
+-- A handler has returned, and its job has children or a finalizer: it ends when they have. Returns its state now.
+local function await_children(job, fields, n, attempt, finalizer)
+  local open = tonumber(redis.call('HGET', job, 'open') or 0)
+  if finalizer then put(fields, 'finalizer', 1) end
+  n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
+  put(fields, 'n', digits[n])
+  put(fields, 'state', 'waiting')
+  redis.call('HSET', job, unpack(fields))
+  redis.call('HDEL', job, 'entry', 'deadline')
+  redis.call('ZADD', prefix .. 'waiting', now, jid_of(job))
+  return open > 0 and 'waiting' or end_waiting(job, n, attempt)
+end
+
+-- Told to every worker: attempts below a cancelled job are to be asked about.
+local function announce_cascade(job)
+  redis.call('ZADD', prefix .. 'cascades', now, jid_of(job))
+  redis.call('PUBLISH', string.match(prefix, '^(.*){%d+}:$') .. 'rules', 'tree')
+end

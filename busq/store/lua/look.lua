@@ -1,0 +1,21 @@
+--[[
+  look: records as they are to be shown: together with what has been decided and is not in them yet.
+
+  Flags    no-writes
+  KEYS     events, jobs...
+  ARGV     now_ms
+  Uses     clock, names, arguments, operators, conditions, judge
+  Answers  {record}                                 fields and values in turn; empty: no such job
+           {record, cause, reason, source, scope}   a live job that was decided to stop; scope: '' for none
+]]
+local answers = {}
+for i = jobs, #KEYS do
+  local record = redis.call('HGETALL', KEYS[i])
+  local answer = { record }
+  if #record > 0 then
+    local wish = decided(KEYS[i])
+    if wish then answer = { record, wish.cause, wish.reason, wish.source, wish.scope or '' } end
+  end
+  answers[#answers + 1] = answer
+end
+return answers
