@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from busq.protocol.cancel import Cause
     from busq.protocol.job import Job
+    from busq.protocol.scope import Survey
     from busq.protocol.states import State
 
 
@@ -137,6 +138,27 @@ class TooDeep(UsageError):
         return type(self), (self.jid, self.deepest)
 
 
+class PictureChanged(UsageError):
+    """
+    A cancel with `expect=` found other jobs than the dry run before it, and cancelled nothing.
+
+    `expected` is the digest that was given, `survey` what there is now.
+    """
+
+    def __init__(self, expected: str, survey: Survey) -> None:
+        states = ", ".join(f"{count} {state}" for state, count in survey.states.items() if count)
+        super().__init__(
+            f"the picture has changed, and nothing was cancelled: expected was digest {expected!r}, found was "
+            f"{survey.digest!r} with {survey.jobs} matching jobs{f' ({states})' if states else ''}. "
+            "Look again with a dry run, and expect its digest."
+        )
+        self.expected = expected
+        self.survey = survey
+
+    def __reduce__(self) -> tuple[type[PictureChanged], tuple[str, Survey]]:
+        return type(self), (self.expected, self.survey)
+
+
 class BlockingCallInLoop(UsageError):
     """A blocking call was made inside a running event loop; the message names the awaitable form."""
 
@@ -180,6 +202,19 @@ class JobNotFound(BusqError):
 
     def __reduce__(self) -> tuple[type[JobNotFound], tuple[str]]:
         return type(self), (self.jid,)
+
+
+class ScopeNotFound(BusqError):
+    """No scope of this id: it was never decided on this bus, or its time after the end is over."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(
+            f"no scope {id!r}: it was never decided on this bus, or it has expired (kept 24 h after it was settled)."
+        )
+        self.id = id
+
+    def __reduce__(self) -> tuple[type[ScopeNotFound], tuple[str]]:
+        return type(self), (self.id,)
 
 
 class _JobEnded(BusqError):

@@ -53,7 +53,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     The bus in numbers.
 
     `now` counts live jobs by state; for `succeeded`, `failed`, `cancelled` it counts records that are still kept.
-    `total` counts since the bus was made.
+    `total` counts since the bus was made. `rules` are live cancels by filter, `settling` those of them whose hits are
+    still being written to the records.
     """
 
     now: dict[str, int]
@@ -61,6 +62,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     queues: list[QueueStats]
     suspects: int
     dead: int
+    rules: int = 0
+    settling: int = 0
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
