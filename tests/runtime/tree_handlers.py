@@ -49,7 +49,7 @@ def carries_too(job: busq.FinishedJob) -> int:
     return len(job.args["load"]) + len(job.result) + len(job.saved) + len(own.saved)
 
 
-@bus.job(pool="process", kind="spawns_too_deep")
+@bus.job(pool="process")
 def spawns_too_deep() -> str:
     try:
         busq.current_job().spawn(part, 1)
