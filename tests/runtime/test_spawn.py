@@ -76,7 +76,8 @@ async def test_the_options_of_a_spawned_child_count(redis_url: str, executor: st
 
         kind = declare(b.bus, executor, parent)
         await b.work()
-        await (await kind.enqueue()).result(timeout=LONG_S)
+        parent_job = await kind.enqueue()
+        await b.reaches(parent_job.jid, "waiting", timeout=LONG_S)
         assert [error.jid for error in raised if isinstance(error, busq.JidInUse)] == [first.jid]
         family = await b.bus.list(group="family")
         assert [job.state for job in family] == ["scheduled"]
