@@ -7,6 +7,7 @@ Nothing here asks the bus. `contradictions` is tried on records that nobody shou
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import busq
@@ -83,11 +84,17 @@ def _of_the_handler(told: Told) -> Iterable[str]:
         yield f"an attempt ran twice, or not to its end: {told.effects}"
     if said and max(said) > job.attempt:
         yield f"{job.attempt} attempts, and attempt {max(said)} ran"
+    # Those that waited in vain for a child to be free: started, and their handlers have not begun. An entry that is
+    # given back before it is started is another thing, and bears the number of the attempt before.
+    lines = pairwise(told.events)
+    handed_back = {n for (one, n), (then, _) in lines if (one, then) == ("started", "handed_back")}
+    if handed_back & said.keys():
+        yield f"attempts {handed_back} were handed back, and the handler says {told.effects}"
     last = said.get(job.attempt, [])
     end = last[-1] if last else None
     if job.ended == "before_start":
         wrong = [words for words in said.values() if words[-1] != "raised"]  # an attempt before, waiting for its retry
-        if wrong or len(said) != job.attempt:
+        if wrong or said.keys() | handed_back != set(range(1, job.attempt + 1)):
             yield f"before_start after {job.attempt} attempts, and the handler says {told.effects}"
     elif job.ended is None and ENDS.get(str(end)) != job.state:
         yield f"{job.state}, and the handler says {end}"
