@@ -23,7 +23,7 @@ from busq.store.streams import Entry
 from busq.worker.attempt import Attempt
 from busq.worker.executors import crew, errands, process
 from busq.worker.executors.children import Child
-from tests.runtime.bench import PATIENT, bench, until
+from tests.runtime.bench import BUSY_S, PATIENT, bench, until
 from tests.runtime.test_process_pool import alive, result, there, work
 
 FAR = 60.0  # seconds: longer than any test
@@ -96,13 +96,13 @@ async def test_the_clock_of_a_job_that_its_child_never_began_starts_with_the_nex
         await until(lambda: not alive(pid))
         with monkeypatch.context() as m:
             m.setattr(crew.Crew, "_start_now", lambda self: None)  # a very slow one
-            handle = await b.bus.options(timeout=0.3).enqueue("doubled", 4)
+            handle = await b.bus.options(timeout=BUSY_S).enqueue("doubled", 4)
             await until(lambda: child.given)
             child._gone()
             attempt = worker.running[handle.jid]
             assert attempt.waits
             began = time.monotonic()
-            await until(lambda: time.monotonic() - began > 0.4)
+            await until(lambda: time.monotonic() - began > BUSY_S + 0.2)
         worker._processes._crew._start_now()
         assert await handle.result(timeout=20) == 8
         assert await b.names(handle.jid) == ["enqueued", "started", "finalized"]
