@@ -92,13 +92,17 @@ def _of_the_handler(told: Told) -> Iterable[str]:
         yield f"attempts {handed_back} were handed back, and the handler says {told.effects}"
     last = said.get(job.attempt, [])
     end = last[-1] if last else None
+    # The cancel came while it waited for a child, and the worker gave it back before it heard of that.
+    never_began = job.evidence is not None and job.evidence.outcome == "interrupted"
+    if never_began and last:
+        yield f"interrupted before it began, and the handler says {told.effects}"
     if job.ended == "before_start":
         wrong = [words for words in said.values() if words[-1] != "raised"]  # an attempt before, waiting for its retry
         if wrong or said.keys() | handed_back != set(range(1, job.attempt + 1)):
             yield f"before_start after {job.attempt} attempts, and the handler says {told.effects}"
     elif job.ended is None and ENDS.get(str(end)) != job.state:
         yield f"{job.state}, and the handler says {end}"
-    elif job.ended == "completed" and end not in ("returned", "raised"):
+    elif job.ended == "completed" and end not in ("returned", "raised") and not never_began:
         yield f"completed, and the handler says {end}"
     if job.evidence is not None and end in ENDS and job.evidence.outcome != ENDS[str(end)]:
         yield f"the evidence is {job.evidence.outcome}, and the handler says {end}"

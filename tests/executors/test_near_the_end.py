@@ -122,7 +122,20 @@ HANDED_BACK = Told(
     [*RAN, ("retried", 1), ("handed_back", 1), ("started", 2), ("handed_back", 2), ("requested", 2), ("finalized", 2)],
     [(1, "began"), (1, "raised")],
 )
-HARMLESS = {"finished": FINISHED, "heard": HEARD, "unheard": UNHEARD, "never": NEVER, "handed back": HANDED_BACK}
+GIVEN_BACK = Told(
+    "signalled",
+    msgspec.structs.replace(UNHEARD.job, evidence=Evidence(outcome="interrupted")),
+    [*RAN, ("requested", 1), END],
+    [],
+)
+HARMLESS = {
+    "finished": FINISHED,
+    "heard": HEARD,
+    "unheard": UNHEARD,
+    "never": NEVER,
+    "handed back": HANDED_BACK,
+    "given back while it was being cancelled": GIVEN_BACK,
+}
 
 
 @pytest.mark.parametrize("told", HARMLESS.values(), ids=HARMLESS)
@@ -154,6 +167,8 @@ CONTRADICTIONS = {
     "it was handed back before it began and the handler ran": but(
         HANDED_BACK, effects=[*HANDED_BACK.effects, (2, "began"), (2, "raised")]
     ),
+    "it was given back before it began and the handler ran": but(GIVEN_BACK, effects=UNHEARD.effects),
+    "completed and the handler never began": but(UNHEARD, effects=[]),
     "its first attempt was not handed back and never ran": but(HANDED_BACK, effects=[]),
     "it had one attempt and the handler ran twice": but(FINISHED, effects=[*FINISHED.effects, *FINISHED.effects]),
     "the second attempt ran before it was started": but(FINISHED, effects=[(2, "began"), (2, "returned")]),
