@@ -20,9 +20,7 @@ from busq.watchdog.sweep import Sweeper
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.attempt import Attempt
 from busq.worker.control import Control
-from tests.runtime.bench import CANCELLATIONS, EXECUTORS, Bench, Wait, bench, declare, until
-
-A_MOMENT = timedelta(seconds=0.5)  # for a slow machine, on top of what is promised
+from tests.runtime.bench import BUSY_S, CANCELLATIONS, EXECUTORS, Bench, Wait, bench, declare, until
 
 
 @pytest.mark.parametrize("watchdogs", [1, 2, 4])
@@ -49,13 +47,13 @@ async def test_an_overdue_cancel_is_finalized_by_its_deadline_plus_the_interval(
         for handle in handles:
             await b.reaches(handle.jid, "running")
         answers = await b.bus.cancel_many(handle.jid for handle in handles)
-        interval = timedelta(seconds=b.settings.watchdog_interval_s)
+        latest = timedelta(seconds=b.settings.watchdog_interval_s + BUSY_S)
         for handle, answer in zip(handles, answers, strict=True):
             job = await handle.wait(timeout=10)
             assert (job.state, job.ended) == ("cancelled", Ended.ABANDONED)
             assert answer.deadline is not None
             assert job.finished_at is not None
-            assert answer.deadline <= job.finished_at <= answer.deadline + interval + A_MOMENT
+            assert answer.deadline <= job.finished_at <= answer.deadline + latest
             assert (await b.names(handle.jid)).count("finalized") == 1
         gate.open()
 
