@@ -2,7 +2,7 @@
 -- script goes on with the state that it finds then.
 
 -- Returns whether the record was changed.
-local function heed(job)
+heed = function(job)
   local wish, facts = decided(job)
   if wish and LIVE[facts.state] then
     above = {}
