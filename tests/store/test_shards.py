@@ -140,7 +140,11 @@ async def test_every_verb_works_with_several_shards_and_touches_one_slot(
         assert used == set(range(SHARDS))
     for name, keys, _ in calls:
         assert len({key_slot(key) for key in keys}) == 1, name
-    assert {name for name, *_ in calls} >= set(Verb) - {Verb.REFUSE, Verb.LAST_CHILD} | {"prune", "forget", "look"} | OF_RULES
+    assert {name for name, *_ in calls} >= set(Verb) - {Verb.REFUSE, Verb.LAST_CHILD} | {
+        "prune",
+        "forget",
+        "look",
+    } | OF_RULES
 
 
 @pytest.mark.parametrize("root", ["order-17", "a", "0190b6a1c5d27e3f8a0c4d5e6f708192"])

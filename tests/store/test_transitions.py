@@ -15,7 +15,18 @@ import pytest
 from busq.protocol.states import TRANSITIONS, State, Verb, allowed, is_terminal
 from busq.protocol.tree import DEEPEST
 from busq.store.forms import Note, Refusal
-from tests.store.bench import CHILD_DELAY_S, DEADLINE_S, DELAY_S, LEASE_S, NO_ENTRY, QUEUE, Bench, Held, but_history, put_in
+from tests.store.bench import (
+    CHILD_DELAY_S,
+    DEADLINE_S,
+    DELAY_S,
+    LEASE_S,
+    NO_ENTRY,
+    QUEUE,
+    Bench,
+    Held,
+    but_history,
+    put_in,
+)
 
 Call = Callable[[Bench, Held], Awaitable[str]]
 LATER_S = 200.0  # longer than any delay, lease or deadline here
