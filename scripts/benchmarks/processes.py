@@ -94,6 +94,13 @@ class Helper:
             self._process.join()
             raise RuntimeError(f"a benchmark's process ended with {self._process.exitcode}") from None
 
+    def overheard(self) -> list[Any]:
+        """What it has said so far and nobody has heard yet; does not wait."""
+        said: list[Any] = []
+        while self._pipe.poll():
+            said.append(self._pipe.recv())
+        return said
+
     def __enter__(self) -> Helper:
         return self
 
