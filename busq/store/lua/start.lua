@@ -8,7 +8,7 @@
            per kind: kind, retries, max_losses, grace_ms, slack_ms, and timeout_ms, expires_ms, deadline_ms or '-', occasion
            of its on_cancel hook or ''
            then per job: entry, which kind (from 0), token
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope, moments
+  Uses     scope, moments
   Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
            failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
            and of a hook: 'hook', then of the job that it cleans up after jid, attempt, cause, reason, source, ended;

@@ -1,3 +1,4 @@
+-- Uses ending
 local hushed = false -- set by who is told by its answer, and needs no notice
 
 -- Accepts a wish for a live job that nobody has asked to stop. The wish is written before it is announced. Returns the

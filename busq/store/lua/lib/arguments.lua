@@ -1,3 +1,4 @@
+-- Uses floats
 -- Arguments of a job, read from its payload: 01 and MessagePack, as protocol/codec.py writes it.
 local function argument_reader()
   -- One value of MessagePack at position i; returns it (nil for null) and what follows.
@@ -24,21 +25,6 @@ local function argument_reader()
     end
   end
   local read_number, read_signed = halved(read_small), halved(read_small_signed)
-
-  local function read_float(data, i, bytes, exponent_bits)
-    local fraction_bits = bytes * 8 - 1 - exponent_bits
-    local first, second = string.byte(data, i, i + 1)
-    local sign = first >= 128 and -1 or 1
-    local kept = 16 - 1 - exponent_bits -- bits of the fraction that stand in the first two bytes
-    local head = (first % 128) * 256 + second
-    local exponent = math.floor(head / 2 ^ kept)
-    local fraction = head % 2 ^ kept
-    for k = i + 2, i + bytes - 1 do fraction = fraction * 256 + string.byte(data, k) end
-    local bias = 2 ^ (exponent_bits - 1) - 1
-    if exponent == 2 ^ exponent_bits - 1 then return sign * (fraction == 0 and math.huge or 0 / 0), i + bytes end
-    if exponent == 0 then return sign * math.ldexp(fraction, 1 - bias - fraction_bits), i + bytes end
-    return sign * math.ldexp(1 + fraction / 2 ^ fraction_bits, exponent - bias), i + bytes
-  end
 
   local function read_text(data, i, length)
     if i + length - 1 > #data then error('cut short') end

@@ -1,3 +1,4 @@
+-- Uses names, arguments, operators
 -- Conditions of rules, as protocol/where.py writes them, made into functions of a job's facts. A call that meets no live
 -- rule does without all of this.
 local function conditions()

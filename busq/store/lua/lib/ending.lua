@@ -1,3 +1,4 @@
+-- Uses tree
 -- The one place where a job becomes terminal. Only now does its record get an expiry.
 local ended_index = { succeeded = succeeded, failed = failed, cancelled = cancelled_jobs }
 local ended_now = { succeeded = {}, failed = {}, cancelled = {} } -- expiry and jid in turn

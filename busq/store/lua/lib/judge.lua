@@ -1,3 +1,4 @@
+-- Uses clock, conditions
 -- What has been decided for a job and is not in its record yet: by a live rule, or because a job above it is being
 -- cancelled. Nothing is written here.
 --

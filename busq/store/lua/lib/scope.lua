@@ -1,3 +1,4 @@
+-- Uses accept, judge
 -- What every script does before it touches a job: whatever has been decided for it is carried out on its record, and the
 -- script goes on with the state that it finds then.
 

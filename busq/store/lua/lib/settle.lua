@@ -1,3 +1,4 @@
+-- Uses scope
 -- What finish, retry and release share: each names its attempt, and whoever no longer owns the job is told `stale`
 -- and changes nothing but one line of history. The token is the fence; `fin` remembers the attempt that settled,
 -- so that the same call sent twice is answered alike.
