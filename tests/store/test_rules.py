@@ -198,12 +198,12 @@ async def test_clean_ups_are_never_covered(url: str, state: State) -> None:
         hook = Held(entry.jid, entry.id, queue=queue)
         if state is S.RUNNING:
             assert (await bench.begin(hook, kind="k/on_cancel")).word == "started"
-        await bench.decide(everything=True)
         assert (await bench.scopes.survey(Filter(everything=True)))[0].jobs == 0
-        assert await bench.walk() == 0
+        await bench.decide(everything=True)
         if state is S.QUEUED:
             assert (await bench.begin(hook, kind="k/on_cancel")).word == "started"
         assert (await bench.beat(held=[hook]))[0].word == "running"
+        assert await bench.walk() == 0
         assert await bench.settle(V.FINISH, hook) == ("settled", "succeeded")
 
 
@@ -597,9 +597,10 @@ async def test_nothing_is_counted_for_a_scope_that_nobody_knows_any_more(url: st
 
 async def test_revoking_a_rule_whose_counts_are_gone_makes_no_new_ones(url: str) -> None:
     async with Bench(url) as bench:
+        await bench.enqueue(**MINE)
         scope = await bench.decide(**MINE)
         await bench.redis.delete(bench.a.keys(0).scope(scope))
-        await bench.walk()
+        assert await bench.walk() == 1
         assert await bench.redis.exists(bench.a.keys(0).scope(scope), bench.a.keys(0).rules) == 0
 
 
@@ -656,3 +657,20 @@ async def test_a_survey_goes_through_long_queues_in_steps(url: str, monkeypatch:
         assert (await bench.scopes.survey(Filter(**MINE)))[0].jobs == len(jids)
         assert (await bench.scopes.survey(Filter(everything=True)))[0].jobs == len(jids) + 3
         assert CHILD_DELAY_S > DELAY_S
+
+
+async def test_a_survey_leaves_out_what_is_being_cancelled_already(url: str) -> None:
+    async with Bench(url) as bench:
+        await put_in(bench, S.CANCELLING, **MINE)
+        await bench.cancel(await bench.enqueue(**MINE))
+        assert (await bench.scopes.survey(Filter(**MINE)))[0].jobs == 0
+
+
+async def test_a_worker_with_a_good_lease_is_asked_itself(url: str) -> None:
+    """A reclaim that finds a good lease changes nothing at all."""
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING, **MINE)
+        await bench.beat()
+        await bench.decide(**MINE)
+        assert (await bench.reclaim(held))[0] == "alive"
+        assert await bench.state(held.jid) is S.RUNNING

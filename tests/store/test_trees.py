@@ -246,7 +246,7 @@ async def test_a_finalizer_that_fails_fails_its_parent(url: str) -> None:
         await bench.settle(V.FINISH, parent, result=b"\x01result", finalizer=True)
         await _end(bench, (await bench.record(parent.jid))[b"final"].decode(), "failed")
         record = await bench.record(parent.jid)
-        assert (record[b"state"], record[b"cause"], record[b"error"]) == (b"failed", b"finalize", b"\x01error")
+        assert (record[b"state"], record.get(b"cause"), record.get(b"error")) == (b"failed", b"finalize", b"\x01error")
         assert (record.get(b"result"), record[b"evidence_result"]) == (None, b"\x01result")
         assert record.get(b"kids_failed") is None, "it is none of the children"
 
@@ -333,6 +333,7 @@ async def test_a_cancelled_parent_ends_when_its_attempt_and_its_children_have(ur
             assert await bench.settle(V(attempt), parent, observed=True) == ("settled", "cancelling")
             ended = Ended.CONFIRMED
         assert parent.entry not in await bench.entries()
+        assert b"entry" not in await bench.record(parent.jid)
         assert (await bench.job(parent.jid)).hook is None
         assert (await bench.reclaim(parent, gone=True))[1] == "cancelling"
         await _end(bench, "child")
@@ -534,6 +535,7 @@ async def test_descendants_are_those_below_and_not_the_job_itself(url: str) -> N
             S.CANCELLED,
             S.QUEUED,
         ]
+        assert [(await bench.job(jid)).cause for jid in ("child", "grandchild")] == ["scope", "scope"]
 
 
 @pytest.mark.parametrize("state", [S.SCHEDULED, S.QUEUED])
@@ -601,9 +603,39 @@ async def test_workers_are_told_that_a_job_with_children_is_asked_to_stop(url: s
 
 async def test_a_cascade_of_a_parent_that_went_on_after_all_tells_nobody(url: str) -> None:
     async with Bench(url) as bench:
-        parent = await _parent(bench, "child")
+        parent = await bench.run()
+        await bench.enqueue("child", parent=parent.jid, policy="abandon")
         await bench.cancel(parent.jid)
         assert await bench.settle(V.FINISH, parent, keep=True) == ("settled", "waiting")
         assert await bench.pass_on() == 0
+        assert (await bench.job(parent.jid)).open_children == 1
         await _end(bench, "child")
         assert await bench.state(parent.jid) is S.SUCCEEDED
+
+
+async def test_a_failed_job_that_hands_a_cancel_on_stays_failed(url: str) -> None:
+    async with Bench(url) as bench:
+        root = await _parent(bench, "child")
+        child = await _begun(bench, "child")
+        await bench.settle(V.FINISH, child, "failed")
+        await bench.cancel(root.jid)
+        assert (await bench.cancel("child")).verdict is Verdict.ALREADY_FINISHED
+        assert await bench.state("child") is S.FAILED
+
+
+async def test_a_job_below_one_that_was_cancelled_at_once_does_not_start(url: str) -> None:
+    async with Bench(url) as bench:
+        parent = await bench.enqueue()
+        await bench.enqueue("child", parent=parent)
+        await bench.cancel(parent)
+        assert (await bench.begin(await bench.take("child"))).word == "stale"
+
+
+async def test_a_parked_parent_waits_although_its_children_have_been_told(url: str) -> None:
+    async with Bench(url) as bench:
+        parent = await _parent(bench, "child")
+        await _begun(bench, "child")
+        await bench.cancel(parent.jid)
+        await bench.settle(V.FINISH, parent)
+        assert await bench.pass_on() == 1
+        assert await bench.state(parent.jid) is S.CANCELLING
