@@ -34,6 +34,7 @@ from busq.errors import (
     ScopeNotFound,
     TooDeep,
     TooLarge,
+    TooManyRules,
     UnfitServer,
     UsageError,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "Survey",
     "TooDeep",
     "TooLarge",
+    "TooManyRules",
     "UnfitServer",
     "UsageError",
     "Verdict",

@@ -44,6 +44,7 @@ PUBLIC = [
     "Survey",
     "TooDeep",
     "TooLarge",
+    "TooManyRules",
     "UnfitServer",
     "UsageError",
     "Verdict",

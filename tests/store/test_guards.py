@@ -6,13 +6,16 @@ A guard is taken out of the source that the loader hands over; then a test that 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
 import pytest
+from redis.exceptions import ResponseError
 
+from busq.errors import TooManyRules
 from busq.protocol.cancel import Cause, Ended
 from busq.protocol.states import State, Verb
 from busq.store import scripts
@@ -21,7 +24,10 @@ from tests.store import test_bounds as bounds
 from tests.store import test_cancels as cancels
 from tests.store import test_hooks as hooks
 from tests.store import test_moments as moments
+from tests.store import test_rules as rules
+from tests.store import test_supersede as supersede
 from tests.store import test_transitions as transitions
+from tests.store import test_trees as trees
 
 S, V = State, Verb
 Keeper = Callable[[str], Awaitable[None]]
@@ -167,6 +173,99 @@ def untold(reused: bool) -> Keeper:
 
 def hook_cancelled(running: bool) -> Keeper:
     return lambda url: hooks.test_a_hook_may_be_cancelled_by_its_jid_and_has_no_hook_itself(url, running)
+
+
+def touched(way: str) -> Keeper:
+    return lambda url: rules.test_whoever_touches_a_job_carries_out_first_what_has_been_decided(url, way)
+
+
+def entry_goes(way: str) -> Keeper:
+    return lambda url: rules.test_an_entry_that_goes_with_its_job_leaves_nothing_behind(url, way)
+
+
+def walked(step: int) -> Keeper:
+    return lambda url: rules.test_a_walk_comes_by_every_job_in_bounded_steps(url, step)
+
+
+def never_covered(state: State) -> Keeper:
+    return lambda url: rules.test_clean_ups_are_never_covered(url, state)
+
+
+def said_done(last: str) -> Keeper:
+    return lambda url: rules.test_a_word_on_the_done_channel_says_that_a_scope_may_be_done(url, last)
+
+
+def shown(state: State) -> Keeper:
+    return lambda url: rules.test_a_look_shows_what_has_been_decided_before_the_record_does(url, state)
+
+
+def crowded(url: str) -> Awaitable[None]:
+    return in_time(_with_patch(lambda patch: rules.test_there_are_only_so_many_live_rules(url, patch)))
+
+
+async def _with_patch(test: Callable[[pytest.MonkeyPatch], Awaitable[None]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        await test(patch)
+
+
+def stepwise(url: str) -> Awaitable[None]:
+    return _with_patch(lambda patch: rules.test_a_survey_goes_through_long_queues_in_steps(url, patch))
+
+
+async def in_time(test: Awaitable[None]) -> None:
+    """A keeper that does not come to an assertion without its guard: it waits for ever, or a call is refused."""
+    try:
+        await asyncio.wait_for(test, 10)
+    except (TimeoutError, TypeError, ResponseError, TooManyRules, pytest.fail.Exception) as error:
+        raise AssertionError(type(error).__name__) from error
+
+
+def takes_waiting(url: str) -> Awaitable[None]:
+    return trees.test_a_waiting_parent_that_is_cancelled_ends_before_start_when_its_children_have(url)
+
+
+def policy(of: str) -> Keeper:
+    return lambda url: trees.test_what_becomes_of_a_child_is_what_was_said_of_it(url, of)
+
+
+def below(touch: str) -> Keeper:
+    return lambda url: trees.test_whoever_touches_a_descendant_carries_out_first_that_it_is_cancelled(url, touch)
+
+
+def childless(state: State | None) -> Keeper:
+    return lambda url: trees.test_a_job_that_has_ended_or_was_asked_to_stop_gains_no_children(url, state)
+
+
+def parked(attempt: str) -> Keeper:
+    return lambda url: trees.test_a_cancelled_parent_ends_when_its_attempt_and_its_children_have(url, attempt)
+
+
+def at_deadline(url: str) -> Awaitable[None]:
+    return trees.test_at_its_deadline_a_parked_parent_ends_as_its_own_attempt_did(url, False, Ended.COMPLETED)
+
+
+def thousand(step: int) -> Keeper:
+    return lambda url: trees.test_a_thousand_children_are_told_in_bounded_steps_by_any_watchdog(url, step)
+
+
+def born_cancelled(how: str) -> Keeper:
+    return lambda url: trees.test_a_child_that_is_born_cancelled_is_never_open_and_counts_as_a_cancelled_one(url, how)
+
+
+def takes_along(state: State) -> Keeper:
+    return lambda url: trees.test_a_parent_that_never_ran_takes_its_children_with_it(url, state)
+
+
+def superseded(state: State) -> Keeper:
+    return lambda url: supersede.test_a_newer_job_of_a_key_has_the_older_one_cancelled(url, state)
+
+
+def free_key(state: State) -> Keeper:
+    return lambda url: supersede.test_a_job_that_ended_is_not_superseded_and_its_key_is_free(url, state)
+
+
+def born_with_key(how: str) -> Keeper:
+    return lambda url: supersede.test_a_job_that_is_born_cancelled_supersedes_and_leaves_the_key_free(url, how)
 
 
 ACKED = "redis.call('XACK', stream, group, unpack(acked))\n"
@@ -502,6 +601,257 @@ GUARDS = [
           "if said then", hooks.test_a_kind_loses_its_hook_only_when_no_worker_has_declared_it_for_a_while),
     Guard("declare", "redis.call('HDEL', hooks, kind)", "redis.call('HLEN', hooks)",
           hooks.test_a_kind_loses_its_hook_only_when_no_worker_has_declared_it_for_a_while),
+    # rules: deciding and taking back
+    Guard("decide", "if before then return { 'decided', before } end", "",
+          rules.test_a_decision_that_is_sent_again_changes_nothing),
+    Guard("decide", "if live >= tonumber(most) then", "if false then", crowded),
+    Guard("decide", " - redis.call('HEXISTS', rules, 'walked')", "", crowded),
+    Guard("decide", " - redis.call('HEXISTS', rules, 'newest')", "", crowded),
+    Guard("decide", "if cutoff ~= '' and tonumber(cutoff) < tonumber(admitted) then", "if false then",
+          rules.test_what_came_after_the_survey_is_not_covered_by_its_decision),
+    Guard("decide", "if cutoff ~= '' and tonumber(cutoff) < tonumber(admitted) then", "if cutoff ~= '' then",
+          rules.test_a_cutoff_of_the_future_covers_nobody_who_is_still_to_come),
+    Guard("decide", "redis.call('PUBLISH', rules_channel, announcement)\n", "local _ = rules_channel .. announcement\n",
+          lambda url: in_time(rules.test_an_announcement_goes_to_every_worker_when_a_rule_is_decided(url))),
+    Guard("revoke", "if was[2] ~= 'settling' and was[2] ~= 'standing' then return { 'stale', was[2] } end", "",
+          rules.test_what_is_settled_cannot_be_revoked),
+    Guard("revoke", "if not was[1] then return { 'missing' } end", "if not was[1] then return { 'stale', 'settled' } end",
+          rules.test_what_is_settled_cannot_be_revoked),
+    Guard("revoke", "  redis.call('HDEL', rules, number)\n", "", rules.test_a_rule_that_was_revoked_stops_nothing_more),
+    Guard("revoke", "if #left == 0 then redis.call('DEL', rules) end", "redis.call('DEL', rules)",
+          rules.test_a_revoked_rule_takes_no_other_with_it),
+    Guard("revoke", "  redis.call('PEXPIRE', own, keep_ended_ms)\n", "",
+          rules.test_a_rule_that_was_revoked_stops_nothing_more),
+    Guard("carry_out", "  redis.call('PEXPIRE', own, keep_ended_ms)\n", "",
+          rules.test_nothing_is_counted_for_a_scope_that_nobody_knows_any_more),
+    Guard("carry_out", "  if redis.call('EXISTS', own) == 0 then return end\n", "",
+          rules.test_revoking_a_rule_whose_counts_are_gone_makes_no_new_ones),
+    # rules: judging
+    Guard("carry_out", "not born and seq <= rule.cutoff", "not born",
+          rules.test_what_came_after_the_survey_is_not_covered_by_its_decision),
+    Guard("enqueue", "born and rule.until_ms > now or", "born or",
+          rules.test_a_job_that_comes_after_the_decision_is_left_alone),
+    Guard("enqueue", "born and rule.until_ms > now or", "",
+          rules.test_the_same_enqueue_sent_again_is_told_again_that_it_was_fenced),
+    Guard("start", "if newest > tonumber(facts.cleared or 0) and LIVE[facts.state] then redis.call('HSET', job, "
+          "'cleared', digits[newest]) end", "", rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
+    Guard("renew", "if rule.number > cleared and", "if",
+          rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
+    Guard("renew", "if newest <= tonumber(facts.cleared or 0) then return nil end", "facts.cleared = nil",
+          rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
+    Guard("start", "(own or newest > tonumber(cleared or 0)) and", "own and",
+          rules.test_a_job_without_anything_of_its_own_is_judged_too),
+    Guard("start", "(own or newest > tonumber(cleared or 0)) and", "newest > tonumber(cleared or 0) and", below("start")),
+    Guard("carry_out", "      facts.at = rule.at\n", "      facts.at = now\n",
+          rules.test_the_age_of_a_job_is_that_at_the_decision),
+    Guard("renew", "if is_hook(facts.kind) then return nil, facts end", "", never_covered(S.RUNNING)),
+    Guard("start", "if is_hook(facts.kind) then return nil, facts end", "", never_covered(S.QUEUED)),
+    Guard("survey", "or is_hook(facts.kind) then", "then", never_covered(S.QUEUED)),
+    Guard("cancel", "  if wish and LIVE[facts.state] then\n", "  if wish then\n",
+          trees.test_a_failed_job_that_hands_a_cancel_on_stays_failed),
+    Guard("look", "if wish and LIVE[facts.state] then", "if wish then",
+          rules.test_a_look_says_nothing_about_a_job_that_has_ended),
+    Guard("look", "    local wish, facts = decided(KEYS[i])\n", "    local wish, facts = nil, {}\n", shown(S.QUEUED)),
+    Guard("carry_out", "function(one, other) return one.number < other.number end",
+          "function(one, other) return one.number > other.number end", rules.test_the_first_rule_gives_the_cause),
+    Guard("renew", "grace = rule.grace_ms }", "grace = '' }",
+          rules.test_the_grace_of_a_rule_stands_before_that_of_the_job),
+    # whoever touches a job
+    *(
+        Guard(script, "  heed(job)\n  local was = redis.call('HMGET', job, 'state', ", "  local was = redis.call('HMGET', "
+              "job, 'state', ", touched(way))
+        for script, way in (("promote", "promote"), ("refuse", "refuse"), ("expire", "expire"), ("cancel", "cancel"))
+    ),
+    Guard("reclaim", "  if not alive then heed(job) end\n", "", touched("reclaim")),
+    Guard("reclaim", "  if not alive then heed(job) end\n", "  heed(job)\n",
+          rules.test_a_worker_with_a_good_lease_is_asked_itself),
+    Guard("start", "if was[1] and heed_known(job, was[10], was[11]) then", "if false then", touched("start")),
+    Guard("renew", "if was[1] and heed_known(job, was[3], was[4]) then", "if false then", touched("renew")),
+    *(
+        Guard(verb, "if now_at[1] and heed_known(job, now_at[5], now_at[6]) then", "if false then", touched(verb))
+        for verb in (V.FINISH, V.RETRY, V.RELEASE)
+    ),
+    Guard("enqueue", "  local job = key_of(jid)\n  heed(job)\n", "  local job = key_of(jid)\n",
+          touched("enqueue of a child")),
+    Guard("start", "  unread[jid] = nil\n", "", entry_goes("start")),
+    Guard("refuse", "  unread[jid] = nil\n", "", entry_goes("refuse")),
+    Guard("reclaim", "  unread[jid] = nil\n", "", entry_goes("reclaim of what never started")),
+    Guard("carry_out", "if state == 'queued' then unread[jid] = true end", "",
+          rules.test_the_entry_of_a_job_that_a_walk_has_stopped_goes_when_it_is_read),
+    Guard("carry_out", "if state == 'scheduled' then redis.call('ZREM', scheduled, jid) end", "",
+          touched("walk, scheduled")),
+    # born against a standing rule
+    Guard("enqueue", "local fenced = not tombstone and fence(jid, fields)", "local fenced = nil",
+          rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
+    Guard("enqueue", "      put(fields, 'born', 'fenced')\n", "",
+          rules.test_the_same_enqueue_sent_again_is_told_again_that_it_was_fenced),
+    Guard("enqueue", "      tally(fenced.scope, 'v:cancelled')\n", "",
+          rules.test_the_same_enqueue_sent_again_is_told_again_that_it_was_fenced),
+    Guard("enqueue", "if tombstone or fenced then parent.born_over = jid else put(",
+          "if tombstone then parent.born_over = jid else put(", born_cancelled("fenced")),
+    Guard("enqueue", "if tombstone or fenced then parent.born_over = jid else put(",
+          "if fenced then parent.born_over = jid else put(", born_cancelled("tombstoned")),
+    Guard("enqueue", "if parent.born_over then redis.call('HSETNX', job, 'cancelled_kid', parent.born_over) end", "",
+          born_cancelled("fenced")),
+    # the walk
+    Guard("carry_out", "if rule.number <= upto then", "if true then",
+          rules.test_a_rule_that_is_decided_during_a_walk_gets_one_of_its_own),
+    Guard("carry_out", "redis.call('HSET', rules, 'walked', upto)", "redis.call('HSET', rules, 'walked', newest)",
+          rules.test_a_rule_that_is_decided_during_a_walk_gets_one_of_its_own),
+    Guard("carry_out", "if redis.call('EXISTS', rules) == 1 then redis.call('HSET', rules, 'walked', upto) end",
+          "redis.call('HSET', rules, 'walked', upto)", walked(7)),
+    Guard("carry_out", "if redis.call('EXISTS', rules) == 1 then redis.call('HSET', rules, 'walked', upto) end", "",
+          lambda url: in_time(rules.test_a_standing_rule_is_walked_once_and_not_again(url))),
+    Guard("carry_out", "  redis.call('DEL', walk)\n", "  redis.call('HDEL', walk, 'upto')\n", walked(7)),
+    Guard("carry_out", "'(' .. cursor, '+'", "cursor, '+'", lambda url: in_time(walked(1)(url))),
+    Guard("carry_out", "over = #entries < tonumber(step)", "over = true", walked(1)),
+    Guard("carry_out", "prefix .. 'waiting', cursor, 'COUNT'", "scheduled, cursor, 'COUNT'", walked(7)),
+    Guard("carry_out", "place == -1 and scheduled or", "false or", walked(7)),
+    Guard("carry_out", "cursor, over = found[1], found[1] == '0'", "cursor, over = found[1], true",
+          rules.test_a_walk_goes_through_large_sets_while_they_shrink),
+    Guard("carry_out", "if rule.number <= walked and rule.until_ms <= now then", "if false then",
+          rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
+    Guard("carry_out", "      if rule.until_ms > now then\n", "      if false then\n",
+          rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
+    Guard("carry_out", "  redis.call('HINCRBY', walk, 'examined', examined)\n".lstrip(), "local _ = examined\n",
+          rules.test_a_walk_says_how_far_it_is),
+    Guard("survey", "prefix .. place, cursor == '0' and '-' or '(' .. cursor", "prefix .. place, '-'",
+          lambda url: in_time(stepwise(url))),
+    Guard("survey", "if #entries == tonumber(step) then", "if false then", stepwise),
+    Guard("survey", "if wish or not LIVE[facts.state]", "if not LIVE[facts.state]",
+          rules.test_a_survey_counts_what_a_rule_would_hit_and_changes_nothing),
+    Guard("survey", "if wish or not LIVE[facts.state]", "if wish",
+          rules.test_a_survey_leaves_out_what_is_being_cancelled_already),
+    # what is counted
+    Guard("carry_out", "if redis.call('EXISTS', key) == 1 then", "if true then",
+          rules.test_revoking_a_rule_whose_counts_are_gone_makes_no_new_ones),
+    Guard("finish", "if redis.call('EXISTS', key) == 1 then", "if true then",
+          rules.test_nothing_is_counted_for_a_scope_that_nobody_knows_any_more),
+    Guard("finish", "if scope and ties.signalled then tally(scope, 'unfinished', -1) end", "",
+          rules.test_a_scope_is_done_when_all_that_it_stopped_have_ended),
+    Guard("carry_out", "if scope and ties.signalled then", "if scope then", touched("walk, queued")),
+    Guard("finish", "if was[2] and was[3] then tally(was[2], 'unfinished', -1) end", "",
+          rules.test_late_success_with_open_children_takes_a_job_off_those_that_its_scope_waits_for),
+    Guard("carry_out", "  write_tallies() -- who says whether a scope is done reads them\n", "",
+          lambda url: in_time(said_done("ending")(url))),
+    Guard("finish", "if was[1] ~= 'settling' and tonumber(was[2] or 0) == 0 then redis.call('PUBLISH'",
+          "if false then redis.call('PUBLISH'", lambda url: in_time(said_done("ending")(url))),
+    Guard("carry_out", "if tonumber(redis.call('HGET', own, 'unfinished') or 0) == 0 then redis.call('PUBLISH'",
+          "if false then redis.call('PUBLISH'", lambda url: in_time(said_done("walk")(url))),
+    Guard("revoke", "if tonumber(redis.call('HGET', own, 'unfinished') or 0) == 0 then redis.call('PUBLISH'",
+          "if false then redis.call('PUBLISH'", lambda url: in_time(said_done("revoke")(url))),
+    # trees: who may have children
+    Guard("enqueue", "local open = LIVE[was[1]] and not was[5]", "local open = not was[5]", childless(S.CANCELLED)),
+    Guard("enqueue", "local open = LIVE[was[1]] and not was[5]", "local open = LIVE[was[1]]",
+          trees.test_a_parent_whose_finalizer_was_admitted_gains_no_children),
+    Guard("enqueue", "if parent_token ~= '' then open", "if true then open",
+          lambda url: trees.test_any_live_job_may_be_given_children(url, S.WAITING)),
+    Guard("enqueue", "elseif parent and parent.depth >= DEEPEST then", "elseif false then",
+          trees.test_a_tree_is_only_so_deep),
+    Guard("enqueue", "if parent then put(fields, 'depth', parent.depth + 1) end", "", trees.test_a_tree_is_only_so_deep),
+    Guard("enqueue", "      redis.call('HSET', job, 'own', 1)\n", "",
+          trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
+    # trees: counting
+    Guard("finish", "jid) == 0 then return end\n  local was = redis.call('HMGET', parent, 'state')",
+          "jid) == 2 then return end\n  local was = redis.call('HMGET', parent, 'state')",
+          trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
+    Guard("finish", "  if not was[1] then return end\n  -- A waiting", "  -- A waiting",
+          trees.test_a_child_whose_parent_has_no_record_any_more_leaves_nothing_behind),
+    Guard("finish", "if was[1] == 'waiting' then heed(parent) end", "",
+          trees.test_a_waiting_parent_is_judged_before_it_ends),
+    Guard("finish", "if was[1] == 'waiting' then heed(parent) end", "",
+          trees.test_a_waiting_parent_under_a_cancelled_job_does_not_end_in_success),
+    Guard("cancel", "redis.call('HSETNX', parent, 'cancelled_kid', jid)", "local _ = jid",
+          trees.test_a_child_that_was_cancelled_while_its_parent_ran_counts_as_well),
+    Guard("finish", "elseif state == 'failed' and was[4] ~= jid then", "elseif state == 'failed' then",
+          trees.test_a_finalizer_that_fails_fails_its_parent),
+    Guard("finish", "if failures <= FAILED_LISTED then", "if true then",
+          trees.test_only_the_first_hundred_failed_children_are_named),
+    Guard("cancel", "  if open > 0 then return end\n", "",
+          trees.test_a_cancelled_child_leaves_its_siblings_running_and_its_parent_is_cancelled_in_the_end),
+    Guard("finish", "  if open > 0 then return end\n", "",
+          trees.test_a_finalizer_is_admitted_when_the_last_child_has_ended_and_the_parent_ends_with_it),
+    Guard("finish", "if was[1] == 'waiting' and was[4] == jid then", "if false then",
+          trees.test_a_finalizer_that_fails_fails_its_parent),
+    Guard("finish", "elseif was[2] and not was[3] then", "elseif false then",
+          trees.test_a_finalizer_runs_without_children_too),
+    Guard("cascade", "elseif was[1] == 'cancelling' and was[5] then", "elseif was[1] == 'cancelling' then",
+          lambda url: in_time(trees.test_a_parent_whose_children_have_ended_is_cancelled_with_its_attempt(url))),
+    Guard("finish", "elseif was[1] == 'cancelling' and was[5] then", "elseif false then", parked("finish")),
+    # trees: how a parent ends
+    Guard("finish", "(told.finalizer or (own and redis.call('HGET', job, 'kids')))", "told.finalizer",
+          trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
+    Guard("finish", "(told.finalizer or (own and redis.call('HGET', job, 'kids')))",
+          "(own and redis.call('HGET', job, 'kids'))", trees.test_a_finalizer_runs_without_children_too),
+    Guard("finish", "if outcome == 'succeeded' and (told.finalizer", "if (told.finalizer",
+          trees.test_a_parent_that_fails_does_not_wait_and_its_children_go_on),
+    Guard("finish", "return open > 0 and 'waiting' or", "return",
+          trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
+    Guard("finish", "  redis.call('ZADD', prefix .. 'waiting', now, jid_of(job))\n", "",
+          trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
+    Guard("finish", "    redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids))\n", "",
+          trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
+    *(
+        Guard(verb, "  if open == 0 then\n", "  if true then\n", parked(verb))
+        for verb in (V.FINISH, V.RETRY, V.RELEASE, V.RECLAIM)
+    ),
+    Guard("start", "  if was[2] then return 'cancelling' end -- a start that was sent again\n", "",
+          trees.test_a_start_that_is_sent_again_after_a_cancel_parks_its_job_once),
+    Guard("reclaim", "  redis.call('HDEL', job, 'entry')\n  return 'cancelling'", "  return 'cancelling'",
+          parked("reclaim")),
+    Guard("finalize", "was[8] or (ARGV[at]", "(ARGV[at]", at_deadline),
+    Guard("cancel", "    put(fields, 'parked', 'before_start')\n", "", takes_waiting),
+    Guard("cascade", "now_at[1] == 'cancelling' and now_at[2] and", "now_at[1] == 'cancelling' and",
+          lambda url: in_time(trees.test_an_abandoned_child_is_not_waited_for_while_the_attempt_runs_either(url))),
+    Guard("cascade", "tonumber(now_at[3]) == 0 then", "true then",
+          trees.test_a_parked_parent_waits_although_its_children_have_been_told),
+    Guard("cascade", "    close_cancelled(parent, {}, tonumber(now_at[4]), now_at[5] or 0, now_at[2])\n", "",
+          trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
+    # trees: going down
+    Guard("cascade", "if not facts.policy then wish", "if true then wish", policy("wait")),
+    Guard("cascade", "if redis.call('HGET', child, 'policy') == 'abandon' then", "if false then", policy("abandon")),
+    Guard("cascade", "    redis.call('HINCRBY', parent, 'open', -1)\n", "", policy("abandon")),
+    Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif false then", below("start")),
+    Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif LIVE[was[1]] then",
+          trees.test_a_failed_job_in_between_hands_the_cancel_on),
+    Guard("start", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n      wish", "if was[1] == 'cancelling' then"
+          "\n      wish", trees.test_a_job_below_one_that_was_cancelled_at_once_does_not_start),
+    Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n  local from", "if true then\n  local from",
+          trees.test_a_cascade_of_a_parent_that_went_on_after_all_tells_nobody),
+    Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n  local from",
+          "if was[1] == 'cancelling' then\n  local from", takes_along(S.QUEUED)),
+    Guard("cancel", "  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end\n  local fields\n",
+          "  local fields\n", takes_along(S.SCHEDULED)),
+    Guard("start", "  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end\n  local fields\n",
+          "  local fields\n", trees.test_a_parent_that_a_start_finds_expired_takes_its_children_with_it),
+    Guard("cancel", "  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end\n  local terms",
+          "  announce_cascade(job)\n  local terms",
+          lambda url: in_time(trees.test_workers_are_told_that_a_job_with_children_is_asked_to_stop(url))),
+    Guard("cancel", "  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end\n  local terms",
+          "  local terms", takes_waiting),
+    Guard("cascade", "  redis.call('HSET', parent, 'cascaded', told[#told])\n", "",
+          lambda url: in_time(policy("wait")(url))),
+    Guard("cascade", "'WITHSCORES', 'LIMIT', 0, step)", "'WITHSCORES')", thousand(100)),
+    Guard("carry_out", "if not above or above == jid then return above == jid end", "if true then return above == jid end",
+          trees.test_descendants_are_those_below_and_not_the_job_itself),
+    # keys
+    Guard("enqueue", "  if LIVE[was[1]] then\n    local wish", "  if false then\n    local wish", superseded(S.QUEUED)),
+    Guard("enqueue", "  if LIVE[was[1]] then\n    local wish", "  if was[1] then\n    local wish",
+          supersede.test_an_older_job_that_is_cancelling_keeps_its_first_cause),
+    Guard("enqueue", "  local job = key_of(before)\n  heed(job)\n", "  local job = key_of(before)\n",
+          supersede.test_a_rule_that_was_decided_before_gives_the_cause),
+    Guard("finish", "if key and redis.call('HGET', prefix .. 'keyed', key) == jid then", "if key then",
+          supersede.test_a_superseded_job_that_ends_leaves_the_key_to_the_newest),
+    Guard("finish", "if key and redis.call('HGET', prefix .. 'keyed', key) == jid then", "if false then",
+          free_key(S.SUCCEEDED)),
+    Guard("enqueue", "if lives then redis.call('HSET'", "if true then redis.call('HSET'", born_with_key("fenced")),
+    Guard("enqueue", "own.key, jid, not tombstone and not fenced)", "own.key, jid, not fenced)",
+          born_with_key("tombstoned")),
+    Guard("enqueue", "local function supersede(key, jid, lives)\n  write_parents()\n",
+          "local function supersede(key, jid, lives)\n",
+          supersede.test_a_child_that_supersedes_its_only_sibling_keeps_their_parent_waiting),
+    Guard("enqueue", "  parents = {}\n", "",
+          supersede.test_a_parent_that_is_superseded_gains_no_more_children_in_the_same_call),
     # bury, forget, prune
     Guard("bury", "if #pending == 0 then", "if false then",
           lambda url: bounds.test_an_entry_that_is_no_job_is_buried_with_its_bytes(url, {b"jid": b"j"})),

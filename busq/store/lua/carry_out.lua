@@ -72,6 +72,7 @@ redis.call('HINCRBY', walk, 'examined', examined)
 local answer = { 'more', digits[hit] }
 if place > #places and place > 0 then
   redis.call('DEL', walk)
+  write_tallies() -- who says whether a scope is done reads them
   for _, rule in ipairs(live_rules()) do
     if rule.number <= upto then
       if rule.until_ms > now then

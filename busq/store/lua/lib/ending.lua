@@ -92,7 +92,8 @@ local function requested(job, n, attempt, wish)
     put(fields, 'own', 1)
   end
   local who = wish.source ~= '' and wish.source or nil
-  local facts = wish.cause .. ((wish.scope or wish.of) and ' ' .. (wish.scope or wish.of) or '')
+  local from = wish.scope or wish.of
+  local facts = wish.cause .. (from and ' ' .. from or '') .. (wish.reason ~= '' and ': ' .. wish.reason or '')
   return fields, remember(fields, job, n, 'requested', attempt, facts, nil, who)
 end
 

@@ -6,7 +6,7 @@ local function tally(scope, what, by)
   tallies[scope] = own
   own[what] = (own[what] or 0) + (by or 1)
 end
-at_end[3] = function()
+local function write_tallies()
   for scope, counts in pairs(tallies) do
     local key = prefix .. 'scope:' .. scope
     if redis.call('EXISTS', key) == 1 then
@@ -15,4 +15,6 @@ at_end[3] = function()
       if was[1] ~= 'settling' and tonumber(was[2] or 0) == 0 then redis.call('PUBLISH', done_prefix .. scope, was[1]) end
     end
   end
+  tallies = {}
 end
+at_end[3] = write_tallies
