@@ -247,6 +247,17 @@ async def test_a_wait_that_runs_out_of_time_names_what_is_unfinished(
             await bus.scope("s-1").wait(timeout=0.01)
 
 
+async def test_a_wait_that_runs_out_of_time_looks_once_more(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with played(redis_url) as (bus, decider):
+        seen = [look("settled"), look("settling")]
+
+        async def next_look(id: str) -> ScopeLook | None:
+            return seen.pop()
+
+        monkeypatch.setattr(decider, "look", next_look)
+        assert (await bus.scope("s-1").wait(timeout=0)).state == "settled"
+
+
 async def test_a_cancelled_wait_leaves_nothing_behind(redis_url: str) -> None:
     async with played(redis_url) as (bus, decider):
         decider.seen = look("settling")

@@ -6,7 +6,6 @@ local hushed = false -- set by who is told by its answer, and needs no notice
 local function accept(job, state, n, attempt, wish, own_grace, ties)
   local jid, fields = jid_of(job), nil
   ties = ties or ties_of(job)
-  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end
   if state == 'scheduled' or state == 'queued' then
     if wish.scope then tally(wish.scope, 'v:cancelled') end
     if state == 'scheduled' then redis.call('ZREM', scheduled, jid) end
@@ -15,6 +14,7 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
     if state == 'queued' then unread[jid] = true end
     return 'cancelled', 'cancelled'
   end
+  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end
   local terms = terms_of(job)
   local grace = tonumber(own_grace ~= '' and own_grace or terms.grace or default_grace_ms)
   local deadline = string.format('%.0f', now + grace + tonumber(terms.slack or default_slack_ms))
