@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from msgspec import structs
 
 from busq.protocol.scope import Filter
 from tests.model.plain import Job
 from tests.model.walk import Attempt, Walk
-from tests.store.bench import Bench
+from tests.store.bench import LEASE_S, Bench
 
 WALKS = int(os.environ.get("BUSQ_WALKS", "60"))
 STEPS = 50
@@ -30,6 +31,9 @@ PICK = st.integers(0, 11)
 FEW = st.lists(PICK, min_size=1, max_size=3)
 GROUPS = st.sampled_from(["g1", "g2", None])
 KINDS = st.sampled_from(["k1", "k2"])
+POLICIES = st.sampled_from(["cancel", "cancel", "wait", "abandon"])
+PARENTS = st.integers(0, 11)  # a place that is not there: none
+READ = st.tuples(st.integers(0, 3), st.integers(0, 3))
 SECONDS = st.sampled_from([0.5, 3, 8, 20])
 DELAYS = st.sampled_from([0, 0, 0, 4000])
 MOMENTS = st.sampled_from([0, 0, 0, 6000, 12000])
@@ -51,6 +55,15 @@ WHERES = st.sampled_from(
 )
 
 
+FILTERS = (
+    st.builds(Filter, group=st.sampled_from(["g1", "g2"]), where=WHERES | st.none())
+    | st.builds(Filter, where=WHERES)
+    | st.builds(Filter, worker=st.sampled_from(["a", "b"]))
+    | st.builds(Filter, kind=st.just("k2"))
+    | st.just(Filter(everything=True))
+)
+
+
 def one_of(items: Sequence[T], pick: int) -> T:
     """The newest few are what most happens to."""
     return items[-1 - pick % len(items)]
@@ -66,9 +79,17 @@ class Walking(RuleBasedStateMachine):
     walk: Walk
     run: Callable[[Awaitable[Any]], Any]
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(
+        plan=st.lists(st.tuples(PARENTS, POLICIES, GROUPS, st.integers(1, 3)), min_size=3, max_size=8), read=READ
+    )
+    def begin(self, plan: list[tuple[int, str, str | None, int]], read: tuple[int, int]) -> None:
         self.run(self.walk.begin())
+        for place, policy, group, n in plan:
+            parent = self.jobs[place] if place < len(self.jobs) else None
+            job = Job("", "k1", group, parent=parent, policy=policy if parent else "cancel", args={"n": n})
+            self.run(self.walk.enqueue(job))
+        for who, count in enumerate(read):
+            self.run(self._read_and_start(who, count))
 
     def teardown(self) -> None:
         if hasattr(self.walk, "bus"):
@@ -80,129 +101,105 @@ class Walking(RuleBasedStateMachine):
         kind=KINDS,
         group=GROUPS,
         n=st.integers(1, 3),
+        hooked=st.booleans(),
         delay_ms=DELAYS,
         expires_ms=MOMENTS,
         due_ms=MOMENTS,
-        hooked=st.booleans(),
     )
     def enqueue(self, kind: str, group: str | None, n: int, hooked: bool, **moments: int) -> None:
         self.run(self.walk.enqueue(Job("", kind, group, args={"n": n}, hooked=hooked), **moments))
 
-    @rule(key=st.sampled_from(["x", "y"]), group=GROUPS, delay_ms=DELAYS)
-    def supersede(self, key: str, group: str | None, delay_ms: int) -> None:
-        self.run(self.walk.enqueue(Job("", "k1", group, key, args={"n": 1}), delay_ms=delay_ms))
+    @rule(key=st.sampled_from(["x", "y"]), group=GROUPS, delay_ms=DELAYS, n=st.integers(1, 3))
+    def supersede(self, key: str, group: str | None, delay_ms: int, n: int) -> None:
+        self.run(self.walk.enqueue(Job("", "k1", group, key, args={"n": n}), delay_ms=delay_ms))
 
     @precondition(lambda self: self.jobs)
-    @rule(
-        pick=PICK,
-        policy=st.sampled_from(["cancel", "cancel", "wait", "abandon"]),
-        group=GROUPS,
-        delay_ms=DELAYS,
-        due_ms=MOMENTS,
-    )
+    @rule(pick=PICK, policy=POLICIES, group=GROUPS, delay_ms=DELAYS, due_ms=MOMENTS)
     def bear(self, pick: int, policy: str, group: str | None, **moments: int) -> None:
         """A child of any job."""
         job = Job("", "k2", group, parent=one_of(self.jobs, pick), policy=policy, args={"n": 2})
         self.run(self.walk.enqueue(job, **moments))
 
     @precondition(lambda self: self.attempts)
-    @rule(pick=PICK, policy=st.sampled_from(["cancel", "cancel", "wait", "abandon"]))
+    @rule(pick=PICK, policy=POLICIES)
     def spawn(self, pick: int, policy: str) -> None:
         """A child that a handler asks for."""
         held = one_of(self.attempts, pick)
         job = Job("", "k1", "g1", parent=held.job, policy=policy, args={"n": 3})
         self.run(self.walk.enqueue(job, token=held.token))
 
+    # Cancels ---------------------------------------------------------------------------------------------
+
     @precondition(lambda self: self.jobs)
     @rule(picks=FEW)
     def cancel(self, picks: list[int]) -> None:
         self.run(self.walk.cancel(some_of(self.jobs, picks)))
 
-    # Wide cancels ----------------------------------------------------------------------------------------
-
-    @rule(where=WHERES, group=GROUPS)
-    def cancel_where(self, where: str, group: str | None) -> None:
-        self.run(self.walk.decide(Filter(where=where, group=group)))
-
-    @rule(
-        filter=st.sampled_from(
-            [
-                Filter(group="g1"),
-                Filter(kind="k2"),
-                Filter(worker="a"),
-                Filter(where="args.n == 1"),
-                Filter(everything=True),
-            ]
-        )
-    )
-    def cancel_many(self, filter: Filter) -> None:
-        self.run(self.walk.decide(filter))
-
     @precondition(lambda self: self.jobs)
-    @rule(pick=PICK, group=GROUPS)
-    def cancel_descendants(self, pick: int, group: str | None) -> None:
-        self.run(self.walk.decide(Filter(descendants_of=one_of(self.jobs, pick).jid, group=group)))
+    @rule(filter=FILTERS, below=PICK | st.none())
+    def cancel_where(self, filter: Filter, below: int | None) -> None:
+        """`below`: only descendants of that job."""
+        if below is not None:
+            filter = structs.replace(filter, descendants_of=one_of(self.jobs, below).jid)
+        self.run(self.walk.decide(filter))
 
     @rule(
         filter=st.sampled_from([Filter(group="g2"), Filter(where="args.n == 3")]),
         standing_ms=st.sampled_from([0, 5000]),
+        revoked=PICK | st.none(),
     )
-    def stand(self, filter: Filter, standing_ms: int) -> None:
-        self.run(self.walk.decide(filter, standing_ms=standing_ms))
-
-    @precondition(lambda self: self.walk.bus.rules)
-    @rule(pick=PICK)
-    def revoke(self, pick: int) -> None:
-        self.run(self.walk.revoke(one_of(self.walk.bus.rules, pick)))
+    def stand_or_revoke(self, filter: Filter, standing_ms: int, revoked: int | None) -> None:
+        if revoked is not None and self.walk.bus.rules:
+            self.run(self.walk.revoke(one_of(self.walk.bus.rules, revoked)))
+        else:
+            self.run(self.walk.decide(filter, standing_ms=standing_ms))
 
     # Workers ---------------------------------------------------------------------------------------------
 
-    @rule(who=st.integers(0, 1), count=st.integers(1, 4))
+    @rule(who=st.integers(0, 1), count=st.integers(1, 3))
+    def read_and_start(self, who: int, count: int) -> None:
+        self.run(self._read_and_start(who, count))
+
+    @rule(who=st.integers(0, 1), count=st.integers(1, 3))
     def read(self, who: int, count: int) -> None:
         self.run(self.walk.read(self.walk.workers[who], count))
-
-    @rule(who=st.integers(0, 1))
-    def read_and_start(self, who: int) -> None:
-        known = len(self.walk.entries)
-        self.run(self.walk.read(self.walk.workers[who], 2))
-        if self.walk.entries[known:]:
-            self.run(self.walk.start(self.walk.entries[known:]))
 
     @precondition(lambda self: self.walk.entries)
     @rule(picks=FEW)
     def start(self, picks: list[int]) -> None:
         self.run(self.walk.start(self._of_one(self.walk.entries, picks)))
 
-    @rule(who=st.integers(0, 1))
-    def renew(self, who: int) -> None:
+    @rule(who=st.integers(0, 1), saved=PICK)
+    def beat(self, who: int, saved: int) -> None:
         self.run(self.walk.renew(self.walk.workers[who]))
+        if self.attempts:
+            self.run(self.walk.save(one_of(self.attempts, saved)))
 
     @precondition(lambda self: self.attempts)
-    @rule(pick=PICK)
-    def save(self, pick: int) -> None:
-        self.run(self.walk.save(one_of(self.attempts, pick)))
-
-    @precondition(lambda self: self.attempts)
-    @rule(picks=FEW, failed=st.sampled_from([False, False, True]), finalizer=st.booleans(), keep=st.booleans())
-    def finish(self, picks: list[int], **how: bool) -> None:
+    @rule(picks=FEW, finalizer=st.booleans(), keep=st.booleans())
+    def succeed(self, picks: list[int], **how: bool) -> None:
         self.run(self.walk.finish(self._of_one(self.attempts, picks), **how))
 
     @precondition(lambda self: self.attempts)
-    @rule(picks=FEW, delay_ms=st.sampled_from([0, 2000]))
-    def retry(self, picks: list[int], delay_ms: int) -> None:
-        self.run(self.walk.retry(self._of_one(self.attempts, picks), delay_ms))
-
-    @precondition(lambda self: self.attempts)
-    @rule(picks=FEW)
-    def release(self, picks: list[int]) -> None:
-        self.run(self.walk.release(self._of_one(self.attempts, picks)))
+    @rule(picks=FEW, how=st.sampled_from(["fail", "retry", "retry", "release"]), delay_ms=st.sampled_from([0, 2000]))
+    def do_not_succeed(self, picks: list[int], how: str, delay_ms: int) -> None:
+        held = self._of_one(self.attempts, picks)
+        if how == "fail":
+            self.run(self.walk.finish(held, failed=True))
+        elif how == "retry":
+            self.run(self.walk.retry(held, delay_ms))
+        else:
+            self.run(self.walk.release(held))
 
     # Watchdogs -------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.walk.entries)
-    @rule(picks=FEW)
-    def reclaim(self, picks: list[int]) -> None:
-        self.run(self.walk.reclaim(self._of_one(self.walk.entries, picks)))
+    @rule(picks=FEW, lost=st.booleans())
+    def reclaim(self, picks: list[int], lost: bool) -> None:
+        held = self._of_one(self.walk.entries, picks)
+        if lost:
+            self.walk.advance(LEASE_S)
+        self.run(self.walk.reclaim(held))
 
     @precondition(lambda self: self.jobs)
     @rule(picks=FEW, verb=st.sampled_from(["promote", "expire", "finalize"]))
@@ -228,11 +225,17 @@ class Walking(RuleBasedStateMachine):
 
     @property
     def jobs(self) -> list[Job]:
-        return self.walk.bus.jobs if hasattr(self.walk, "bus") else []
+        return self.walk.bus.jobs
 
     @property
     def attempts(self) -> list[Attempt]:
         return self.walk.attempts
+
+    async def _read_and_start(self, who: int, count: int) -> None:
+        known = len(self.walk.entries)
+        await self.walk.read(self.walk.workers[who], count)
+        if self.walk.entries[known:]:
+            await self.walk.start(self.walk.entries[known:])
 
     @staticmethod
     def _of_one(items: Sequence[Attempt], picks: Sequence[int]) -> list[Attempt]:
