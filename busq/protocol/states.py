@@ -5,6 +5,10 @@ Who may move a job from where to where, as data.
 job is in afterwards. `None` stands for "no record". The Lua scripts are the second writing of this table; a test
 walks every state x every verb to see that the two agree, and the README's diagram is drawn from it.
 
+Before its own row counts, every other script that touches a job first carries out what has been decided for it: the row
+of `carry_out` where a live rule matches or a job above it is being cancelled, then its own row for the state that this
+leads to. The last child's ending is a verb without a script of its own: it happens inside the script that ends the child.
+
 Adding a state? It also needs a line in the README and an answer under every verb here.
 """
 
@@ -36,7 +40,7 @@ def is_terminal(state: State) -> bool:
 
 
 class Verb(StrEnum):
-    """Everything that may touch a job's record; each is one script."""
+    """Everything that may change a job's state; each is one script, but for `last_child`."""
 
     ENQUEUE = "enqueue"
     PROMOTE = "promote"
@@ -51,6 +55,8 @@ class Verb(StrEnum):
     EXPIRE = "expire"
     FINALIZE = "finalize"
     RECLAIM = "reclaim"
+    CARRY_OUT = "carry_out"
+    LAST_CHILD = "last_child"
 
 
 Answers = Mapping[str, frozenset[State | None]]
@@ -76,7 +82,13 @@ TRANSITIONS: Table = {
     Verb.ENQUEUE: _rows(
         {},
         otherwise="in_use",
-        missing=_row(enqueued=(_S.QUEUED, _S.SCHEDULED), tombstoned=_S.CANCELLED, orphan=None),
+        missing=_row(
+            enqueued=(_S.QUEUED, _S.SCHEDULED),
+            tombstoned=_S.CANCELLED,
+            fenced=_S.CANCELLED,
+            orphan=None,
+            too_deep=None,
+        ),
     ),
     Verb.PROMOTE: _rows(
         {_S.SCHEDULED: _row(promoted=_S.QUEUED, early=_S.SCHEDULED)}, otherwise="stale", missing=_MISSING
@@ -111,11 +123,13 @@ TRANSITIONS: Table = {
         otherwise="stale",
         missing=_MISSING,
     ),
+    # A job that is being cancelled and has open children stays so, whoever says that its attempt has ended.
     Verb.FINISH: _rows(
         {
-            _S.RUNNING: _row(settled=(_S.SUCCEEDED, _S.FAILED), stale=_S.RUNNING),
-            # Succeeded only for a handler made with late_success="keep" that returned before the deadline.
-            _S.CANCELLING: _row(settled=(_S.CANCELLED, _S.SUCCEEDED), stale=_S.CANCELLING),
+            # Cancelled: a child of it was, and it has no open one.
+            _S.RUNNING: _row(settled=(_S.SUCCEEDED, _S.FAILED, _S.WAITING, _S.CANCELLED), stale=_S.RUNNING),
+            # Succeeded or waiting only with a handler made with late_success="keep" that returned before the deadline.
+            _S.CANCELLING: _row(settled=(_S.CANCELLED, _S.CANCELLING, _S.SUCCEEDED, _S.WAITING), stale=_S.CANCELLING),
         },
         otherwise="stale",
         missing=_MISSING,
@@ -123,7 +137,7 @@ TRANSITIONS: Table = {
     Verb.RETRY: _rows(
         {
             _S.RUNNING: _row(settled=(_S.SCHEDULED, _S.FAILED), stale=_S.RUNNING),
-            _S.CANCELLING: _row(settled=_S.CANCELLED, stale=_S.CANCELLING),
+            _S.CANCELLING: _row(settled=(_S.CANCELLED, _S.CANCELLING), stale=_S.CANCELLING),
         },
         otherwise="stale",
         missing=_MISSING,
@@ -131,7 +145,7 @@ TRANSITIONS: Table = {
     Verb.RELEASE: _rows(
         {
             _S.RUNNING: _row(settled=_S.QUEUED, stale=_S.RUNNING),
-            _S.CANCELLING: _row(settled=_S.CANCELLED, stale=_S.CANCELLING),
+            _S.CANCELLING: _row(settled=(_S.CANCELLED, _S.CANCELLING), stale=_S.CANCELLING),
         },
         otherwise="stale",
         missing=_MISSING,
@@ -177,10 +191,31 @@ TRANSITIONS: Table = {
         | {
             _S.QUEUED: _row(reclaimed=_S.QUEUED, alive=_S.QUEUED, stale=_S.QUEUED),
             _S.RUNNING: _row(reclaimed=_S.QUEUED, lost=_S.FAILED, alive=_S.RUNNING, stale=_S.RUNNING),
-            _S.CANCELLING: _row(ended=_S.CANCELLED, alive=_S.CANCELLING, stale=_S.CANCELLING),
+            _S.CANCELLING: _row(ended=(_S.CANCELLED, _S.CANCELLING), alive=_S.CANCELLING, stale=_S.CANCELLING),
         },
         otherwise="stale",
         missing=_row(missing=None, alive=None),
+    ),
+    # What becomes of a job that a live rule matches.
+    Verb.CARRY_OUT: _rows(
+        {
+            _S.SCHEDULED: _row(cancelled=_S.CANCELLED),
+            _S.QUEUED: _row(cancelled=_S.CANCELLED),
+            _S.RUNNING: _row(signalled=_S.CANCELLING),
+            _S.WAITING: _row(signalled=_S.CANCELLING),
+        },
+        otherwise="untouched",
+        missing=_row(untouched=None),
+    ),
+    # What becomes of the parent. Finalizing: its finalizer is its last child, and as that one ends it ends too.
+    Verb.LAST_CHILD: _rows(
+        {
+            _S.WAITING: _row(ended=(_S.SUCCEEDED, _S.FAILED, _S.CANCELLED), finalizing=_S.WAITING),
+            # Untouched: its own attempt is still running.
+            _S.CANCELLING: _row(ended=_S.CANCELLED, untouched=_S.CANCELLING),
+        },
+        otherwise="untouched",
+        missing=_row(untouched=None),
     ),
 }
 

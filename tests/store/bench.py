@@ -8,17 +8,20 @@ says so; only stream ids and expiries of keys follow the server's own time.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from busq.clock import ManualClock
 from busq.config import Settings
 from busq.protocol.cancel import CancelAnswer, CancelRequest, Cause
+from busq.protocol.jids import child_jid
 from busq.protocol.job import Event, Job, history_from_record, job_from_record
 from busq.protocol.keys import GROUP
-from busq.protocol.states import State, Verb
+from busq.protocol.scope import Filter, ScopeLook
+from busq.protocol.states import State, Verb, is_terminal
 from busq.store.forms import Delivery, KindTerms, NewJob, Note, Renewal, RenewAnswer, Settlement, StartAnswer
+from busq.store.scopes import Scopes
 from busq.store.store import Store
 from busq.store.streams import Entry, Streams
 
@@ -29,6 +32,7 @@ GRACE_S = 5.0
 SLACK_S = 2.0
 DEADLINE_S = GRACE_S + SLACK_S
 LEASE_S = 15.0
+CHILD_DELAY_S = 86_400.0  # longer than any test
 NO_ENTRY = b"1-1"
 
 
@@ -56,6 +60,7 @@ class Bench:
         self.settings = Settings.load({}, url=url, **settings)
         self._fresh = itertools.count(1)
         self.a, self.b, self.dog = (Store(self.settings, by=name, clock=self.clock) for name in ("a", "b", "dog"))
+        self.scopes = Scopes(self.b)
         self.redis: Any = self.a.redis  # for looking and for what no verb does
 
     async def __aenter__(self) -> Self:
@@ -139,18 +144,28 @@ class Bench:
         delay_s: float = 0,
         call: str | None = None,
         kind: str = KIND,
+        queue: str = QUEUE,
+        payload: bytes = b"\x01payload",
         **fields: Any,
     ) -> str:
         """Admit a job and give its jid back; `fields` are further fields of its record."""
         jid = jid or self.fresh("job")
-        await self.admit(jid, delay_s=delay_s, call=call, kind=kind, **fields)
+        await self.admit(jid, delay_s=delay_s, call=call, kind=kind, queue=queue, payload=payload, **fields)
         return jid
 
     async def admit(
-        self, jid: str, *, delay_s: float = 0, call: str | None = None, kind: str = KIND, **fields: Any
-    ) -> tuple[str, State]:
+        self,
+        jid: str,
+        *,
+        delay_s: float = 0,
+        call: str | None = None,
+        kind: str = KIND,
+        queue: str = QUEUE,
+        payload: bytes = b"\x01payload",
+        **fields: Any,
+    ) -> tuple[str, State | None]:
         more = tuple(itertools.chain.from_iterable(fields.items()))
-        job = NewJob(jid, kind, QUEUE, b"\x01payload", round(delay_s * 1000), more)
+        job = NewJob(jid, kind, queue, payload, round(delay_s * 1000), more)
         (answer,) = await self.a.enqueue([job], call=call or self.fresh("call"))
         return answer
 
@@ -239,6 +254,8 @@ class Bench:
         cause: str = "",
         delay_s: float = 0.0,
         hook: str = "",
+        finalizer: bool = False,
+        stopped: bool = True,
         notes: Sequence[Note] = (),
     ) -> tuple[str, str]:
         store = by or self.a
@@ -256,6 +273,8 @@ class Bench:
             cause=cause,
             delay_ms=round(delay_s * 1000),
             hook=hook,
+            finalizer=finalizer,
+            stopped=stopped,
             notes=tuple(notes),
         )
         (answer,) = await store.settle(verb, store.shard_of(held.jid), held.queue, [end])
@@ -294,6 +313,34 @@ class Bench:
         (answer,) = await self.dog.expire(self.dog.shard_of(jid), [jid])
         return answer
 
+    async def decide(self, scope: str | None = None, *, how: Mapping[str, Any] | None = None, **filter: Any) -> str:
+        """A rule for the jobs that fit; `how` it is decided goes to `Scopes.decide`. Gives its id back."""
+        scope = scope or self.fresh("scope")
+        await self.scopes.decide(scope, Filter(**filter), **(how or {}))
+        return scope
+
+    async def look(self, scope: str) -> ScopeLook:
+        found = await self.scopes.look(scope)
+        assert found is not None
+        return found
+
+    async def walk(self, *, step: int = 100) -> int:
+        """Settle every rule that is there. Answers how many jobs that stopped."""
+        return await self._work_off(self.dog.carry_out, step)
+
+    async def pass_on(self, *, step: int = 100) -> int:
+        """Pass every cancel of a parent on to its children. Answers how many of them that stopped."""
+        return await self._work_off(self.dog.cascade, step)
+
+    async def _work_off(self, verb: Callable[..., Awaitable[tuple[str, int]]], step: int) -> int:
+        stopped = 0
+        for shard in range(self.dog.shards):
+            word = ""
+            while word != "idle":
+                word, hit = await verb(shard, step=step)
+                stopped += hit
+        return stopped
+
     async def timer(self, jid: str) -> float | None:
         """In how many seconds the job's next moment comes; None when it has no timer."""
         at = await self.redis.zscore(self.a.keys(self.a.shard_of(jid)).timers, jid)
@@ -309,11 +356,20 @@ def but_history(record: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     return {k: v for k, v in record.items() if k != b"n" and not (k[:1] == b"e" and k[1:].isdigit())}
 
 
-async def put_in(bench: Bench, state: State | None, *, retries: int = 0, max_losses: int = 5, **fields: Any) -> Held:
+async def put_in(
+    bench: Bench,
+    state: State | None,
+    *,
+    retries: int = 0,
+    max_losses: int = 5,
+    child: str | None = None,
+    **fields: Any,
+) -> Held:
     """
     Bring a fresh job into this state.
 
     Worker `a` holds the entry, where there is one. `settled` says that the attempt has been settled by its token.
+    `child`: the jid of a child that it got while it ran, which stays scheduled whatever becomes of it; none for a job that has ended.
     """
     if state is None:
         return Held(bench.fresh("unknown"))
@@ -322,9 +378,12 @@ async def put_in(bench: Bench, state: State | None, *, retries: int = 0, max_los
     if state is State.QUEUED:
         return await bench.take(await bench.enqueue(**fields))
     held = await bench.run(retries=retries, max_losses=max_losses, **fields)
+    if state is State.WAITING or (child and not is_terminal(state)):
+        child = child or child_jid(held.jid)
+        await bench.enqueue(child, delay_s=CHILD_DELAY_S, parent=held.jid, policy="wait")
     if state is State.WAITING:
-        # No verb leads there yet.
-        await bench.redis.hset(bench.a.job_key(held.jid), "state", "waiting")
+        await bench.settle(Verb.FINISH, held, result=b"\x01result")
+        held.settled = True
     elif state in (State.SUCCEEDED, State.FAILED):
         await bench.settle(Verb.FINISH, held, state, cause="error" if state is State.FAILED else "")
         held.settled = True

@@ -184,7 +184,7 @@ async def test_a_stale_call_does_not_keep_a_record_alive(url: str) -> None:
 
 def _pattern(named: str) -> re.Pattern[bytes]:
     place = re.escape(named).replace(re.escape("{s}"), r"\{\d+\}")
-    place = re.sub(r"<(jid|queue)>", "[A-Za-z0-9_.:/-]+", place).replace("<state>", "(succeeded|failed|cancelled)")
+    place = re.sub(r"<(jid|queue|id)>", "[A-Za-z0-9_.:/-]+", place).replace("<state>", "(succeeded|failed|cancelled)")
     return re.compile(f"busq:{place}".encode())
 
 
@@ -195,6 +195,8 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
             await put_in(bench, state)
         await bench.cancel("nobody", tombstone_s=60)
         await bench.enqueue(expires=60_000)
+        await bench.enqueue(key="a key")
+        await bench.cancel((await put_in(bench, S.WAITING)).jid)
         await bench.beat()
         await bench.a.declare(0, {KIND: "always"}, keep_s=60)
         late = await put_in(bench, S.CANCELLING)
@@ -204,6 +206,8 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
         await bench.redis.xadd(stream, {"no": "job"})
         (entry,) = [each for each in await bench.read() if not each.jid]
         await bench.a.bury(0, QUEUE, entry.id, reason="bad_entry", raw=b"raw")
+        await bench.decide(kind="other")
+        assert (await bench.dog.carry_out(0, step=1))[0] == "more"
         found: dict[str, int] = {named: 0 for named, *_ in KEY_TABLE}
         for key in await bench.redis.keys("*"):
             (row,) = [row for row in KEY_TABLE if _pattern(row[0]).fullmatch(key)]

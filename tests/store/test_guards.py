@@ -177,10 +177,10 @@ HASTENED = "if nearer < tonumber(deadline) then"
 CANCELLING_HELD = "elseif state == 'cancelling' and held then"
 
 ENDED_BY = {
-    "queued": "cancel", "tombstoned": "enqueue", "finish": "finish", "retry": "retry", "release": "release",
-    "finalize": "finalize", "reclaim": "reclaim", "expired in the queue": "expire", "found expired by a start": "start",
-    "given back, never run": "refuse",
+    "tombstoned": "enqueue", "finish": "finish", "retry": "retry", "release": "release",
+    "finalize": "finalize", "reclaim": "reclaim", "given back, never run": "refuse",
 }  # fmt: skip
+ENDED_UNSTARTED_BY = {"queued": "cancel", "expired in the queue": "expire", "found expired by a start": "start"}
 
 GUARDS = [
     # enqueue
@@ -196,9 +196,9 @@ GUARDS = [
           bounds.test_an_expired_tombstone_stops_nothing_and_leaves_nothing),
     Guard("enqueue", "      redis.call('HDEL', tombstones, jid)\n      n = ", "      n = ",
           bounds.test_a_tombstone_is_consumed_by_the_enqueue_that_it_stops),
-    Guard("enqueue", "  elseif not open then", "  elseif false then", orphan("ended")),
-    Guard("enqueue", "parents[1] == 'running' and ", "", orphan("asked to stop")),
-    Guard("enqueue", " and parents[2] == parent_token", "", orphan("owned by another attempt")),
+    Guard("enqueue", "  elseif parent and not parent.open then", "  elseif false then", orphan("ended")),
+    Guard("enqueue", "open = was[1] == 'running' and ", "open = ", orphan("asked to stop")),
+    Guard("enqueue", " and was[2] == parent_token", "", orphan("owned by another attempt")),
     # cancel
     Guard("cancel", "was[4] == request", "false", again("cancel of a running job")),
     Guard("cancel", "was[4] == request", "true", table(V.CANCEL, S.CANCELLED)),
@@ -206,9 +206,9 @@ GUARDS = [
           cancels.test_a_cancel_of_an_unknown_jid_writes_nothing),
     Guard("cancel", "state == 'scheduled' or state == 'queued' then", "state == 'queued' then",
           table(V.CANCEL, S.SCHEDULED)),
-    Guard("cancel", "    redis.call('ZREM', scheduled, jid)\n", "",
+    Guard("cancel", "if state == 'scheduled' then redis.call('ZREM', scheduled, jid) end", "",
           cancels.test_a_cancel_keeps_a_scheduled_job_from_being_queued),
-    Guard("cancel", "if state == 'queued' then redis.call('ZADD', cancelled, '+inf', jid) end", "", unread("start",
+    Guard("cancel", "if state == 'queued' then unread[jid] = true end", "", unread("start",
           True)),
     Guard("cancel", "running = true, waiting = true", "running = true",
           table(V.CANCEL, S.WAITING)),
@@ -228,7 +228,7 @@ GUARDS = [
     Guard("cancel", "local fields = { 'deadline', deadline, 'cancel_grace', grace_ms }",
           "local fields = { 'deadline', deadline, 'cancel_grace', grace_ms, 'cause', cause, 'reason', reason }",
           cancels.test_the_second_request_does_not_change_the_cause),
-    Guard("cancel", "elseif state == 'cancelled' then", "elseif false then", table(V.CANCEL, S.CANCELLED)),
+    Guard("cancel", "elseif state == 'cancelled' then\n    if again", "elseif false then\n    if again", table(V.CANCEL, S.CANCELLED)),
     Guard("cancel", "  redis.call('PUBLISH', notice_prefix .. jid, 'cancel')\n",
           "  redis.call('PUBLISH', notice_prefix .. jid, 'other')\n",
           cancels.test_the_notice_rings_after_the_request_is_written),
@@ -239,11 +239,11 @@ GUARDS = [
           moments.test_the_timer_goes_from_the_first_moment_to_the_second),
     Guard("enqueue", "if first < math.huge then redis.call('ZADD', timers, first, jid) end",
           "redis.call('ZADD', timers, first, jid)", moments.test_a_job_without_moments_has_no_timer),
-    Guard("expire", "elseif not live[state] or at == math.huge then", "elseif at == math.huge then",
+    Guard("expire", "elseif not LIVE[state] or at == math.huge then", "elseif at == math.huge then",
           moments.test_a_users_cancel_that_was_accepted_before_stands),
-    Guard("expire", "elseif not live[state] or at == math.huge then", "elseif at == math.huge then",
+    Guard("expire", "elseif not LIVE[state] or at == math.huge then", "elseif at == math.huge then",
           table(V.EXPIRE, S.SUCCEEDED)),
-    Guard("expire", "elseif not live[state] or at == math.huge then", "elseif not live[state] then",
+    Guard("expire", "elseif not LIVE[state] or at == math.huge then", "elseif not LIVE[state] then",
           table(V.EXPIRE, S.RUNNING)),
     Guard("expire", "not started and tonumber(expires)", "tonumber(expires)",
           moments.test_a_job_that_has_been_started_does_not_expire),
@@ -281,7 +281,7 @@ GUARDS = [
     Guard("start", "elseif (unknown or was[5] == token) and state", "elseif state",
           moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
     *(
-        Guard(verb, "if #ended_jids > 0 then redis.call('ZREM', timers, unpack(ended_jids)) end", "", timer_goes(how))
+        Guard(verb, "    redis.call('ZREM', timers, unpack(ended_jids))\n", "", timer_goes(how))
         for verb, how in (
             (V.FINISH, "finish"), (V.RETRY, "fail"), (V.CANCEL, "cancel queued"), (V.FINALIZE, "finalize"),
             (V.RECLAIM, "reclaim"), (V.REFUSE, "refuse"),
@@ -305,7 +305,7 @@ GUARDS = [
     Guard("start", "and was[2] == entry then\n    -- The entry of", "and false then\n    -- The entry of",
           attempts.test_two_workers_with_one_entry_start_it_once),
     Guard("start", "        attempt = attempt + 1\n", "", attempts.test_every_start_mints_a_higher_attempt),
-    Guard("start", "if state == 'cancelled' then redis.call('ZREM', cancelled, jid_of(job)) end", "", unread("start",
+    Guard("start", "if state == 'cancelled' then was_read(jid_of(job)) end", "", unread("start",
           False)),
     Guard("start", "  redis.call('XDEL', stream, unpack(leftovers))\n", "", unread("start", False)),
     Guard("start", "  redis.call('XACK', stream, group, unpack(leftovers))\n", "", unread("start", False)),
@@ -379,7 +379,7 @@ GUARDS = [
     Guard("refuse", "elseif was[2] ~= entry or state ~= 'queued' then", "elseif was[2] ~= entry then",
           table(V.REFUSE, S.RUNNING)),
     Guard("refuse", "limit > 0 and refusals > limit", "false", table(V.REFUSE, S.QUEUED)),
-    Guard("refuse", "if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end", "",
+    Guard("refuse", "if state == 'cancelled' then was_read(jid) end", "",
           cancels.test_a_cancelled_job_that_is_given_back_stays_cancelled_and_its_entry_goes),
     Guard("refuse", "if was[2] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end", "",
           cancels.test_a_cancelled_job_that_is_given_back_stays_cancelled_and_its_entry_goes),
@@ -431,7 +431,7 @@ GUARDS = [
     Guard("reclaim", "if mark == 'inf' then redis.call('ZREM', cancelled, jid) end", "", unread("reclaim", True)),
     Guard("reclaim", "if was[4] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end", "",
           unread("reclaim", False)),
-    Guard("reclaim", "if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end", "", unread("reclaim",
+    Guard("reclaim", "if state == 'cancelled' then was_read(jid) end", "", unread("reclaim",
           False)),
     Guard("reclaim", "requeue(job, {}, n, attempt, 'never started')",
           "requeue(job, { 'losses', 1 }, n, attempt, 'never started')",
@@ -440,6 +440,10 @@ GUARDS = [
     Guard("reclaim", DELETED, "", attempts.test_a_reclaimed_job_stands_in_the_queue_once_and_nobody_holds_it),
     # hooks
     *(Guard(script, "  clean_up_after(job, attempt, ended)\n", "", admitted(way)) for way, script in ENDED_BY.items()),
+    *(
+        Guard(script, "  clean_up_after(job, attempt, 'before_start', ties)\n", "", admitted(way))
+        for way, script in ENDED_UNSTARTED_BY.items()
+    ),
     Guard("cancel", "  redis.call('HSET', job, 'hook', jid)\n", "", admitted("queued")),
     Guard("cancel", "  redis.call('SADD', prefix .. 'queues', queue_name)\n", "", admitted("queued")),
     Guard("cancel", "'for_attempt', was[4] or 0", "'for_attempt', 0", admitted("handed back")),
@@ -453,7 +457,7 @@ GUARDS = [
     Guard("cancel", "was[2] or declared(", "declared(", said("attempted", "always", 0)),
     Guard("cancel", "if is_hook(was[1]) then", "if false then", hook_cancelled(False)),
     Guard("finish", "if is_hook(was[1]) then", "if false then", hook_cancelled(True)),
-    Guard("cancel", "redis.call('EXISTS', prefix .. 'job:' .. jid) == 0", "true",
+    Guard("cancel", "redis.call('EXISTS', key_of(jid)) == 0", "true",
           hooks.test_a_hook_takes_no_jid_that_is_in_use),
     Guard("finish", "if was[9] then put(fields, 'saved', was[9]) end", "", hooks.test_a_hook_is_told_of_its_job),
     Guard("cancel", "%020x.%04x', now, count, shard)", "%020x.%04x', now, count, 0)",

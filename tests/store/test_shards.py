@@ -11,6 +11,7 @@ from redis.crc import key_slot
 from busq.errors import ConfigError
 from busq.protocol.cancel import CancelRequest, Verdict
 from busq.protocol.jids import child_jid, shard_of
+from busq.protocol.scope import Filter, ScopeState
 from busq.protocol.states import State, Verb
 from busq.store import scripts, store
 from busq.store.forms import NewJob
@@ -19,6 +20,7 @@ from tests.store.bench import DEADLINE_S, DELAY_S, LEASE_S, QUEUE, Bench, Held, 
 S = State
 MANY = 300
 SHARDS = 4
+OF_RULES = {"decide", "revoke", "survey", "cascade"}
 
 
 @pytest.fixture
@@ -124,6 +126,13 @@ async def test_every_verb_works_with_several_shards_and_touches_one_slot(
             assert (await bench.cancel(overdue.jid)).verdict is Verdict.SIGNALLED
             bench.clock.advance(DEADLINE_S)
             assert await bench.finalize(overdue.jid) == ("finalized", "cancelled")
+            parent = await put_in(bench, S.WAITING)
+            scope = await bench.decide(descendants_of=parent.jid)
+            assert (await bench.scopes.survey(Filter(everything=True)))[0].jobs > 0
+            await bench.walk()
+            await bench.pass_on()
+            assert (await bench.a.look(bench.a.shard_of(parent.jid), [parent.jid]))[0].wish is None
+            assert await bench.scopes.revoke(scope) is ScopeState.SETTLED
         bench.clock.advance(LEASE_S)
         for shard in range(SHARDS):
             await bench.dog.prune(shard, limit=10, suspect_s=1)
@@ -131,7 +140,11 @@ async def test_every_verb_works_with_several_shards_and_touches_one_slot(
         assert used == set(range(SHARDS))
     for name, keys, _ in calls:
         assert len({key_slot(key) for key in keys}) == 1, name
-    assert {name for name, *_ in calls} >= set(Verb) - {Verb.REFUSE} | {"prune", "forget"}
+    assert {name for name, *_ in calls} >= set(Verb) - {Verb.REFUSE, Verb.LAST_CHILD} | {
+        "prune",
+        "forget",
+        "look",
+    } | OF_RULES
 
 
 @pytest.mark.parametrize("root", ["order-17", "a", "0190b6a1c5d27e3f8a0c4d5e6f708192"])

@@ -13,8 +13,20 @@ from dataclasses import dataclass, field
 import pytest
 
 from busq.protocol.states import TRANSITIONS, State, Verb, allowed, is_terminal
+from busq.protocol.tree import DEEPEST
 from busq.store.forms import Note, Refusal
-from tests.store.bench import DEADLINE_S, DELAY_S, LEASE_S, NO_ENTRY, QUEUE, Bench, Held, but_history, put_in
+from tests.store.bench import (
+    CHILD_DELAY_S,
+    DEADLINE_S,
+    DELAY_S,
+    LEASE_S,
+    NO_ENTRY,
+    QUEUE,
+    Bench,
+    Held,
+    but_history,
+    put_in,
+)
 
 Call = Callable[[Bench, Held], Awaitable[str]]
 LATER_S = 200.0  # longer than any delay, lease or deadline here
@@ -33,6 +45,7 @@ class Case:
     max_losses: int = 5
     fields: Mapping[str, str] = field(default_factory=dict)
     names_attempt: bool = False
+    child: bool = False  # the job has got one, and it is open
 
 
 async def _write(bench: Bench, held: Held, name: str, value: int) -> None:
@@ -56,6 +69,18 @@ def _enqueue(*, delay_s: float = 0, tombstone: bool = False) -> Call:
 
 async def _spawn(bench: Bench, held: Held) -> str:
     return (await bench.spawn(held, held.jid, parent="nobody"))[0]
+
+
+async def _enqueue_fenced(bench: Bench, held: Held) -> str:
+    """Against a standing rule that no job fits but this one, should it be new."""
+    if await bench.state(held.jid) is None:
+        await bench.decide(jid_prefix=held.jid, how={"standing": True})
+    return (await bench.admit(held.jid))[0]
+
+
+async def _enqueue_too_deep(bench: Bench, held: Held) -> str:
+    parent = await bench.enqueue(depth=DEEPEST)
+    return (await bench.admit(held.jid, parent=parent))[0]
 
 
 def _promote(after_s: float) -> Call:
@@ -158,6 +183,55 @@ def _finalize(after_s: float, *, gone: bool = False) -> Call:
     return call
 
 
+async def _carry_out(bench: Bench, held: Held) -> str:
+    """The rule fits this job alone, and the word is what was counted for it."""
+    scope = await bench.decide(where=f"jid == '{held.jid}'")
+    await bench.walk()
+    counts = [word for word, count in (await bench.look(scope)).counts.items() if count]
+    assert len(counts) <= 1
+    return counts[0] if counts else "untouched"
+
+
+def _last_child(how: str, *, finalizer: str = "", parked: bool = False) -> Call:
+    """The job's only open child ends. `finalizer`: its handler has one, which ends like this; `parked`: as its attempt."""
+
+    async def call(bench: Bench, held: Held) -> str:
+        before = await bench.state(held.jid)
+        child = bench.fresh("last-child")
+        if before is not None and not is_terminal(before):
+            record = await bench.record(held.jid)
+            (last,) = await bench.redis.zrange(bench.a.keys(0).children(held.jid), 0, -1) or [b""]
+            child = last.decode() or await bench.enqueue(child, parent=held.jid)
+            if parked and before is State.CANCELLING:
+                await bench.settle(Verb.FINISH, held)
+            if finalizer and record.get(b"state") == b"waiting":
+                await bench.redis.hset(bench.a.job_key(held.jid), "finalizer", 1)
+            await _end(bench, child, how)
+            final = (await bench.record(held.jid)).get(b"final")
+            if finalizer not in ("", "open") and final is not None:
+                await _end(bench, final.decode(), finalizer)
+            elif final is not None:
+                return "finalizing"
+        return "untouched" if await bench.state(held.jid) is before else "ended"
+
+    return call
+
+
+async def _end(bench: Bench, jid: str, how: str) -> None:
+    """How a job ends that has not begun: by a cancel, or by an attempt that finishes so."""
+    if how == "cancelled":
+        await bench.cancel(jid)
+        return
+    if await bench.state(jid) is State.SCHEDULED:
+        bench.clock.advance(CHILD_DELAY_S)
+        await bench.promote(jid)
+    if await bench.state(jid) is State.CANCELLED:
+        return  # found to be, with its parent
+    held = await bench.take(jid)
+    await bench.begin(held, kind=(await bench.job(jid)).kind)
+    await bench.settle(Verb.FINISH, held, how)
+
+
 def _reclaim(*, good_lease: bool = False, foreign: bool = False, owner: str = "a", gone: bool = False) -> Call:
     async def call(bench: Bench, held: Held) -> str:
         await bench.beat()
@@ -173,9 +247,18 @@ def _settling(verb: Verb, *outcomes: str) -> list[Case]:
     for outcome in outcomes:
         for retries in (0, 1):
             for late in ({}, {"late": "keep"}):
-                name = f"{outcome}, {retries} retries, {late}"
-                cases.append(Case(name, _settle(verb, outcome), retries=retries, fields=late, names_attempt=True))
+                for child in (False, True):
+                    name = f"{outcome}, {retries} retries, {late}, {'an open child' if child else 'no child'}"
+                    call = _settle(verb, outcome)
+                    cases.append(Case(name, call, retries=retries, fields=late, names_attempt=True, child=child))
     return cases
+
+
+async def _finish_after_its_child(bench: Bench, held: Held) -> str:
+    """Its only child was cancelled while it ran."""
+    if await bench.state(held.jid) is State.RUNNING:
+        await bench.cancel(await bench.enqueue(parent=held.jid))
+    return (await bench.settle(Verb.FINISH, held))[0]
 
 
 CASES: Mapping[Verb, list[Case]] = {
@@ -184,6 +267,8 @@ CASES: Mapping[Verb, list[Case]] = {
         Case("with a delay", _enqueue(delay_s=1)),
         Case("after a tombstone", _enqueue(tombstone=True)),
         Case("by a parent that there is not", _spawn),
+        Case("against a standing rule", _enqueue_fenced),
+        Case("one generation too many", _enqueue_too_deep),
     ],
     Verb.PROMOTE: [Case("not due", _promote(DELAY_S - 1)), Case("due", _promote(DELAY_S))],
     Verb.START: [
@@ -198,7 +283,10 @@ CASES: Mapping[Verb, list[Case]] = {
     ],
     Verb.RENEW: [Case("its own token", _renew(foreign=False)), Case("a foreign token", _renew(foreign=True))],
     Verb.NOTE: [Case("its own token", _note(foreign=False)), Case("a foreign token", _note(foreign=True))],
-    Verb.FINISH: _settling(Verb.FINISH, "succeeded", "failed"),
+    Verb.FINISH: [
+        *_settling(Verb.FINISH, "succeeded", "failed"),
+        Case("after its child was cancelled", _finish_after_its_child, names_attempt=True),
+    ],
     Verb.RETRY: _settling(Verb.RETRY, "failed"),
     Verb.RELEASE: _settling(Verb.RELEASE, "released"),
     Verb.REFUSE: [
@@ -233,6 +321,18 @@ CASES: Mapping[Verb, list[Case]] = {
         Case("the lease is over, the owner gone", _reclaim(gone=True)),
         Case("a foreign entry", _reclaim(foreign=True)),
         Case("another owner", _reclaim(owner="b")),
+        Case("the lease is over, a child is open", _reclaim(), child=True),
+    ],
+    Verb.CARRY_OUT: [Case("a rule for it", _carry_out), Case("a rule for it, and a child", _carry_out, child=True)],
+    Verb.LAST_CHILD: [
+        Case("it succeeds", _last_child("succeeded"), child=True),
+        Case("it fails", _last_child("failed"), child=True),
+        Case("it is cancelled", _last_child("cancelled"), child=True),
+        Case("it is cancelled, after the attempt", _last_child("cancelled", parked=True), child=True),
+        Case("a finalizer follows", _last_child("succeeded", finalizer="open"), child=True),
+        Case("a finalizer succeeds", _last_child("succeeded", finalizer="succeeded"), child=True),
+        Case("a finalizer fails", _last_child("failed", finalizer="failed"), child=True),
+        Case("a finalizer is cancelled", _last_child("succeeded", finalizer="cancelled"), child=True),
     ],
 }
 
@@ -245,7 +345,14 @@ async def test_a_script_answers_all_that_the_table_lists_and_nothing_else(
     heard: set[tuple[str, State | None]] = set()
     async with Bench(url) as bench:
         for case in CASES[verb]:
-            held = await put_in(bench, state, retries=case.retries, max_losses=case.max_losses, **case.fields)
+            held = await put_in(
+                bench,
+                state,
+                retries=case.retries,
+                max_losses=case.max_losses,
+                child=bench.fresh("child") if case.child else None,
+                **case.fields,
+            )
             before = await bench.record(held.jid)
             answer = await case.call(bench, held)
             after = await bench.state(held.jid)

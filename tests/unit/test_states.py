@@ -33,8 +33,9 @@ def test_only_enqueue_makes_a_record() -> None:
     assert {verb for before, verb, _ in moves() if before is None} == {V.ENQUEUE}
 
 
-def test_a_job_that_is_cancelling_only_ever_ends() -> None:
-    assert {after for before, _, after in moves() if before is S.CANCELLING} <= TERMINAL
+def test_a_job_that_is_cancelling_only_ever_ends_or_waits_for_its_children() -> None:
+    """The latter when its handler returned in time, as it may; see `late_success`."""
+    assert {after for before, _, after in moves() if before is S.CANCELLING} <= TERMINAL | {S.WAITING}
     assert {verb for before, verb, after in moves() if before is S.CANCELLING and after is S.SUCCEEDED} == {V.FINISH}
     assert not [move for move in moves() if move[0] is S.CANCELLING and move[2] is S.FAILED]
 

@@ -8,7 +8,7 @@
            parent_token: '', or that of the attempt that asks for these children; then its parent must run it
            per job: kind, payload, delay_ms, count of further fields, then name and value of each; the values of
            `expires` and `due_by` are lengths from now (ms) and are written as moments
-  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope, admit
+  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope, admit
   Answers  {'enqueued', state}     a record was written; queued or scheduled
            {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
            {'fenced', state}       a standing rule matches it: the job is born cancelled
@@ -59,7 +59,6 @@ for i = jobs, #KEYS do
     if parent then put(fields, 'depth', parent.depth + 1) end
     if newest > 0 then put(fields, 'cleared', digits[newest]) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
-    if own.key then supersede(own.key, jid) end
     local fenced = not tombstone and fence(jid, fields)
     if tombstone then
       local cause, reason, source, requested_at = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t[^\t]*$')
@@ -99,6 +98,7 @@ for i = jobs, #KEYS do
       parent.kids = parent.kids + 1
       if tombstone or fenced then parent.born_over = jid else put(parent.children, digits[admitted], jid) end
     end
+    if own.key then supersede(own.key, jid, not tombstone and not fenced) end
     fresh = fresh + 1
   end
   at = at + 4 + extra * 2

@@ -2,10 +2,11 @@
   finalize: the watchdog ends cancels of one queue that ran past their deadline.
 
   Flags    allow-oom
-  KEYS     events, cancelled, deadlines, timers, counters, succeeded, failed, cancelled_jobs, suspects, stream, jobs...
-  ARGV     now_ms, by, history_limit, log_limit, group, keep_succeeded_ms, keep_ended_ms, done_prefix, notice_prefix, per_job...
+  KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, suspects, stream, jobs...
+  ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
+           notice_prefix, done_prefix, group, per_job...
            per job: owner_gone ('1': the process of the attempt's owner is known to be gone)
-  Uses     clock, names, record, hook, tree, tally, ending
+  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
   Answers  {'finalized', state}   cancelled by this call
            {'early', left_ms}     its deadline has not come
            {'stale', state}       it is not cancelling any more

@@ -13,8 +13,8 @@ for i = jobs, #KEYS do
   local record = redis.call('HGETALL', KEYS[i])
   local answer = { record }
   if #record > 0 then
-    local wish = decided(KEYS[i])
-    if wish then answer = { record, wish.cause, wish.reason, wish.source, wish.scope or '' } end
+    local wish, facts = decided(KEYS[i])
+    if wish and LIVE[facts.state] then answer = { record, wish.cause, wish.reason, wish.source, wish.scope or '' } end
   end
   answers[#answers + 1] = answer
 end

@@ -8,7 +8,7 @@
            notice_prefix, done_prefix, group, owner, owner_gone, failure, default_max_losses, per_job...
            owner_gone: '1' when the owner's process is known to be gone; failure: the error of a job lost too often
            per job: entry
-  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope
+  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
   Answers  {'reclaimed', state}   queued again
            {'lost', state}        failed: too many workers died of it
            {'ended', state}       it had been asked to stop: cancelled
@@ -76,7 +76,7 @@ for i = jobs, #KEYS do
     answers[#answers + 1] = { 'ended', end_attempt(job, {}, n, attempt, ended) }
   else
     if was[4] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end
-    if state == 'cancelled' then redis.call('ZREM', cancelled, jid) end
+    if state == 'cancelled' then was_read(jid) end
     if state == 'cancelled' then clean_up_late(job, declared(was[7])) end
     answers[#answers + 1] = { 'stale', state }
   end

@@ -8,7 +8,7 @@
            notice_prefix, done_prefix, worker, lease_ms, info, per_job...
            info is written when it is not ''
            per job: token, progress (0 to 1, or ''), progress_note
-  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope
+  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
   Answers  {'running'}
            {'cancelling', cause, reason, source, grace_ms, left_ms}   left_ms: until the deadline, may be below 0
            {'stale', state}   another attempt owns the job, or it has ended
@@ -19,6 +19,7 @@
 redis.call('ZADD', workers, now + tonumber(lease_ms), worker)
 if info ~= '' then redis.call('HSET', worker_info, worker, info) end
 local answers, at = {}, per_job
+hushed = true
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local was = redis.call('HMGET', job, 'state', 'token', 'own', 'cleared')

@@ -8,7 +8,7 @@
            per kind: kind, retries, max_losses, grace_ms, slack_ms, and timeout_ms, expires_ms, deadline_ms or '-', occasion
            of its on_cancel hook or ''
            then per job: entry, which kind (from 0), token
-  Uses     clock, names, record, hook, tree, tally, ending, accept, arguments, operators, conditions, judge, scope, moments
+  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope, moments
   Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
            failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
            and of a hook: 'hook', then of the job that it cleans up after jid, attempt, cause, reason, source, ended;
@@ -83,6 +83,7 @@ for i = jobs, #KEYS do
       local answer = { 'started', attempt, was[8] }
       if passed then
         end_unstarted(job, was[9], attempt, { cause = passed, reason = '', source = '' })
+        above = {} -- its children may stand in this very call
         clean_up_late(job, ARGV[kind_at + 8])
         leftovers[#leftovers + 1] = entry
         answer = { 'stale', 'cancelled' }
@@ -102,7 +103,7 @@ for i = jobs, #KEYS do
     -- The entry of an attempt that lives elsewhere: whoever holds it settles it.
     answers[#answers + 1] = { 'stale', state }
   else
-    if state == 'cancelled' then redis.call('ZREM', cancelled, jid_of(job)) end
+    if state == 'cancelled' then was_read(jid_of(job)) end
     if state == 'cancelled' and was[4] == ARGV[kind_at] then clean_up_late(job, ARGV[kind_at + 8]) end
     leftovers[#leftovers + 1] = entry
     answers[#answers + 1] = { 'stale', state }

@@ -1,18 +1,20 @@
+local hushed = false -- set by who is told by its answer, and needs no notice
+
 -- Accepts a wish for a live job that nobody has asked to stop. The wish is written before it is announced. Returns the
 -- verdict, the state, and the deadline of a job that runs. `own_grace`: '' for the job's own; `ties`: see lib/ending.lua,
 -- nil where the caller does not know.
 local function accept(job, state, n, attempt, wish, own_grace, ties)
   local jid, fields = jid_of(job), nil
   ties = ties or ties_of(job)
-  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end
   if state == 'scheduled' or state == 'queued' then
     if wish.scope then tally(wish.scope, 'v:cancelled') end
     if state == 'scheduled' then redis.call('ZREM', scheduled, jid) end
     end_unstarted(job, n, attempt, wish, ties)
     -- The entry stays until somebody reads it; the set remembers the jid as long, should the record expire first.
-    if state == 'queued' then put(unread, '+inf', jid) end
+    if state == 'queued' then unread[jid] = true end
     return 'cancelled', 'cancelled'
   end
+  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end
   local terms = terms_of(job)
   local grace = tonumber(own_grace ~= '' and own_grace or terms.grace or default_grace_ms)
   local deadline = string.format('%.0f', now + grace + tonumber(terms.slack or default_slack_ms))
@@ -33,6 +35,6 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
   redis.call('ZADD', cancelled, '+inf', jid)
   redis.call('ZADD', deadlines, deadline, jid)
   redis.call('HINCRBY', counters, 'signalled', 1)
-  redis.call('PUBLISH', notice_prefix .. jid, 'cancel')
+  if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'cancel') end
   return 'signalled', 'cancelling', deadline
 end

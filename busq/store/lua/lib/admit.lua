@@ -16,7 +16,7 @@ local function parent_of(jid)
   parents[jid] = parent
   return parent
 end
-at_end[4] = function()
+local function write_parents()
   for jid, parent in pairs(parents) do
     if parent.kids > 0 then
       local job = key_of(jid)
@@ -27,12 +27,16 @@ at_end[4] = function()
       if #parent.children > 0 then redis.call('ZADD', prefix .. 'children:' .. jid, unpack(parent.children)) end
     end
   end
+  parents = {}
 end
+at_end[4] = write_parents
 
--- The job of this key before this one is asked to stop.
-local function supersede(key, jid)
+-- The job of this key before this one is asked to stop. Its parent may end with it, so what parents have gained is written
+-- first, and read again afterwards.
+local function supersede(key, jid, lives)
+  write_parents()
   local before = redis.call('HGET', prefix .. 'keyed', key)
-  redis.call('HSET', prefix .. 'keyed', key, jid)
+  if lives then redis.call('HSET', prefix .. 'keyed', key, jid) else redis.call('HDEL', prefix .. 'keyed', key) end
   if not before or before == jid then return end
   local job = key_of(before)
   heed(job)
@@ -40,6 +44,7 @@ local function supersede(key, jid)
   if LIVE[was[1]] then
     local wish = { cause = 'superseded', reason = 'superseded by ' .. jid, source = '' }
     accept(job, was[1], tonumber(was[2]), was[3] or 0, wish, '')
+    above = {}
   end
 end
 

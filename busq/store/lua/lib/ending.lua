@@ -2,7 +2,7 @@
 local ended_index = { succeeded = succeeded, failed = failed, cancelled = cancelled_jobs }
 local ended_now = { succeeded = {}, failed = {}, cancelled = {} } -- expiry and jid in turn
 local ended_jids = {}
-local unread = {} -- jids of cancelled jobs whose entries nobody has read
+local unread = {} -- jids of cancelled jobs whose entries nobody has read, as keys
 local keep_ms = { succeeded = keep_succeeded_ms, failed = keep_ended_ms, cancelled = keep_ended_ms }
 local expiry = {}
 for state, ms in pairs(keep_ms) do expiry[state] = digits[now + tonumber(ms)] end
@@ -13,12 +13,20 @@ at_end[2] = function()
       redis.call('HINCRBY', counters, state, #members / 2)
     end
   end
-  if #unread > 0 then redis.call('ZADD', cancelled, unpack(unread)) end
+  local marks = {}
+  for jid in pairs(unread) do put(marks, '+inf', jid) end
+  if #marks > 0 then redis.call('ZADD', cancelled, unpack(marks)) end
   -- Once for all: few jobs have a timer or wait for children, and asking each record would cost the others more.
   if #ended_jids > 0 then
     redis.call('ZREM', timers, unpack(ended_jids))
     redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids))
   end
+end
+
+-- The entry of a cancelled job has been read, perhaps by the very call that found the job to be cancelled.
+local function was_read(jid)
+  unread[jid] = nil
+  redis.call('ZREM', cancelled, jid)
 end
 
 -- `ties`: what else hangs on this job (parent, key, scope, signalled); false: nothing; nil: asked for here.
@@ -58,7 +66,9 @@ end
 -- The attempt of a job that is being cancelled has ended. Where children are open the job ends when they have, or at its
 -- deadline. Returns its state now.
 local function end_attempt(job, fields, n, attempt, ended)
-  local open = tonumber(redis.call('HGET', job, 'open') or 0)
+  local was = redis.call('HMGET', job, 'open', 'parked')
+  local open = tonumber(was[1] or 0)
+  if was[2] then return 'cancelling' end -- a start that was sent again
   if open == 0 then
     close_cancelled(job, fields, n, attempt, ended)
     return 'cancelled'
@@ -73,6 +83,7 @@ end
 -- What is written of a wish that a job stops. `wish` has cause, reason, source and, where it may be sent twice, request;
 -- further `scope`, the rule that it comes from, and `of`, the job above that is being cancelled.
 local function requested(job, n, attempt, wish)
+  above = {}
   local fields = { 'cause', wish.cause, 'reason', wish.reason, 'source', wish.source, 'requested', stamp }
   if wish.request then put(fields, 'request', wish.request) end
   if wish.scope then
@@ -95,6 +106,7 @@ end
 -- Nothing of this job is running: it ends here and now, and no attempt of it will start.
 end_unstarted = function(job, n, attempt, wish, ties)
   ties = ties or ties_of(job)
+  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end
   local fields
   fields, n = requested(job, n, attempt, wish)
   put(fields, 'ended', 'before_start')

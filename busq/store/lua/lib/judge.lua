@@ -64,9 +64,6 @@ local function matching(facts, born)
   end
 end
 
--- What is above a job, by key of the parent: the wish that comes down from there, or false.
-local above = {}
-
 local decided
 
 local function from_above(facts, depth)

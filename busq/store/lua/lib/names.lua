@@ -9,6 +9,9 @@ local function jid_of(job)
   if job ~= last_job then last_job, last_jid = job, string.sub(job, jid_at) end
   return last_jid
 end
+-- What comes down to a job from above, by key of its parent: a wish, or false for none; forgotten whenever a wish is accepted.
+local above = {}
+
 -- Generations in a tree; enqueue admits no more.
 local DEEPEST = 100
 

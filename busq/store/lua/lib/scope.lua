@@ -2,10 +2,9 @@
 -- script goes on with the state that it finds then.
 
 -- Returns whether the record was changed.
-local function heed(job)
+heed = function(job)
   local wish, facts = decided(job)
   if wish and LIVE[facts.state] then
-    above = {}
     accept(job, facts.state, tonumber(facts.n), facts.attempt or 0, wish, wish.grace or '', facts)
     return true
   end

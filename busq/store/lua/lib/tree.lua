@@ -4,6 +4,7 @@
 -- them, in state `waiting`; one that is being cancelled waits as `cancelling`, with `parked` saying how its attempt ended.
 -- Its finalizer is the last of its children, a job of kind <kind>/finalize in its own queue.
 local close, close_cancelled, end_unstarted -- lib/ending.lua
+local heed -- lib/scope.lua
 local FAILED_LISTED = 100
 
 local function admit_finalize(parent, n, attempt)
@@ -73,8 +74,11 @@ end
 local function child_ended(child, parent_jid, state)
   local jid, parent = jid_of(child), key_of(parent_jid)
   if redis.call('ZREM', prefix .. 'children:' .. parent_jid, jid) == 0 then return end
-  local was = redis.call('HMGET', parent, 'state', 'n', 'attempt', 'final', 'parked', 'failed_kids')
+  local was = redis.call('HMGET', parent, 'state')
   if not was[1] then return end
+  -- A waiting parent may end now, and what has been decided for it stands before that.
+  if was[1] == 'waiting' then heed(parent) end
+  was = redis.call('HMGET', parent, 'state', 'n', 'attempt', 'final', 'parked', 'failed_kids')
   local open, n, attempt = redis.call('HINCRBY', parent, 'open', -1), tonumber(was[2]), was[3] or 0
   if state == 'cancelled' then
     redis.call('HSETNX', parent, 'cancelled_kid', jid)
@@ -94,10 +98,14 @@ end
 
 -- A handler has returned, and its job has children or a finalizer: it ends when they have. Returns its state now.
 local function await_children(job, fields, n, attempt, finalizer)
-  local open = tonumber(redis.call('HGET', job, 'open') or 0)
+  local was = redis.call('HMGET', job, 'open', 'scope', 'deadline')
+  local open = tonumber(was[1] or 0)
+  if was[2] and was[3] then tally(was[2], 'unfinished', -1) end -- it returned in time, as it may
   if finalizer then put(fields, 'finalizer', 1) end
-  n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
-  put(fields, 'n', digits[n])
+  if open > 0 or finalizer then
+    n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
+    put(fields, 'n', digits[n])
+  end
   put(fields, 'state', 'waiting')
   redis.call('HSET', job, unpack(fields))
   redis.call('HDEL', job, 'entry', 'deadline')
