@@ -105,8 +105,7 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="3 pairs, 5,000 jobs, 2,000 of the process pool, 90 samples, 3 s, backlog 20,000; 10,000 settled; "
-        "1,000 running",
+        help="3 pairs, 5,000 jobs, 2,000 of the process pool, 90 samples, 3 s, backlog 20,000, settled 10,000",
     )
     parser.add_argument("-o", "--output", choices=["table", "json"], default="table")
     asked = parser.parse_args(arguments)

@@ -16,9 +16,8 @@ import msgspec
 from benchmarks import drain
 from benchmarks.figures import Figure, Requirement
 from benchmarks.processes import Helper, Place, fresh_place
-from benchmarks.wide import NOBODY, decide, server_cpu
+from benchmarks.wide import server_cpu
 from busq.protocol.keys import ShardKeys
-from busq.store.store import Store
 
 NONE = "no rule"
 COSTS = {1: Requirement("under", 1.10), 10: Requirement("under", 1.25)}  # by how many rules there are
@@ -72,8 +71,5 @@ def _drain(place: Place, jobs: int, case: _Case) -> tuple[float, float]:
 
 async def _decide(place: Place, case: _Case) -> None:
     async with place.bus() as bus:
-        store = Store(bus.settings, by="benchmark")
-        await store.open()
         for n in range(case.rules):
-            await decide(store, f"{NOBODY}-{n}", standing=case.standing)
-        await store.close()
+            await bus.cancel_where(group=f"nobody-{n}", standing=case.standing)

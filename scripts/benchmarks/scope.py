@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from multiprocessing.connection import Connection
 
 from redis import Redis
@@ -21,10 +21,8 @@ from redis import Redis
 import busq
 from benchmarks.figures import Figure, Requirement, over, percentile
 from benchmarks.processes import Helper, Place, fresh_place, work
-from benchmarks.wide import decide, fill
+from benchmarks.wide import fill
 from busq.protocol.keys import ShardKeys
-from busq.store.scopes import Scopes
-from busq.store.store import Store
 
 REQUIRED = Requirement("at most", 10)
 NOTHING = Requirement("at most", 0)
@@ -76,36 +74,27 @@ async def _decide_in_turns(places: dict[str, Place], pairs: int, samples: int) -
     each = -(-samples // pairs)
     one: Rounds = {name: [] for name in places}
     wide: Rounds = {name: [] for name in places}
-    async with AsyncExitStack() as open_sides:
-        sides = {name: await open_sides.enter_async_context(_side(place)) for name, place in places.items()}
+    async with AsyncExitStack() as opened:
+        buses = {name: await opened.enter_async_context(place.bus()) for name, place in places.items()}
         for turn in range(pairs + 1):
-            for name in sides if turn % 2 else reversed(sides):
-                taken = [await _decide_once(*sides[name]) for _ in range(each if turn else WARM)]
+            for name in buses if turn % 2 else reversed(buses):
+                taken = [await _decide_once(buses[name]) for _ in range(each if turn else WARM)]
                 if turn:  # the first round opens connections and loads scripts
                     one[name].append([single for single, _ in taken])
                     wide[name].append([whole for _, whole in taken])
-        await decide(sides["large"][1], "many")
+        await buses["large"].cancel_where(group="many")
     return one, wide
 
 
-@asynccontextmanager
-async def _side(place: Place) -> AsyncIterator[tuple[busq.Bus, Store]]:
-    async with place.bus() as bus:
-        store = Store(bus.settings, by="benchmark")
-        await store.open()
-        yield bus, store
-        await store.close()
-
-
-async def _decide_once(bus: busq.Bus, store: Store) -> tuple[float, float]:
+async def _decide_once(bus: busq.Bus) -> tuple[float, float]:
     """Seconds that one single cancel takes, and one of the whole group, which is taken back."""
     single = await bus.enqueue("single")
     began = time.monotonic()
     await bus.cancel(single.jid)
     cancelled = time.monotonic()
-    scope = await decide(store, "many")
+    scope = await bus.cancel_where(group="many")
     decided = time.monotonic()
-    await Scopes(store).revoke(scope)
+    await scope.revoke()
     return cancelled - began, decided - cancelled
 
 

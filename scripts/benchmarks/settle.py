@@ -20,10 +20,7 @@ from redis import Redis
 
 from benchmarks.figures import Figure, Requirement, percentile
 from benchmarks.processes import Helper, Place, fresh_place, until_closed
-from benchmarks.wide import decide, fill, server_cpu
-from busq.protocol.scope import ScopeState
-from busq.store.scopes import Scopes
-from busq.store.store import Store
+from benchmarks.wide import fill, server_cpu
 from busq.watchdog.watchdog import Watchdog
 
 RATE = Requirement("at least", 50_000)
@@ -97,16 +94,12 @@ def _slow_log(place: Place) -> Iterator[list[float]]:
 async def _decide(place: Place, matching: int) -> float:
     """Seconds until all is settled."""
     async with place.bus() as bus:
-        store = Store(bus.settings, by="benchmark")
-        await store.open()
-        scopes = Scopes(store)
         began = time.monotonic()
-        name = await decide(store, "many")
-        while (look := await scopes.look(name)) is not None and look.state is ScopeState.SETTLING:  # noqa: ASYNC110
+        scope = await bus.cancel_where(group="many")
+        while (look := await scope.look()).state == "settling":  # noqa: ASYNC110
             await asyncio.sleep(LOOK_EVERY_S)
         seconds = time.monotonic() - began
-        await store.close()
-    hit = 0 if look is None else look.counts["cancelled"]
+    hit = look.counts["cancelled"]
     if hit != matching:
         raise RuntimeError(f"{hit:,} jobs were cancelled, and {matching:,} match")
     return seconds

@@ -17,9 +17,8 @@ from redis import Redis
 
 from benchmarks.figures import Figure, Requirement, over
 from benchmarks.processes import Helper, Place, fresh_place, work
-from benchmarks.wide import decide, fill
+from benchmarks.wide import fill
 from busq.protocol.keys import ShardKeys
-from busq.store.store import Store
 
 REQUIRED = Requirement("at most", 1000)
 WORKERS = 4
@@ -77,13 +76,10 @@ def _moments(workers: list[Helper], count: int) -> list[float]:
 async def _decide(place: Place) -> tuple[float, float]:
     """The moments before and after the call."""
     async with place.bus() as bus:
-        store = Store(bus.settings, by="benchmark")
-        await store.open()
-        await decide(store, "nobody")  # the connection is open, the script loaded
+        await bus.cancel_group("nobody")  # the connection is open, the script loaded
         began = time.monotonic()
-        await decide(store, "many")
+        await bus.cancel_group("many")
         decided = time.monotonic()
-        await store.close()
     return began, decided
 
 

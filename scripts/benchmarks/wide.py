@@ -1,12 +1,11 @@
 """
-What the benchmarks of wide cancels share: many jobs, a decision about them, and what it costs the server.
+What the benchmarks of wide cancels share: many jobs of chosen groups, and what something costs the server.
 
 A machine that others use makes wall time say little; the server's own CPU time is disturbed less and is told beside it.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +13,8 @@ from typing import Any
 from redis import Redis
 
 from benchmarks.processes import Place
-from busq.protocol.scope import Filter
-from busq.store.scopes import Scopes
-from busq.store.store import Store
 
 AT_ONCE = 5000  # specs made and sent in one go: a million of them at once would fill the memory
-NOBODY = "nobody"  # no job is in groups that begin like this
 
 
 async def fill(place: Place, kinds: Iterator[tuple[str, str]]) -> None:
@@ -36,13 +31,6 @@ async def fill(place: Place, kinds: Iterator[tuple[str, str]]) -> None:
                 specs.clear()
         if specs:
             await bus.enqueue_many(specs)
-
-
-async def decide(store: Store, group: str, *, standing: bool = False) -> str:
-    """Cancel a group. Return the name of its scope."""
-    scope = f"bench-{secrets.token_hex(8)}"
-    await Scopes(store).decide(scope, Filter(group=group), standing=standing)
-    return scope
 
 
 class Cpu:

@@ -54,7 +54,7 @@ def test_a_benchmark_reports_its_figure_with_the_requirement_beside_it(
 
 
 def test_a_wide_cancel_over_a_backlog_keeps_every_matching_handler_from_starting(redis_url: str) -> None:
-    """What the benchmark counts is its own evidence: 4 jobs of another group are among the 400, and those do start."""
+    """Four jobs of another group stand among the 400, and those do start."""
     told: dict[str, Any] = json.loads(_run(*TINY, "--url", redis_url, "--only", "scope", "-o", "json"))
     figures = {figure["what"]: figure["spread"]["max"] for figure in told["figures"]}
     assert figures[STARTED] == 0

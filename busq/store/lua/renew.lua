@@ -18,11 +18,12 @@
 ]]
 redis.call('ZADD', workers, now + tonumber(lease_ms), worker)
 if info ~= '' then redis.call('HSET', worker_info, worker, info) end
+local NAMES = with_cleared({ 'state', 'token', 'own' })
 local answers, at = {}, per_job
 hushed = true
 for i = jobs, #KEYS do
   local job = KEYS[i]
-  local was = redis.call('HMGET', job, 'state', 'token', 'own', 'cleared')
+  local was = redis.call('HMGET', job, unpack(NAMES))
   if was[1] and heed_known(job, was[3], was[4]) then was = redis.call('HMGET', job, 'state', 'token') end
   local state = was[1]
   if not state then

@@ -23,7 +23,7 @@
            this very entry, and no moment of it has passed. `adopt` is set when a worker looks through its own pending
            entries after a lost reply: an attempt that it owns but does not know of runs nowhere, and may begin anew.
 ]]
-local NAMES = { 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n', 'own', 'cleared' }
+local NAMES = with_cleared({ 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n', 'own' })
 local answers, leftovers, begun = {}, {}, 0
 local at = per_kind + tonumber(kinds) * 9
 for i = jobs, #KEYS do

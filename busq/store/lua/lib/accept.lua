@@ -31,6 +31,7 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
   if wish.scope then
     tally(wish.scope, 'v:signalled')
     tally(wish.scope, 'unfinished')
+    put(fields, 'own', 1) -- whoever ends it asks for its scope
   end
   redis.call('HSET', job, unpack(fields))
   redis.call('ZADD', cancelled, '+inf', jid)

@@ -20,7 +20,7 @@ at_end[2] = function()
   -- Once for all: few jobs have a timer or wait for children, and asking each record would cost the others more.
   if #ended_jids > 0 then
     redis.call('ZREM', timers, unpack(ended_jids))
-    redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids))
+    if redis.call('EXISTS', prefix .. 'waiting') == 1 then redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids)) end
   end
 end
 
@@ -87,10 +87,7 @@ local function requested(job, n, attempt, wish)
   above = {}
   local fields = { 'cause', wish.cause, 'reason', wish.reason, 'source', wish.source, 'requested', stamp }
   if wish.request then put(fields, 'request', wish.request) end
-  if wish.scope then
-    put(fields, 'scope', wish.scope)
-    put(fields, 'own', 1)
-  end
+  if wish.scope then put(fields, 'scope', wish.scope) end
   local who = wish.source ~= '' and wish.source or nil
   local from = wish.scope or wish.of
   local facts = wish.cause .. (from and ' ' .. from or '') .. (wish.reason ~= '' and ': ' .. wish.reason or '')
@@ -98,10 +95,10 @@ local function requested(job, n, attempt, wish)
 end
 
 -- What somebody wants to know who ends a job that is not running.
-local TIES = { 'open', 'parent', 'key', 'kind', 'on_cancel' }
+local TIES = { 'open', 'parent', 'key', 'kind', 'on_cancel', 'n', 'attempt' }
 local function ties_of(job)
   local was, ties = redis.call('HMGET', job, unpack(TIES)), {}
-  for k, name in ipairs(TIES) do ties[name] = was[k] end
+  for k = 1, #TIES do ties[TIES[k]] = was[k] end
   return ties
 end
 

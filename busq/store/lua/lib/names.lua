@@ -20,7 +20,7 @@ local function key_of(jid) return prefix .. 'job:' .. jid end
 -- A number given to redis.call is printed with 17 digits each time, which costs more than a small HSET; the small ones
 -- of a batch are nearly all the same.
 local digits = setmetatable({}, { __index = function(known, number)
-  local text = string.format('%.0f', number)
+  local text = string.format('%d', number) -- whole numbers only; '%.0f' takes twice the time
   known[number] = text
   return text
 end })
