@@ -66,7 +66,7 @@ async def test_every_hit_job_says_so_in_its_history(redis_url: str) -> None:
         await scope.wait(timeout=20)
         events = {event.name: event for event in await handle.history()}
         assert list(events) == ["enqueued", "requested", "finalized"]
-        assert (events["requested"].by, events["requested"].facts) == ("api", f"scope {scope.id}")
+        assert (events["requested"].by, events["requested"].facts) == ("api", f"scope {scope.id}: no more")
 
 
 FILTERS: dict[str, dict[str, Any]] = {

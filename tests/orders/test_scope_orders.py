@@ -441,7 +441,7 @@ async def test_a_cancel_comes_down_in_every_order_of_three_steps(
     await _try_all(redis_url, orders, _race_family, policy=policy)
 
 
-@pytest.mark.parametrize("second", [name for name in FAMILY_FEW])
+@pytest.mark.parametrize("second", list(FAMILY_FEW))
 async def test_a_cancel_comes_down_in_every_order_of_four_steps_after_a_start(redis_url: str, second: str) -> None:
     orders = _orders(FAMILY_FEW, 3, ("start_child", second), ["cancel_parent"])
     await _try_all(redis_url, orders, _race_family, policy="cancel")
