@@ -665,7 +665,8 @@ GUARDS = [
     Guard("reclaim", "  if not alive then heed(job) end\n", "", touched("reclaim")),
     Guard("reclaim", "  if not alive then heed(job) end\n", "  heed(job)\n",
           rules.test_a_worker_with_a_good_lease_is_asked_itself),
-    Guard("start", "if was[1] and heed_known(job, was[10], was[11]) then", "if false then", touched("start")),
+    Guard("start", "if was[1] then changed, judged_now = heed_known(", "if false then changed, judged_now = heed_known(",
+          touched("start")),
     Guard("renew", "if was[1] and heed_known(job, was[3], was[4]) then", "if false then", touched("renew")),
     *(
         Guard(verb, "if now_at[1] and heed_known(job, now_at[5], now_at[6]) then", "if false then", touched(verb))
