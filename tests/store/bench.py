@@ -369,7 +369,8 @@ async def put_in(
     Bring a fresh job into this state.
 
     Worker `a` holds the entry, where there is one. `settled` says that the attempt has been settled by its token.
-    `child`: the jid of a child that it got while it ran, which stays scheduled whatever becomes of it; none for a job that has ended.
+    `child`: the jid of a child that it got while it ran, which stays scheduled whatever becomes of it; none for a job
+    that has ended.
     """
     if state is None:
         return Held(bench.fresh("unknown"))
