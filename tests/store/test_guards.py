@@ -326,7 +326,8 @@ GUARDS = [
     Guard("cancel", "local fields = { 'deadline', deadline, 'cancel_grace', grace_ms }",
           "local fields = { 'deadline', deadline, 'cancel_grace', grace_ms, 'cause', cause, 'reason', reason }",
           cancels.test_the_second_request_does_not_change_the_cause),
-    Guard("cancel", "elseif state == 'cancelled' then\n    if again", "elseif false then\n    if again", table(V.CANCEL, S.CANCELLED)),
+    Guard("cancel", "elseif state == 'cancelled' then\n    if again", "elseif false then\n    if again",
+          table(V.CANCEL, S.CANCELLED)),
     Guard("cancel", "  redis.call('PUBLISH', notice_prefix .. jid, 'cancel')\n",
           "  redis.call('PUBLISH', notice_prefix .. jid, 'other')\n",
           cancels.test_the_notice_rings_after_the_request_is_written),
@@ -613,7 +614,8 @@ GUARDS = [
           lambda url: in_time(rules.test_an_announcement_goes_to_every_worker_when_a_rule_is_decided(url))),
     Guard("revoke", "if was[2] ~= 'settling' and was[2] ~= 'standing' then return { 'stale', was[2] } end", "",
           rules.test_what_is_settled_cannot_be_revoked),
-    Guard("revoke", "if not was[1] then return { 'missing' } end", "if not was[1] then return { 'stale', 'settled' } end",
+    Guard("revoke", "if not was[1] then return { 'missing' } end",
+          "if not was[1] then return { 'stale', 'settled' } end",
           rules.test_what_is_settled_cannot_be_revoked),
     Guard("revoke", "  redis.call('HDEL', rules, number)\n", "", rules.test_a_rule_that_was_revoked_stops_nothing_more),
     Guard("revoke", "if #left == 0 then redis.call('DEL', rules) end", "redis.call('DEL', rules)",
@@ -639,7 +641,8 @@ GUARDS = [
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
     Guard("start", "(own or newest > tonumber(cleared or 0)) and", "own and",
           rules.test_a_job_without_anything_of_its_own_is_judged_too),
-    Guard("start", "(own or newest > tonumber(cleared or 0)) and", "newest > tonumber(cleared or 0) and", below("start")),
+    Guard("start", "(own or newest > tonumber(cleared or 0)) and", "newest > tonumber(cleared or 0) and",
+          below("start")),
     Guard("carry_out", "      facts.at = rule.at\n", "      facts.at = now\n",
           rules.test_the_age_of_a_job_is_that_at_the_decision),
     Guard("renew", "if is_hook(facts.kind) then return nil, facts end", "", never_covered(S.RUNNING)),
@@ -656,8 +659,8 @@ GUARDS = [
           rules.test_the_grace_of_a_rule_stands_before_that_of_the_job),
     # whoever touches a job
     *(
-        Guard(script, "  heed(job)\n  local was = redis.call('HMGET', job, 'state', ", "  local was = redis.call('HMGET', "
-              "job, 'state', ", touched(way))
+        Guard(script, "  heed(job)\n  local was = redis.call('HMGET', job, ", "  local was = redis.call('HMGET', job, ",
+              touched(way))
         for script, way in (("promote", "promote"), ("refuse", "refuse"), ("expire", "expire"), ("cancel", "cancel"))
     ),
     Guard("reclaim", "  if not alive then heed(job) end\n", "", touched("reclaim")),
@@ -746,7 +749,8 @@ GUARDS = [
           lambda url: trees.test_any_live_job_may_be_given_children(url, S.WAITING)),
     Guard("enqueue", "elseif parent and parent.depth >= DEEPEST then", "elseif false then",
           trees.test_a_tree_is_only_so_deep),
-    Guard("enqueue", "if parent then put(fields, 'depth', parent.depth + 1) end", "", trees.test_a_tree_is_only_so_deep),
+    Guard("enqueue", "if parent then put(fields, 'depth', parent.depth + 1) end", "",
+          trees.test_a_tree_is_only_so_deep),
     Guard("enqueue", "      redis.call('HSET', job, 'own', 1)\n", "",
           trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
     # trees: counting
@@ -812,9 +816,11 @@ GUARDS = [
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif false then", below("start")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif LIVE[was[1]] then",
           trees.test_a_failed_job_in_between_hands_the_cancel_on),
-    Guard("start", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n      wish", "if was[1] == 'cancelling' then"
-          "\n      wish", trees.test_a_job_below_one_that_was_cancelled_at_once_does_not_start),
-    Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n  local from", "if true then\n  local from",
+    Guard("start", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n      wish",
+          "if was[1] == 'cancelling' then\n      wish",
+          trees.test_a_job_below_one_that_was_cancelled_at_once_does_not_start),
+    Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n  local from",
+          "if true then\n  local from",
           trees.test_a_cascade_of_a_parent_that_went_on_after_all_tells_nobody),
     Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n  local from",
           "if was[1] == 'cancelling' then\n  local from", takes_along(S.QUEUED)),
@@ -830,7 +836,8 @@ GUARDS = [
     Guard("cascade", "  redis.call('HSET', parent, 'cascaded', told[#told])\n", "",
           lambda url: in_time(policy("wait")(url))),
     Guard("cascade", "'WITHSCORES', 'LIMIT', 0, step)", "'WITHSCORES')", thousand(100)),
-    Guard("carry_out", "if not above or above == jid then return above == jid end", "if true then return above == jid end",
+    Guard("carry_out", "if not above or above == jid then return above == jid end",
+          "if true then return above == jid end",
           trees.test_descendants_are_those_below_and_not_the_job_itself),
     # keys
     Guard("enqueue", "  if LIVE[was[1]] then\n    local wish", "  if false then\n    local wish", superseded(S.QUEUED)),
