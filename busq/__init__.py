@@ -11,12 +11,14 @@ busq: a Redis Streams job bus whose running jobs can be stopped.
 """
 
 from busq.client.bus import Bus
-from busq.client.default import cancel, enqueue
+from busq.client.default import cancel, cancel_where, enqueue
 from busq.client.handle import BlockingHandle, JobHandle
+from busq.client.scope import BlockingScope, Scope
 from busq.client.spec import JobSpec
 from busq.errors import (
     BadArguments,
     BadJid,
+    BadWhere,
     BlockingCallInLoop,
     BusqError,
     BusUnavailable,
@@ -28,14 +30,18 @@ from busq.errors import (
     JobNotFound,
     NoCurrentJob,
     ParentClosed,
+    PictureChanged,
+    ScopeNotFound,
     TooDeep,
     TooLarge,
+    TooManyRules,
     UnfitServer,
     UsageError,
 )
 from busq.protocol.cancel import CancelAnswer, Cause, Ended, Verdict
 from busq.protocol.hook import CancelledJob
 from busq.protocol.job import Event, Job
+from busq.protocol.scope import Rule, Survey
 from busq.protocol.states import State
 from busq.protocol.tree import FinishedJob
 from busq.worker.context import CurrentJob, current_job
@@ -45,8 +51,10 @@ __version__ = "0.1.0"
 __all__ = [
     "BadArguments",
     "BadJid",
+    "BadWhere",
     "BlockingCallInLoop",
     "BlockingHandle",
+    "BlockingScope",
     "Bus",
     "BusUnavailable",
     "BusqError",
@@ -68,13 +76,20 @@ __all__ = [
     "JobSpec",
     "NoCurrentJob",
     "ParentClosed",
+    "PictureChanged",
+    "Rule",
+    "Scope",
+    "ScopeNotFound",
     "State",
+    "Survey",
     "TooDeep",
     "TooLarge",
+    "TooManyRules",
     "UnfitServer",
     "UsageError",
     "Verdict",
     "cancel",
+    "cancel_where",
     "current_job",
     "enqueue",
 ]

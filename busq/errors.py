@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from busq.protocol.cancel import Cause
     from busq.protocol.job import Job
+    from busq.protocol.scope import Survey
     from busq.protocol.states import State
 
 
@@ -59,19 +60,23 @@ class BadWhere(UsageError):
     """
 
     def __init__(self, text: str, at: int, trouble: str) -> None:
-        super().__init__(f"where: {trouble}\n{_pointed(text, at)}")
         self.text = text
         self.at = at
-        self.trouble = trouble
+        self.trouble = _in_one_line(trouble)
+        super().__init__(f"where: {self.trouble}\n{_pointed(text, at)}")
 
     def __reduce__(self) -> tuple[type[BadWhere], tuple[str, int, str]]:
         return type(self), (self.text, self.at, self.trouble)
 
 
+def _in_one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _pointed(text: str, at: int, around: int = 60) -> str:
     """Two lines: the text near `at`, cut where it is long, and a caret below."""
     start, end = max(0, at - around), at + around
-    shown = "".join(c if c.isprintable() else " " for c in text[start:end])
+    shown = _in_one_line(text[start:end])
     front, back = "..." if start else "", "..." if end < len(text) else ""
     # A blank as wide as the character above it, for terminals that give some two columns.
     blank = "".join("\u3000" if unicodedata.east_asian_width(c) in "WF" else " " for c in shown[: at - start])
@@ -133,6 +138,27 @@ class TooDeep(UsageError):
         return type(self), (self.jid, self.deepest)
 
 
+class PictureChanged(UsageError):
+    """
+    A cancel with `expect=` found other jobs than the dry run before it, and cancelled nothing.
+
+    `expected` is the digest that was given, `survey` what there is now.
+    """
+
+    def __init__(self, expected: str, survey: Survey) -> None:
+        states = ", ".join(f"{count} {state}" for state, count in survey.states.items() if count)
+        super().__init__(
+            f"the picture has changed, and nothing was cancelled: expected was digest {expected!r}, found was "
+            f"{survey.digest!r} with {survey.jobs} matching jobs{f' ({states})' if states else ''}. "
+            "Look again with a dry run, and expect its digest."
+        )
+        self.expected = expected
+        self.survey = survey
+
+    def __reduce__(self) -> tuple[type[PictureChanged], tuple[str, Survey]]:
+        return type(self), (self.expected, self.survey)
+
+
 class BlockingCallInLoop(UsageError):
     """A blocking call was made inside a running event loop; the message names the awaitable form."""
 
@@ -176,6 +202,19 @@ class JobNotFound(BusqError):
 
     def __reduce__(self) -> tuple[type[JobNotFound], tuple[str]]:
         return type(self), (self.jid,)
+
+
+class ScopeNotFound(BusqError):
+    """No scope of this id: it was never decided on this bus, or its time after the end is over."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(
+            f"no scope {id!r}: it was never decided on this bus, or it has expired (kept 24 h after it was settled)."
+        )
+        self.id = id
+
+    def __reduce__(self) -> tuple[type[ScopeNotFound], tuple[str]]:
+        return type(self), (self.id,)
 
 
 class _JobEnded(BusqError):

@@ -23,12 +23,35 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import msgspec  # noqa: E402
-from benchmarks import cancel, drain, enqueue, idle, observe, process, replace, start  # noqa: E402
+from benchmarks import (  # noqa: E402
+    cancel,
+    drain,
+    enqueue,
+    idle,
+    observe,
+    process,
+    replace,
+    rules,
+    scope,
+    settle,
+    start,
+    tell,
+)
 from benchmarks.figures import Figure  # noqa: E402
 
 from busq.cli.embedded import embedded_server  # noqa: E402
 
 NAMES = ["drain", "enqueue", "cancel", "observe", "start", "process", "replace", "idle"]
+NAMES += ["scope", "settle", "tell", "rules"]
+
+FULL = {
+    "pairs": 11, "jobs": 20_000, "process_jobs": 10_000, "samples": 330, "idle_s": 10.0,
+    "backlog": 1_000_000, "settled": 200_000, "running": 10_000,
+}  # fmt: skip
+QUICK = {
+    "pairs": 3, "jobs": 5000, "process_jobs": 2000, "samples": 90, "idle_s": 3.0,
+    "backlog": 20_000, "settled": 10_000, "running": 1000,
+}  # fmt: skip
 
 Measure = Callable[[str], list[Figure]]
 
@@ -59,6 +82,10 @@ def _benchmarks(asked: argparse.Namespace) -> dict[str, Measure]:
         "process": lambda url: process.measure(url, asked.pairs, asked.process_jobs),
         "replace": lambda url: replace.measure(url, asked.pairs),
         "idle": lambda url: idle.measure(url, asked.idle_s),
+        "scope": lambda url: scope.measure(url, asked.pairs, asked.samples, asked.backlog),
+        "settle": lambda url: settle.measure(url, asked.pairs, asked.settled),
+        "tell": lambda url: tell.measure(url, asked.pairs, asked.running),
+        "rules": lambda url: rules.measure(url, asked.pairs, asked.jobs),
     }
     return {name: everything[name] for name in asked.only or everything}
 
@@ -70,16 +97,19 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=_count, help="jobs in one drain or bulk enqueue (20,000)")
     parser.add_argument("--process-jobs", type=_count, help="jobs through the process pool (10,000)")
     parser.add_argument("--samples", type=_count, help="cancels, and starts at light load, over all pairs (330)")
+    parser.add_argument("--backlog", type=_count, help="queued jobs that a wide cancel is decided over (1,000,000)")
+    parser.add_argument("--settled", type=_count, help="records that a watchdog settles (200,000)")
+    parser.add_argument("--running", type=_count, help="running jobs of a group that is cancelled (10,000)")
     parser.add_argument("--idle-s", type=float, help="how long to listen to an idle worker (10)")
     parser.add_argument("--only", action="append", choices=NAMES)
     parser.add_argument(
-        "--quick", action="store_true", help="3 pairs, 5,000 jobs, 2,000 of the process pool, 90 samples, 3 s"
+        "--quick",
+        action="store_true",
+        help="3 pairs, 5,000 jobs, 2,000 of the process pool, 90 samples, 3 s, backlog 20,000, settled 10,000",
     )
     parser.add_argument("-o", "--output", choices=["table", "json"], default="table")
     asked = parser.parse_args(arguments)
-    usual = {"pairs": 3, "jobs": 5000, "process_jobs": 2000, "samples": 90, "idle_s": 3.0} if asked.quick else {
-        "pairs": 11, "jobs": 20_000, "process_jobs": 10_000, "samples": 330, "idle_s": 10.0,
-    }  # fmt: skip
+    usual = QUICK if asked.quick else FULL
     for name, value in usual.items():
         if getattr(asked, name) is None:
             setattr(asked, name, value)

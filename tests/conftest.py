@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import RedisServer, find_redis_server
 
@@ -23,6 +24,11 @@ NO_SERVER = (
     "these tests need a redis-server 7.0 or later: none on PATH and BUSQ_REDIS_SERVER is not set. "
     "`sh scripts/test` brings one."
 )
+
+
+# How long one example takes says nothing on a machine that is shared.
+settings.register_profile("busq", deadline=None)
+settings.load_profile("busq")
 
 
 def pytest_configure() -> None:

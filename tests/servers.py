@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from redis import Redis
 
-from busq.cli.embedded import HOST, THROW_AWAY, end_process, free_port, tied_process, wait_until_serving
+from busq.cli.embedded import HOST, THROW_AWAY, free_port, wait_until_serving
+from busq.cli.tied import end_process, tied_process
 
 PORT_TRIES = 5
 

@@ -1,5 +1,5 @@
 """
-`busq cancel`: ask jobs to stop, and say of each what is true now.
+`busq cancel`: ask jobs to stop, and say of each what is true now. Without jids it is `cancel_where.py` that answers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import msgspec
 from cyclopts import Parameter
 
 from busq.cli import exits
+from busq.cli.cancel_where import Chosen
 from busq.cli.place import HERE, Output, Place
 
 if TYPE_CHECKING:
     from busq.client.bus import Bus
     from busq.protocol.cancel import CancelAnswer
 
+NOTHING_CHOSEN = Chosen()
 WAITERS = 100  # jobs waited for at once
 
 
@@ -41,9 +43,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cancel(
-    jids: Annotated[list[str], Parameter(name="JID", negative="")],
+    jids: Annotated[list[str] | None, Parameter(name="JID", negative="")] = None,
     /,
     *,
+    chosen: Chosen = NOTHING_CHOSEN,
     reason: str = "",
     grace: float | None = None,
     source: str = "cli",
@@ -53,14 +56,15 @@ def cancel(
     place: Place = HERE,
 ) -> int:
     """
-    Ask jobs to stop.
+    Ask jobs to stop: those with these jids, or all that match.
 
-    The wish is written down before this returns. Exits 1 when a job is unknown or had finished already.
+    The wish is written down before this returns. Exits 1 when a job is unknown or had finished already; of a cancel
+    without jids, when the picture has changed since the dry run.
 
     Parameters
     ----------
     jids
-        One or more jids; - reads them from stdin.
+        Jids; - reads them from stdin.
     reason
         Your own words, kept with the job.
     grace
@@ -73,8 +77,13 @@ def cancel(
         Wait until the jobs have ended, that many seconds at most; without a number, without end. Exits 1 when one
         has not ended, or has not been cancelled.
     """
-    from busq.cli import loop
+    from busq.cli import cancel_where, loop
 
+    chosen.check(jids=bool(jids), tombstone=tombstone is not None, wait=wait is not None)
+    if not jids:
+        return loop.run(
+            cancel_where.carry_out(place, chosen, reason=reason, source=source, grace=grace, wait=wait, output=output)
+        )
     wanted = _jids(jids)
     lines = loop.run(_cancel(place, wanted, reason, grace, source, tombstone, wait))
     _print(lines, output, waited=wait is not None)

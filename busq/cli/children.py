@@ -15,7 +15,7 @@ import sys
 from collections.abc import Collection, Coroutine, Mapping
 from typing import IO, Any, TypeVar
 
-from busq.cli.embedded import end_process, tied_process
+from busq.cli.tied import end_process, tied_process
 
 RUN_BUSQ = "from busq.cli import main; main()"
 LOOK_EVERY_S = 0.05

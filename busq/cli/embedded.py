@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -36,6 +36,7 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from busq.cli.tied import end_process, tied_process
 from busq.errors import BusUnavailable, ConfigError
 
 HOST = "127.0.0.1"
@@ -44,17 +45,6 @@ START_S = 15.0
 PORT_TRIES = 5
 
 THROW_AWAY = ("--bind", HOST, "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction")
-
-# Runs between fork and the server: safe in a program with threads, which `preexec_fn` is not. The second check is for
-# a parent that died before the first line took effect.
-_TIE = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class DidNotStart(Exception):
@@ -169,34 +159,7 @@ def _start_real(executable: str, what: str) -> EmbeddedServer:
     raise DidNotStart(f"{executable} did not start: {trouble}")
 
 
-# Processes that end with us -----------------------------------------------------------------------------
-
-
-def tied_process(
-    command: Sequence[str],
-    *,
-    stdout: int | IO[bytes] = subprocess.DEVNULL,
-    stderr: int | IO[bytes] = subprocess.DEVNULL,
-    env: dict[str, str] | None = None,
-    pass_fds: Collection[int] = (),
-) -> subprocess.Popen[bytes]:
-    """
-    Start a command (by its full path) that the kernel kills when the calling thread ends.
-
-    It gets a process group of its own, so that Ctrl-C in the terminal reaches us first and not both at once.
-    """
-    tied = [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *command]
-    return subprocess.Popen(  # noqa: S603 - the command is ours
-        tied, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=env, process_group=0, pass_fds=pass_fds
-    )
-
-
-def end_process(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and collect it. Safe to repeat."""
-    process.kill()
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+# Whether it serves -----------------------------------------------------------------------------------
 
 
 def wait_until_serving(process: subprocess.Popen[bytes], port: int) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from busq.cli.redaction import hide
 from busq.cli.safe import safe
-from busq.errors import BusqError, BusUnavailable, UsageError
+from busq.errors import BadWhere, BusqError, BusUnavailable, UsageError
 
 DONE = 0
 NO = 1
@@ -40,6 +40,9 @@ def run(command: Callable[[], object]) -> int:
         # Nobody reads any more. What is still buffered must not raise once again when Python closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except BadWhere as error:  # its lines stand below each other, the last one pointing at the mistake
+        tell(str(error), lines=True)
+        return USAGE
     except UsageError as error:
         return _told(error, USAGE)
     except BusUnavailable as error:

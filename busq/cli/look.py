@@ -67,7 +67,8 @@ def jobs(
             reader, reader.jobs(states=state or [], kind=kind, queue=queue, group=group, limit=limit)
         ),
     )
-    _print(found, output, lambda: print_jobs(found, now))
+    only_cancelled = set(state or []) == {State.CANCELLED}
+    _print(found, output, lambda: print_cancelled(found, now) if only_cancelled else print_jobs(found, now))
     if len(found) == limit and output == "table":
         print(f"Only the first {limit} are shown; --limit shows more.", file=sys.stderr)
 
@@ -236,6 +237,27 @@ def print_jobs(found: Sequence[Job], now: datetime) -> None:
     print_table(job_columns(), job_rows(found, now), empty="No jobs match.")
 
 
+def print_cancelled(found: Sequence[Job], now: datetime) -> None:
+    """Cancelled jobs, with who asked for it and why in place of what all jobs have."""
+    from busq.cli.output import Column, print_table, since
+
+    columns = [
+        Column("JID", kept=True),
+        Column("KIND", cut=True, wide=True),
+        Column("ENDED", kept=True, coloured=True),
+        Column("CAUSE", kept=True),
+        Column("SCOPE", kept=True, wide=True),
+        Column("REASON", cut=True),
+        Column("SOURCE", cut=True, wide=True),
+        Column("SINCE", kept=True, right=True),
+    ]
+    rows = [
+        (job.jid, job.kind, job.ended, job.cause, job.scope, job.reason, job.source, since(job.finished_at, now))
+        for job in found
+    ]
+    print_table(columns, rows, empty="No jobs match.")
+
+
 def job_columns() -> list[Any]:
     from busq.cli.output import Column
 
@@ -314,7 +336,14 @@ def _print_stats(found: Stats) -> None:
     print_table(queue_columns(), queue_rows(found.queues), empty="No queue has ever had a job.")
     sys.stdout.write("\n")
     totals = ", ".join(f"{name} {count}" for name, count in sorted(found.total.items()))
-    print_facts([("since ever", totals), ("suspects", str(found.suspects)), ("dead letters", str(found.dead))])
+    print_facts(
+        [
+            ("since ever", totals),
+            ("suspects", str(found.suspects)),
+            ("dead letters", str(found.dead)),
+            ("rules", f"{found.rules} live, {found.settling} of them still settling"),
+        ]
+    )
 
 
 def queue_columns() -> list[Any]:

@@ -123,6 +123,8 @@ def _parts(snapshot: Snapshot) -> list[Any]:
         head.append(f"{state} {count}  ", style=COLOURS.get(state, "") if count else "dim")
     head.append(f"suspects {snapshot.stats.suspects}  ", style="yellow" if snapshot.stats.suspects else "dim")
     head.append(f"dead letters {snapshot.stats.dead}", style="red" if snapshot.stats.dead else "dim")
+    if snapshot.stats.settling:
+        head.append(f"  settling {snapshot.stats.settling}", style="yellow")
     jobs = look.job_rows(snapshot.jobs, snapshot.at)
     return [
         head,

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from busq.client.blocking_scopes import BlockingScopeCalls
 from busq.client.handle import BlockingHandle
 from busq.client.spec import JobSpec
 from busq.errors import BlockingCallInLoop
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class BlockingBus:
+class BlockingBus(BlockingScopeCalls):
     """`bus.blocking`. Every method does what its namesake of `Bus` does, and raises the same errors."""
 
     def __init__(self, bus: Bus) -> None:

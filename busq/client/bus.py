@@ -18,12 +18,13 @@ from busq.callables import Pool
 from busq.client.blocking import BlockingBus
 from busq.client.handle import JobHandle
 from busq.client.jobs import AsyncJob, KindOptions, SyncJob
-from busq.client.link import Link
+from busq.client.link import Link, rung
+from busq.client.scope_calls import ScopeCalls
 from busq.client.spec import JobOptions, JobSpec
 from busq.config import Settings
 from busq.errors import ConfigError, JidInUse, ParentClosed, TooDeep, UsageError
 from busq.handlers import Handler, HandlerOptions, Handlers
-from busq.protocol.cancel import CancelAnswer, CancelRequest, clean_words
+from busq.protocol.cancel import CancelAnswer, CancelRequest, checked_seconds, clean_words
 from busq.protocol.jids import check_jid
 from busq.protocol.job import Event, Job
 from busq.protocol.states import State
@@ -34,8 +35,6 @@ from busq.store.roster import Member
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LOOK_AGAIN_S = 5.0  # a waiter re-reads this often even if nothing rang: announcements may be lost
-
 
 class _JobDecorator(Protocol):
     @overload
@@ -44,7 +43,7 @@ class _JobDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> SyncJob[P, R]: ...
 
 
-class Bus:
+class Bus(ScopeCalls):
     """
     A bus on Redis.
 
@@ -203,8 +202,8 @@ class Bus:
         wish = CancelRequest(
             reason=clean_words(reason, "reason"),
             source=clean_words(source, "source"),
-            grace_s=_length(grace, "grace"),
-            tombstone_s=_length(tombstone, "tombstone"),
+            grace_s=checked_seconds(grace, "grace"),
+            tombstone_s=checked_seconds(tombstone, "tombstone"),
         )
         link = await self._link()
         return await link.store.cancel(wanted, wish, request=secrets.token_hex(8))
@@ -233,7 +232,7 @@ class Bus:
     async def _until_terminal(self, link: Link, jid: str) -> Job:
         async with link.bell(jid) as bell:
             while True:
-                await _rung(bell)
+                await rung(bell)
                 job = await link.reader.job(jid)
                 if job.is_terminal:
                     return job
@@ -306,14 +305,6 @@ def _admitted(spec: JobSpec[Any], word: str, state: State | None) -> State:
     return state
 
 
-def _length(seconds: float | None, name: str) -> float | None:
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
-        raise UsageError(f"{name}: {seconds!r} will not do; it takes seconds, 0 or more")
-    return float(seconds)
-
-
 def _states(state: State | str | Iterable[State | str] | None) -> list[State]:
     if state is None:
         return []
@@ -322,13 +313,3 @@ def _states(state: State | str | Iterable[State | str] | None) -> list[State]:
         return [State(word) for word in words]
     except ValueError as error:
         raise UsageError(f"state: {error}; there are: {', '.join(State)}") from None
-
-
-async def _rung(bell: asyncio.Event) -> None:
-    try:
-        async with asyncio.timeout(LOOK_AGAIN_S):
-            await bell.wait()
-    except TimeoutError:
-        return
-    finally:
-        bell.clear()

@@ -17,13 +17,28 @@ from busq import tasks
 from busq.config import Settings
 from busq.store.listener import Listener
 from busq.store.reader import Reader
+from busq.store.scopes import Scopes
 from busq.store.store import Store
+
+LOOK_AGAIN_S = 5.0  # a waiter re-reads this often even if nothing rang: announcements may be lost
+
+
+async def rung(bell: asyncio.Event) -> None:
+    """Wait until a bell rings, or until it is time to look again all the same."""
+    try:
+        async with asyncio.timeout(LOOK_AGAIN_S):
+            await bell.wait()
+    except TimeoutError:
+        return
+    finally:
+        bell.clear()
 
 
 class Link:
     def __init__(self, settings: Settings) -> None:
         self.store = Store(settings, by=f"{socket.gethostname()}:{os.getpid()}")
         self.reader = Reader(self.store)
+        self.scopes = Scopes(self.store)
         self._rung: dict[bytes, set[asyncio.Event]] = {}
         self._listener = Listener(
             self.store.connections.listening,
@@ -43,13 +58,14 @@ class Link:
         await self.store.close()
 
     @asynccontextmanager
-    async def bell(self, jid: str) -> AsyncIterator[asyncio.Event]:
+    async def bell(self, of: str) -> AsyncIterator[asyncio.Event]:
         """
-        An event that is set whenever the job may have ended: at an announcement, and after each (re)connection.
+        An event that is set whenever `of`, a job or a scope, may have ended: at an announcement, and after each
+        (re)connection.
 
         It is first set when the server has confirmed the subscription: a record read after that misses nothing.
         """
-        channel = self.store.done_prefix + jid.encode()
+        channel = self.store.done_prefix + of.encode()
         bell = asyncio.Event()
         self._rung.setdefault(channel, set()).add(bell)
         if self._listening is None:

@@ -98,6 +98,15 @@ def clean_words(words: str, what: str) -> str:
     return "".join(c if c.isprintable() else " " for c in words)
 
 
+def checked_seconds(seconds: float | None, what: str) -> float | None:
+    """A length of time as a caller gave it, None for none. Raise `UsageError` for what is no number of seconds."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        raise UsageError(f"{what}: {seconds!r} will not do; it takes seconds, 0 or more")
+    return float(seconds)
+
+
 class CancelAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a cancel was told.

@@ -150,7 +150,7 @@ def _ms(moment: datetime) -> int:
 def _check_words(value: Any, field: str) -> str:
     words = clean_words(value, field)
     if not words:
-        raise UsageError(f"{field}: it is empty, and no job fits that; leave it out to leave it open")
+        raise UsageError(f"{field}: it is empty; leave it out to leave it open")
     return words
 
 

@@ -7,7 +7,7 @@ walks every state x every verb to see that the two agree, and the README's diagr
 
 Before its own row counts, every other script that touches a job first carries out what has been decided for it: the row
 of `carry_out` where a live rule matches or a job above it is being cancelled, then its own row for the state that this
-leads to. The last child's ending is a verb without a script of its own: it is part of whichever ends the child.
+leads to. The last child's ending is a verb without a script of its own: it happens in the script that ends the child.
 
 Adding a state? It also needs a line in the README and an answer under every verb here.
 """

@@ -1,8 +1,8 @@
 """
 The small language in which people say which jobs: from text to nodes.
 
-Nodes are plain lists and dicts, as JSON writes them; one evaluator in Lua judges them (lua/lib/scope.lua) and nothing
-of the text is ever run. What is parsed here is bounded, for it is judged again and again while its rule lives.
+Nodes are plain lists and dicts, as JSON writes them; one evaluator in Lua judges them (lua/lib/conditions.lua) and
+nothing of the text is ever run. What is parsed here is bounded, for it is judged again and again while its rule lives.
 
     node     ["and", node...]   ["or", node...]   ["not", node]   [op, operand, operand]   ["under", jid]
     op       ==  !=  <  <=  >  >=  ^= (starts with)  $= (ends with)  ~= (contains)  in

@@ -4,7 +4,7 @@ What a `where` expression may ask about, and which comparisons of it make sense.
 The kinds of values are known for most fields. A comparison that comes out the same for every job is a mistake in
 writing, and `attempt != '3'` would cancel them all: so it is refused, and not judged.
 
-Adding a field? It also needs a value in lua/lib/scope.lua, in tests/store/judge.py and in the README's table.
+Adding a field? It also needs a value in lua/lib/conditions.lua, in tests/store/judge.py and in the README's table.
 """
 
 from __future__ import annotations

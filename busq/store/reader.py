@@ -53,7 +53,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     The bus in numbers.
 
     `now` counts live jobs by state; for `succeeded`, `failed`, `cancelled` it counts records that are still kept.
-    `total` counts since the bus was made.
+    `total` counts since the bus was made. `rules` are live cancels by filter, `settling` those of them whose hits are
+    still being written to the records.
     """
 
     now: dict[str, int]
@@ -61,6 +62,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     queues: list[QueueStats]
     suspects: int
     dead: int
+    rules: int = 0
+    settling: int = 0
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,7 +195,7 @@ class Reader:
         now: dict[str, int] = dict.fromkeys(State, 0)
         total: dict[str, int] = {}
         queues: dict[str, QueueStats] = {}
-        suspected = dead = 0
+        suspected = dead = rules = settling = 0
         for shard in range(self._store.shards):
             keys = self._store.keys(shard)
             with reaching(self._store.connections.place):
@@ -204,7 +207,12 @@ class Reader:
                 ):  # fmt: skip
                     pipe.zcard(index)
                 pipe.xlen(keys.dead)
-                counters, scheduled, waiting, cancelling, *ended, letters = await pipe.execute()
+                pipe.hkeys(keys.rules)
+                pipe.hget(keys.rules, "walked")
+                counters, scheduled, waiting, cancelling, *ended, letters, held_rules, walked = await pipe.execute()
+            live = [int(number) for number in held_rules if number.isdigit()]
+            rules = max(rules, len(live))
+            settling = max(settling, sum(number > int(walked or 0) for number in live))
             for name, count in counters.items():
                 total[name.decode()] = total.get(name.decode(), 0) + int(count)
             own = [await self._queue(shard, queue) for queue in await watch.queues(self._store, shard)]
@@ -226,6 +234,8 @@ class Reader:
             queues=sorted(queues.values(), key=lambda each: each.queue),
             suspects=suspected,
             dead=dead,
+            rules=rules,
+            settling=settling,
         )
 
     async def _queue(self, shard: int, queue: str) -> QueueStats:

@@ -29,7 +29,7 @@ FOR_EVER_MS = 253_402_300_799_000  # the last moment of the year 9999
 
 
 class _Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """A rule as it is written down. Scripts read all of it but `filter` and `standing`; `grace_ms` "": the job's own."""
+    """A rule as written down. Scripts read all of it but `filter` and `standing`; `grace_ms` "": the job's own."""
 
     id: str
     condition: list[Any]

@@ -3,7 +3,8 @@ Finds the Lua scripts, checks their headers and runs them.
 
 A script is written with names only: its header lists KEYS and ARGV once, and the loader makes the lines that bind
 those names from it. A list ends in `name...`; inside the script that name is the position at which the rest begins.
-`Uses` names files of `lua/lib` that are put in front. So no position is written twice, and a header that does not
+`Uses` names files of `lua/lib` that are put in front, each once, and before it what it uses itself: that stands in its
+first line. So no position is written twice, and a header that does not
 fit its body does not load.
 """
 
@@ -14,6 +15,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import msgspec
@@ -24,6 +26,7 @@ from busq.store.connection import Client
 Arg = bytes | str | int | float
 
 _HEADER = re.compile(r"\A--\[\[\n(?P<header>.*?)\n\]\]\n", re.DOTALL)
+_LIBRARY_USES = "-- Uses "
 _FIELDS = ("Flags", "KEYS", "ARGV", "Uses")
 
 LOADS = 5  # times a script is loaded for one call: somebody else may flush the cache in between
@@ -69,7 +72,7 @@ def load(name: str, *, flags_line: bool = True) -> Script:
     fields, body = _split(name, text)
     keys, argv = _names(fields["KEYS"]), _names(fields["ARGV"])
     parts = [_bind("KEYS", keys) + _bind("ARGV", argv)]
-    parts += [(folder / "lib" / f"{library}.lua").read_text() for library in _names(fields["Uses"])]
+    parts += _libraries(folder / "lib", _names(fields["Uses"])).values()
     parts.append(body)
     source = "\n".join(parts)
     _check_used(name, keys + argv, source, parts[0])
@@ -84,6 +87,18 @@ def names() -> list[str]:
     """Every script there is."""
     folder = resources.files(__package__) / "lua"
     return sorted(entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name.endswith(".lua"))
+
+
+def _libraries(folder: Traversable, wanted: Sequence[str]) -> dict[str, str]:
+    """The text of each library, in an order in which every one stands behind those that it uses."""
+    found: dict[str, str] = {}
+    for name in wanted:
+        text = (folder / f"{name}.lua").read_text()
+        first = text.partition("\n")[0]
+        if first.startswith(_LIBRARY_USES):
+            found = _libraries(folder, _names(first.removeprefix(_LIBRARY_USES))) | found
+        found.setdefault(name, text)
+    return found
 
 
 def _split(name: str, text: str) -> tuple[dict[str, str], str]:

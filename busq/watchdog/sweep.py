@@ -197,7 +197,8 @@ class Sweeper:
     async def _carry_out(self, now_ms: float) -> float | None:
         for _ in self._steps_in_time(STEPS * 10):
             word, hit = await self._store.carry_out(self._shard, step=JUDGED)
-            self._done[SETTLED] += hit
+            if hit:
+                self._done[SETTLED] += hit
             if word == "idle":
                 return None
             if word == "settled":
@@ -207,7 +208,8 @@ class Sweeper:
     async def _cascade(self, now_ms: float) -> float | None:
         for _ in self._steps_in_time(STEPS * 10):
             word, hit = await self._store.cascade(self._shard, step=JUDGED)
-            self._done[CASCADED] += hit
+            if hit:
+                self._done[CASCADED] += hit
             if word == "idle":
                 return None
         return AT_ONCE

@@ -185,9 +185,8 @@ class _Running:
         if hasattr(os, "waitid"):
             try:
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-            except (
-                ChildProcessError
-            ):  # by somebody else: its number may mean another one, and Popen says it ended with 0
+            except ChildProcessError:
+                # By somebody else: its number may mean another process, and Popen says that it ended with 0.
                 self._collected = True
         else:
             process.wait()

@@ -10,47 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 
-from redis.asyncio import Redis
-
 import busq
+from benchmarks.bare import APART_S, publishing
 from benchmarks.figures import Figure, Requirement, latencies
-from benchmarks.processes import Helper, Place, fresh_place, until_closed, work
+from benchmarks.processes import Helper, Place, fresh_place, work
+from benchmarks.turns import Measured, in_turns
 
 REQUIRED = {50.0: Requirement("under", 3), 99.0: Requirement("under", 10)}
 RUN_FOR_S = 0.06
-APART_S = 0.005
 
 
 def measure(url: str, pairs: int, samples: int) -> list[Figure]:
-    each = -(-samples // pairs)
-    cancels: list[list[float]] = []
-    bare: list[list[float]] = []
     with (
         fresh_place(url) as place,
         Helper(_be_worker, place) as worker,
         Helper(_be_client, place) as client,
-        Helper(be_subscriber, place) as subscriber,
-        Helper(be_publisher, place) as publisher,
+        publishing(place) as publish,
     ):
-        for helper in (worker, subscriber):
-            assert helper.hear() == "ready"
-        for turn in range(pairs + 1):
-            bare.append(publish(publisher, subscriber, each))
-            cancels.append(_cancel(client, worker, each))
-            if turn == 0:  # connections opened, scripts loaded
-                bare.clear()
-                cancels.clear()
+        assert worker.hear() == "ready"
+        bare, cancels = in_turns(pairs, samples, [publish, partial(_cancel, client, worker)])
     return latencies("cancel", cancels, bare, REQUIRED, floor_name="bare PUBLISH")
 
 
-def publish(publisher: Helper, subscriber: Helper, count: int) -> list[float]:
-    publisher.tell(count)
-    return [subscriber.hear() for _ in range(count)]
-
-
-def _cancel(client: Helper, worker: Helper, count: int) -> list[float]:
+def _cancel(client: Helper, worker: Helper, count: int) -> Measured:
     client.tell(count)
     for _ in range(count):
         worker.hear()
@@ -86,28 +71,3 @@ async def _be_client(pipe: Connection, place: Place) -> None:
             for handle in handles:
                 await bus.cancel(handle.jid, reason=repr(time.monotonic()))
                 await asyncio.sleep(APART_S)
-
-
-async def be_publisher(pipe: Connection, place: Place) -> None:
-    async with Redis.from_url(place.url) as redis:
-        while True:
-            for _ in range(pipe.recv()):
-                await redis.publish(f"{place.namespace}:bare", repr(time.monotonic()))
-                await asyncio.sleep(APART_S)
-
-
-async def be_subscriber(pipe: Connection, place: Place) -> None:
-    async with Redis.from_url(place.url) as redis, redis.pubsub() as ear:
-        await ear.subscribe(f"{place.namespace}:bare")
-
-        async def listen() -> None:
-            while True:
-                message = await ear.get_message(timeout=1.0)
-                if message is None:
-                    continue
-                if message["type"] == "subscribe":
-                    pipe.send("ready")
-                else:
-                    pipe.send(time.monotonic() - float(message["data"]))
-
-        await until_closed(pipe, listen())

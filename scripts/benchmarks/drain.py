@@ -46,19 +46,19 @@ def measure(url: str, pairs: int, jobs: int) -> list[Figure]:
 
 
 def _busq(place: Place, jobs: int) -> float:
-    asyncio.run(_fill(place, jobs))
+    asyncio.run(fill(place, jobs))
     stream = ShardKeys(place.namespace, 0).stream("default").decode()
-    with Helper(_be_worker, place) as worker:
-        return _wait_for_end(place, stream, worker)
+    with Helper(be_worker, place) as worker:
+        return wait_for_end(place, stream, worker)
 
 
 def _floor(place: Place, jobs: int, name: str) -> float:
     asyncio.run(_fill_floor(place, jobs))
     with Helper(_be_consumer, place, name) as consumer:
-        return _wait_for_end(place, place.stream, consumer)
+        return wait_for_end(place, place.stream, consumer)
 
 
-def _wait_for_end(place: Place, stream: str, helper: Helper) -> float:
+def wait_for_end(place: Place, stream: str, helper: Helper) -> float:
     """Seconds from the first start, which the helper tells, until the stream is empty."""
     first: float | None = None
     with Redis.from_url(place.url) as redis:
@@ -72,7 +72,7 @@ def _wait_for_end(place: Place, stream: str, helper: Helper) -> float:
         return time.monotonic() - first
 
 
-async def _fill(place: Place, jobs: int) -> None:
+async def fill(place: Place, jobs: int) -> None:
     async with place.bus() as bus:
         await bus.enqueue_many([bus.spec("noop") for _ in range(jobs)])
 
@@ -98,7 +98,7 @@ class _First:
         self._pipe.send(time.monotonic())
 
 
-async def _be_worker(pipe: Connection, place: Place) -> None:
+async def be_worker(pipe: Connection, place: Place) -> None:
     bus, first = place.bus(), _First(pipe)
 
     @bus.job

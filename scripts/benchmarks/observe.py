@@ -12,12 +12,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 
 import busq
-from benchmarks.cancel import APART_S, RUN_FOR_S, be_publisher, be_subscriber, publish
+from benchmarks.bare import APART_S, publishing
+from benchmarks.cancel import RUN_FOR_S
 from benchmarks.figures import Figure, Requirement, over
 from benchmarks.processes import Helper, Place, fresh_place, work
+from benchmarks.turns import Measured, Side, in_turns
 
 REQUIRED = Requirement("under", 100)  # ms: what the contract of the process pool says of `check_cancelled`
 LOOK_EVERY_S = 0.001
@@ -80,31 +83,26 @@ def warm_up() -> None:
 
 
 def measure(url: str, pairs: int, samples: int) -> list[Figure]:
-    each = -(-samples // pairs)
-    ours: dict[str, list[list[float]]] = {kind: [] for kind in WAYS}
-    bare: list[list[float]] = []
     with (
         fresh_place(url) as place,
         Helper(_be_worker, place) as worker,
         Helper(_be_client, place) as client,
-        Helper(be_subscriber, place) as subscriber,
-        Helper(be_publisher, place) as publisher,
+        publishing(place) as publish,
     ):
-        for helper in (worker, subscriber):
-            assert helper.hear() == "ready"
-        for turn in range(pairs + 1):
-            bare.append(publish(publisher, subscriber, each))
-            for kind, rounds in ours.items():
-                client.tell((kind, each if turn else 1))
-                rounds.append(client.hear())
-            if turn == 0:  # connections opened, scripts loaded
-                bare.clear()
-                for rounds in ours.values():
-                    rounds.clear()
+        assert worker.hear() == "ready"
+        sides: list[Side] = [publish, *(partial(_observe, client, kind) for kind in WAYS)]
+        bare, *observed = in_turns(pairs, samples, sides, warm_up=1)
+    ours = dict(zip(WAYS, observed, strict=True))
     return [figure for percent in (50.0, 99.0) for figure in _figures(ours, bare, percent)]
 
 
-def _figures(ours: dict[str, list[list[float]]], bare: list[list[float]], percent: float) -> list[Figure]:
+def _observe(client: Helper, kind: str, count: int) -> Measured:
+    client.tell((kind, count))
+    heard: Measured = client.hear()
+    return heard
+
+
+def _figures(ours: dict[str, list[Measured]], bare: list[Measured], percent: float) -> list[Figure]:
     figures = [Figure("observe", f"bare PUBLISH: p{percent:g}", "ms", over(bare, percent))]
     for kind, rounds in ours.items():
         spread = over(rounds, percent)
@@ -118,9 +116,7 @@ def _figures(ours: dict[str, list[list[float]]], bare: list[list[float]], percen
 
 
 async def _be_worker(pipe: Connection, place: Place) -> None:
-    bus = place.bus()
-    bus.handlers = handlers.handlers
-    await work(pipe, bus)
+    await work(pipe, place.bus(handlers))
 
 
 async def _be_client(pipe: Connection, place: Place) -> None:

@@ -73,7 +73,7 @@ def _busq(place: Place, jobs: int) -> float:
     stream = ShardKeys(place.namespace, 0).stream("default").decode()
     with Helper(_be_worker, place) as worker, Redis.from_url(place.url) as redis:
         assert worker.hear() == "ready"
-        while (left := redis.xlen(stream)) > jobs:
+        while (left := int(redis.xlen(stream))) > jobs:
             time.sleep(LOOK_EVERY_S)
         began = time.monotonic()
         while redis.xlen(stream):
@@ -88,6 +88,4 @@ async def _fill(place: Place, jobs: int) -> None:
 
 
 async def _be_worker(pipe: Connection, place: Place) -> None:
-    bus = place.bus()
-    bus.handlers = handlers.handlers
-    await work(pipe, bus)
+    await work(pipe, place.bus(handlers))

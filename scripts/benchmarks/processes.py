@@ -46,8 +46,12 @@ class Place(msgspec.Struct, frozen=True):
         """The floor's stream."""
         return f"{self.namespace}:floor"
 
-    def bus(self) -> busq.Bus:
-        return busq.Bus(self.url, namespace=self.namespace, shards=1)
+    def bus(self, application: busq.Bus | None = None) -> busq.Bus:
+        """A bus here; with the handlers of this application, which was declared before anybody knew where."""
+        bus = busq.Bus(self.url, namespace=self.namespace, shards=1)
+        if application is not None:
+            bus.handlers = application.handlers
+        return bus
 
 
 @contextmanager
@@ -89,6 +93,13 @@ class Helper:
         except EOFError:
             self._process.join()
             raise RuntimeError(f"a benchmark's process ended with {self._process.exitcode}") from None
+
+    def overheard(self) -> list[Any]:
+        """What it has said so far and nobody has heard yet; does not wait."""
+        said: list[Any] = []
+        while self._pipe.poll():
+            said.append(self._pipe.recv())
+        return said
 
     def __enter__(self) -> Helper:
         return self

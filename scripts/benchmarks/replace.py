@@ -82,9 +82,7 @@ async def _be_worker(pipe: Connection, place: Place) -> None:
         raise structlog.DropEvent
 
     structlog.configure(processors=[tell_of_kills], cache_logger_on_first_use=True)
-    bus = place.bus()
-    bus.handlers = handlers.handlers
-    await work(pipe, bus, concurrency=1)
+    await work(pipe, place.bus(handlers), concurrency=1)
 
 
 async def _be_client(pipe: Connection, place: Place) -> None:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 
 from benchmarks import floor
 from benchmarks.figures import Figure, Requirement, latencies
 from benchmarks.processes import Helper, Place, fresh_place, until_closed, work
+from benchmarks.turns import Measured, in_turns
 
 REQUIRED = {99.0: Requirement("under", 3)}
 APART_S = 0.02
 
 
 def measure(url: str, pairs: int, samples: int) -> list[Figure]:
-    each = -(-samples // pairs)
-    ours: list[list[float]] = []
-    its: list[list[float]] = []
     with (
         fresh_place(url) as place,
         Helper(_be_worker, place) as worker,
@@ -31,16 +30,12 @@ def measure(url: str, pairs: int, samples: int) -> list[Figure]:
     ):
         for helper in (worker, consumer):
             assert helper.hear() == "ready"
-        for turn in range(pairs + 1):
-            its.append(_round(floor_producer, consumer, each))
-            ours.append(_round(producer, worker, each))
-            if turn == 0:  # connections opened, scripts loaded
-                its.clear()
-                ours.clear()
+        sides = [partial(_round, floor_producer, consumer), partial(_round, producer, worker)]
+        its, ours = in_turns(pairs, samples, sides)
     return latencies("start", ours, its, REQUIRED, floor_name="XADD to floor")
 
 
-def _round(producer: Helper, consumer: Helper, count: int) -> list[float]:
+def _round(producer: Helper, consumer: Helper, count: int) -> Measured:
     producer.tell(count)
     return [consumer.hear() for _ in range(count)]
 

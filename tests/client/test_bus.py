@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import busq
-from busq.client import bus as bus_module
+from busq.client import link as link_module
 from busq.protocol.cancel import Verdict
 from tests.runtime.bench import bench, until
 from tests.servers import RedisServer
@@ -268,7 +268,7 @@ async def test_a_wait_is_woken_by_an_announcement_and_does_not_poll(own_server: 
 
 
 async def test_a_wait_survives_lost_announcements(own_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bus_module, "LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(link_module, "LOOK_AGAIN_S", 0.05)
     async with bench(own_server.url) as b:
         double = kinds(b.bus)
         handle = await double.enqueue(1)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import busq
-from busq.cli.embedded import end_process, tied_process
+from busq.cli.tied import end_process, tied_process
 from busq.config import Settings
 from busq.handlers import Handlers
 from busq.worker.worker import Worker

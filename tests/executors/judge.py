@@ -7,6 +7,7 @@ Nothing here asks the bus. `contradictions` is tried on records that nobody shou
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import busq
@@ -83,15 +84,25 @@ def _of_the_handler(told: Told) -> Iterable[str]:
         yield f"an attempt ran twice, or not to its end: {told.effects}"
     if said and max(said) > job.attempt:
         yield f"{job.attempt} attempts, and attempt {max(said)} ran"
+    # Those that waited in vain for a child to be free: started, and their handlers have not begun. An entry that is
+    # given back before it is started is another thing, and bears the number of the attempt before.
+    lines = pairwise(told.events)
+    handed_back = {n for (one, n), (then, _) in lines if (one, then) == ("started", "handed_back")}
+    if handed_back & said.keys():
+        yield f"attempts {handed_back} were handed back, and the handler says {told.effects}"
     last = said.get(job.attempt, [])
     end = last[-1] if last else None
+    # The cancel came while it waited for a child, and the worker gave it back before it heard of that.
+    never_began = job.evidence is not None and job.evidence.outcome == "interrupted"
+    if never_began and last:
+        yield f"interrupted before it began, and the handler says {told.effects}"
     if job.ended == "before_start":
         wrong = [words for words in said.values() if words[-1] != "raised"]  # an attempt before, waiting for its retry
-        if wrong or len(said) != job.attempt:
+        if wrong or said.keys() | handed_back != set(range(1, job.attempt + 1)):
             yield f"before_start after {job.attempt} attempts, and the handler says {told.effects}"
     elif job.ended is None and ENDS.get(str(end)) != job.state:
         yield f"{job.state}, and the handler says {end}"
-    elif job.ended == "completed" and end not in ("returned", "raised"):
+    elif job.ended == "completed" and end not in ("returned", "raised") and not never_began:
         yield f"completed, and the handler says {end}"
     if job.evidence is not None and end in ENDS and job.evidence.outcome != ENDS[str(end)]:
         yield f"the evidence is {job.evidence.outcome}, and the handler says {end}"

@@ -116,9 +116,29 @@ NEVER = Told(
     [("enqueued", 0), ("requested", 0), ("finalized", 0)],
     [],
 )
+HANDED_BACK = Told(
+    "cancelled",
+    msgspec.structs.replace(NEVER.job, attempt=2, failures=1),
+    [*RAN, ("retried", 1), ("handed_back", 1), ("started", 2), ("handed_back", 2), ("requested", 2), ("finalized", 2)],
+    [(1, "began"), (1, "raised")],
+)
+GIVEN_BACK = Told(
+    "signalled",
+    msgspec.structs.replace(UNHEARD.job, evidence=Evidence(outcome="interrupted")),
+    [*RAN, ("requested", 1), END],
+    [],
+)
+HARMLESS = {
+    "finished": FINISHED,
+    "heard": HEARD,
+    "unheard": UNHEARD,
+    "never": NEVER,
+    "handed back": HANDED_BACK,
+    "given back while it was being cancelled": GIVEN_BACK,
+}
 
 
-@pytest.mark.parametrize("told", [FINISHED, HEARD, UNHEARD, NEVER], ids=["finished", "heard", "unheard", "never"])
+@pytest.mark.parametrize("told", HARMLESS.values(), ids=HARMLESS)
 def test_the_judge_finds_nothing_in_what_agrees(told: Told) -> None:
     assert contradictions(told) == []
 
@@ -144,6 +164,12 @@ CONTRADICTIONS = {
     "confirmed without having observed": but(HEARD, events=UNHEARD.events),
     "observed and said to be completed": but(UNHEARD, events=HEARD.events),
     "it never started and the handler ran": but(NEVER, effects=[(1, "began"), (1, "returned")]),
+    "it was handed back before it began and the handler ran": but(
+        HANDED_BACK, effects=[*HANDED_BACK.effects, (2, "began"), (2, "raised")]
+    ),
+    "it was given back before it began and the handler ran": but(GIVEN_BACK, effects=UNHEARD.effects),
+    "completed and the handler never began": but(UNHEARD, effects=[]),
+    "its first attempt was not handed back and never ran": but(HANDED_BACK, effects=[]),
     "it had one attempt and the handler ran twice": but(FINISHED, effects=[*FINISHED.effects, *FINISHED.effects]),
     "the second attempt ran before it was started": but(FINISHED, effects=[(2, "began"), (2, "returned")]),
     "succeeded and the handler raised": but(FINISHED, effects=[(1, "began"), (1, "raised")]),

@@ -12,7 +12,7 @@ import pytest
 import busq
 from busq.worker.worker import Worker
 from tests.fault.proxy import Proxy
-from tests.runtime.bench import Bench, bench, until
+from tests.runtime.bench import BUSY_S, Bench, bench, until
 from tests.servers import RedisServer
 
 KEEPS_DATA = pytest.mark.parametrize("own_server", [{"aof": True}], indirect=True)
@@ -239,7 +239,7 @@ async def test_a_worker_knows_within_three_seconds_that_redis_does_not_answer(ow
         own_server.pause()
         paused = time.monotonic()
         await until(lambda: not worker._control.reachable)
-        assert time.monotonic() - paused <= 3.0 + b.settings.beat_s + 0.5
+        assert time.monotonic() - paused <= 3.0 + b.settings.beat_s + BUSY_S
         own_server.resume()
         await until(lambda: worker._control.reachable)
         await until(lambda: worker._control.hearing)

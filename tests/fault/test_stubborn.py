@@ -14,7 +14,7 @@ import pytest
 
 import busq
 from tests.interface.commands import Service, service
-from tests.runtime.bench import QUICK, Bench, bench, until
+from tests.runtime.bench import BUSY_S, QUICK, Bench, bench, until
 
 QUICKLY = {f"BUSQ_{name.upper()}": str(value) for name, value in QUICK.items()}
 
@@ -81,7 +81,7 @@ async def test_a_loop_blocked_past_the_deadline_of_its_cancel_makes_the_worker_l
             assert (job.state, job.ended) == ("cancelled", "abandoned")
             assert answer.deadline is not None
             assert job.finished_at is not None
-            assert job.finished_at <= answer.deadline + timedelta(seconds=b.settings.watchdog_interval_s + 1.0)
+            assert job.finished_at <= answer.deadline + timedelta(seconds=b.settings.watchdog_interval_s + BUSY_S)
             await heard(running, "worker.lifeless")
             assert handle.jid in running.until("worker.lifeless")["why"]
 

@@ -17,7 +17,7 @@ from typing import Any
 APPS = Path(__file__).parent / "apps"
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from busq.cli import main; main()"]
-LIMIT_S = 30
+LIMIT_S = 60
 
 
 def environ(url: str | None, **more: str) -> dict[str, str]:

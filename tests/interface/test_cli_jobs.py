@@ -160,19 +160,21 @@ def test_dead_letters_are_tried_again_or_thrown_away(redis_url: str) -> None:
         bad = client.xadd("busq:{0}:dead", {"reason": "bad_entry", "raw": b"\xff\x1b"}).decode()
         torn = client.xadd("busq:{0}:dead", letter | {"payload": b"\xff"}).decode()
         hook = client.xadd("busq:{0}:dead", letter | {"kind": "add/on_cancel", "queue": "late/on_cancel"}).decode()
-    assert len(busq("dead", "list", url=redis_url).stdout.splitlines()) == 5
-    letters = [f"0/{each}" for each in (good, bad, torn, hook)]
+        finalizer = client.xadd("busq:{0}:dead", letter | {"kind": "add/finalize"}).decode()
+    assert len(busq("dead", "list", url=redis_url).stdout.splitlines()) == 6
+    letters = [f"0/{each}" for each in (good, bad, torn, hook, finalizer)]
     answer = busq("dead", "retry", *letters, "-o", "json", url=redis_url)
     assert answer.returncode == 1
-    first, second, third, fourth = document(answer)
-    assert second["jid"] is third["jid"] is fourth["jid"] is None
+    first, second, third, fourth, fifth = document(answer)
+    assert second["jid"] is third["jid"] is fourth["jid"] is fifth["jid"] is None
+    assert "it was a finalizer" in fifth["error"]
     assert "hook" in fourth["error"]
     assert "no job" in second["error"]
     job = document(busq("get", first["jid"], "-o", "json", url=redis_url))
     assert (job["kind"], job["queue"], job["args"], job["state"]) == ("add", "late", [1], "queued")
-    assert len(document(busq("dead", "list", "-o", "json", url=redis_url))) == 3
+    assert len(document(busq("dead", "list", "-o", "json", url=redis_url))) == 4
     assert busq("dead", "purge", "0/1-1", url=redis_url).returncode == 1
-    assert busq("dead", "purge", "--all", url=redis_url).stdout == "3 purged\n"
+    assert busq("dead", "purge", "--all", url=redis_url).stdout == "4 purged\n"
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -40,14 +40,20 @@ QUICK: dict[str, Any] = {
 PATIENT: dict[str, Any] = {"grace_s": 5.0, "lease_s": 15.0}
 """For stories in which neither grace nor lease may run out, however slow the machine is."""
 
+BUSY_S = 2.0
+"""How much later than promised a thing may happen where the machine is busy with something else."""
+
+NEVER_SO_LONG_S = 30.0
+"""For what no promise is about: a safety net that only a mistake falls into."""
+
 T = TypeVar("T")
 
 
 @overload
-async def until(condition: Callable[[], Coroutine[Any, Any, T]], timeout: float = 10.0) -> T: ...
+async def until(condition: Callable[[], Coroutine[Any, Any, T]], timeout: float = NEVER_SO_LONG_S) -> T: ...
 @overload
-async def until(condition: Callable[[], T], timeout: float = 10.0) -> T: ...
-async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+async def until(condition: Callable[[], T], timeout: float = NEVER_SO_LONG_S) -> T: ...
+async def until(condition: Callable[[], Any], timeout: float = NEVER_SO_LONG_S) -> Any:
     """What `condition` answers, as soon as it is true. For what no event announces."""
     last: Any = None
     try:
@@ -237,7 +243,7 @@ class Bench:
         """The names of a job's history, in order."""
         return [event.name for event in await self.bus.history(jid)]
 
-    async def reaches(self, jid: str, *states: str, timeout: float = 10.0) -> busq.Job:
+    async def reaches(self, jid: str, *states: str, timeout: float = NEVER_SO_LONG_S) -> busq.Job:
         """The record, once it is in one of these states."""
 
         async def there() -> busq.Job | None:

@@ -59,7 +59,7 @@ async def test_a_worker_tells_its_slots_and_what_runs_in_them(redis_url: str) ->
         assert (health.slots["coroutine"].limit, health.slots["coroutine"].running) == (100, 1)
         assert health.slots["thread"].running == 0
         assert health.queues == ["default"]
-        await until(lambda: worker.health().listener.subscriptions == 1)
+        await until(lambda: worker.health().listener.subscriptions == 2)  # its own job, and rules
         gate.open()
         await b.reaches(handle.jid, "succeeded")
         assert worker.health().running == 0

@@ -13,7 +13,7 @@ import busq
 from busq.errors import BusUnavailable
 from busq.protocol.cancel import TripFacts
 from busq.store.store import Store
-from tests.runtime.bench import bench, until
+from tests.runtime.bench import PATIENT, bench, until
 
 
 async def the_store(b: Any) -> Store:
@@ -164,7 +164,7 @@ async def test_a_record_that_no_busq_has_written_takes_nobody_along(redis_url: s
 
 @pytest.mark.parametrize("raised", [busq.Cancelled(busq.Cause.USER), SystemExit(3), KeyboardInterrupt()])
 async def test_nothing_that_a_trip_callback_raises_stops_the_cancel(redis_url: str, raised: BaseException) -> None:
-    async with bench(redis_url) as b:
+    async with bench(redis_url, **PATIENT) as b:
         gate = b.gate()
 
         @b.bus.job

@@ -182,10 +182,10 @@ async def test_a_timed_out_thread_that_runs_on_is_a_suspect_too(redis_url: str) 
 
 async def test_a_cancel_of_a_timed_out_thread_that_runs_on_claims_no_stop(redis_url: str) -> None:
     """It is cancelled while its timeout's grace runs, and given up with its code running: abandoned, not completed."""
-    async with bench(redis_url, grace_s=0.3, force_s=0.05) as b:
+    async with bench(redis_url, grace_s=1.0, force_s=0.05) as b:
         gate = b.gate()
 
-        @b.bus.job(timeout=0.02, grace=0.3)
+        @b.bus.job(timeout=0.02, grace=1.0)
         def deaf() -> None:
             gate.block()
 

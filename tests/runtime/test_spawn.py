@@ -13,8 +13,8 @@ import pytest
 import busq
 from busq.client.handle import BlockingHandle, JobHandle
 from busq.client.jobs import AsyncJob, Enqueuer
-from busq.protocol.jids import place
-from tests.runtime import process_handlers
+from busq.protocol.jids import place, place_of_key
+from tests.runtime import process_handlers, tree_handlers
 from tests.runtime.bench import EXECUTORS, PATIENT, Ask, Bench, Wait, bench, declare, until
 
 LONG_S = 20.0
@@ -76,7 +76,8 @@ async def test_the_options_of_a_spawned_child_count(redis_url: str, executor: st
 
         kind = declare(b.bus, executor, parent)
         await b.work()
-        await (await kind.enqueue()).result(timeout=LONG_S)
+        parent_job = await kind.enqueue()
+        await b.reaches(parent_job.jid, "waiting", timeout=LONG_S)
         assert [error.jid for error in raised if isinstance(error, busq.JidInUse)] == [first.jid]
         family = await b.bus.list(group="family")
         assert [job.state for job in family] == ["scheduled"]
@@ -156,6 +157,67 @@ async def test_a_spawn_that_redis_does_not_take_keeps_no_ending_waiting(
         assert await (await other.enqueue()).result(timeout=LONG_S) == "done"
         await parent.cancel()
         assert (await parent.wait(timeout=LONG_S)).ended == "confirmed"
+
+
+def answer_spawns(monkeypatch: pytest.MonkeyPatch, worker: Any, *answer: str) -> None:
+    """Have the store answer every child in this way, whatever it is."""
+
+    async def spawn(*args: Any, **named: Any) -> tuple[str, ...]:
+        return answer
+
+    monkeypatch.setattr(worker._store, "spawn", spawn)
+
+
+@pytest.mark.parametrize("executor", [*EXECUTORS, "process"])
+async def test_a_child_that_would_stand_too_deep_is_refused_in_words_of_its_own(
+    redis_url: str, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(redis_url, **PATIENT) as b:
+        child = child_kind(b)
+
+        def spawns_too_deep() -> Any:
+            try:
+                yield Ask(lambda: busq.current_job().spawn(child, 1))
+            except busq.TooDeep as error:
+                return error.jid
+
+        if executor != "process":
+            declare(b.bus, executor, spawns_too_deep)
+        worker = await b.work(handlers=tree_handlers.bus.handlers if executor == "process" else None)
+        answer_spawns(monkeypatch, worker, "too_deep", "", "")
+        handle = await b.bus.enqueue("spawns_too_deep")
+        assert await handle.result(timeout=LONG_S) == handle.jid
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+async def test_a_child_that_a_standing_rule_caught_is_born_cancelled(
+    redis_url: str, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(redis_url, **PATIENT) as b:
+        found: list[Any] = []
+        kind = parent_kind(b, executor, child_kind(b), found)
+        answer_spawns(monkeypatch, await b.work(), "fenced", "cancelled", "")
+        await (await kind.enqueue()).result(timeout=LONG_S)
+        assert [handle.state for handle in found] == ["cancelled"]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+async def test_a_child_whose_key_belongs_elsewhere_than_its_parent_is_refused(redis_url: str, executor: str) -> None:
+    async with bench(redis_url, **PATIENT, shards=4) as b:
+        child, refused = child_kind(b), []
+
+        def parent() -> Any:
+            own = place(busq.current_job().jid) % 4
+            key = next(key for key in map(str, range(99)) if place_of_key(key) % 4 != own)
+            try:
+                yield Ask(lambda: busq.current_job().spawn(child.options(key=key, supersede=True), 1))
+            except busq.UsageError as error:
+                refused.append(str(error))
+
+        kind = declare(b.bus, executor, parent)
+        await b.work()
+        await (await kind.enqueue()).result(timeout=LONG_S)
+        assert ["Leave the key out, or the parent" in words for words in refused] == [True]
 
 
 @pytest.mark.parametrize("tripped", [True, False])

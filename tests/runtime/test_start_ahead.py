@@ -25,7 +25,7 @@ from busq.worker.executors import process
 from busq.worker.executors.children import Child
 from busq.worker.pace import RECENT, Pace
 from busq.worker.worker import Worker
-from tests.runtime.bench import PATIENT, Bench, bench, until
+from tests.runtime.bench import BUSY_S, PATIENT, Bench, bench, until
 from tests.runtime.test_process_pool import CONSISTENT, alive, read, result, there, work
 
 FAR = 60.0  # seconds: longer than any test
@@ -56,7 +56,7 @@ async def ready(b: Bench, monkeypatch: pytest.MonkeyPatch, *, children: int, **h
     worker = await work(b, concurrency=children, **how)
     folder = str(Path(os.environ["BUSQ_TEST_FOLDER"]))
     held = [await b.bus.enqueue("waits", folder, "warm") for _ in range(children)]
-    await until(lambda: len(worker._processes.pids) == children and all(c.ready for c in worker._processes._children))
+    await until(lambda: len(worker._processes._crew.fit) == children)
     go_on(folder, "warm")
     for handle in held:
         await handle.result(timeout=20)
@@ -188,9 +188,9 @@ async def test_the_time_that_a_job_may_take_begins_with_its_handler(
     async with bench(redis_url, **PATIENT) as b:
         await ready(b, monkeypatch, children=1)
         first = await b.bus.enqueue("waits", folder, "a")
-        second = await b.bus.options(timeout=0.2).enqueue("waits", folder, "b")
+        second = await b.bus.options(timeout=BUSY_S).enqueue("waits", folder, "b")
         await b.reaches(second.jid, "running")
-        later = time.monotonic() + 0.4
+        later = time.monotonic() + BUSY_S + 0.2
         await until(lambda: time.monotonic() > later)
         go_on(folder, "b")
         go_on(folder, "a")
@@ -262,7 +262,7 @@ async def test_force_for_a_job_that_has_ended_does_not_hit_the_next_one(
         worker = await ready(b, monkeypatch, children=1)
         first, second = await line_up(b, folder, "a", "b")
         attempt = worker.running[first.jid]
-        (child,) = worker._processes._children
+        (child,) = worker._processes._crew.children
         asyncio.get_running_loop().remove_reader(child._work.sock.fileno())
         go_on(folder, "a")
         await until(lambda: there(folder, "running-b"))
@@ -316,7 +316,7 @@ async def test_a_trip_of_the_next_job_is_kept_while_one_for_the_last_job_arrives
         first = await b.bus.enqueue("waits", folder, "a")
         second = await b.bus.enqueue("checks", folder)
         await until(lambda: there(folder, "running-a"))
-        (child,) = worker._processes._children
+        (child,) = worker._processes._crew.children
         facts = TripFacts(cause=busq.Cause.USER, reason="", grace_s=5.0)
         numbers: dict[str, int] = {}
         while len(numbers) < 2:

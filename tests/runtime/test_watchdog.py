@@ -20,9 +20,7 @@ from busq.watchdog.sweep import Sweeper
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.attempt import Attempt
 from busq.worker.control import Control
-from tests.runtime.bench import CANCELLATIONS, EXECUTORS, Bench, Wait, bench, declare, until
-
-A_MOMENT = timedelta(seconds=0.5)  # for a slow machine, on top of what is promised
+from tests.runtime.bench import BUSY_S, CANCELLATIONS, EXECUTORS, Bench, Wait, bench, declare, until
 
 
 @pytest.mark.parametrize("watchdogs", [1, 2, 4])
@@ -49,13 +47,13 @@ async def test_an_overdue_cancel_is_finalized_by_its_deadline_plus_the_interval(
         for handle in handles:
             await b.reaches(handle.jid, "running")
         answers = await b.bus.cancel_many(handle.jid for handle in handles)
-        interval = timedelta(seconds=b.settings.watchdog_interval_s)
+        latest = timedelta(seconds=b.settings.watchdog_interval_s + BUSY_S)
         for handle, answer in zip(handles, answers, strict=True):
             job = await handle.wait(timeout=10)
             assert (job.state, job.ended) == ("cancelled", Ended.ABANDONED)
             assert answer.deadline is not None
             assert job.finished_at is not None
-            assert answer.deadline <= job.finished_at <= answer.deadline + interval + A_MOMENT
+            assert answer.deadline <= job.finished_at <= answer.deadline + latest
             assert (await b.names(handle.jid)).count("finalized") == 1
         gate.open()
 
@@ -203,15 +201,11 @@ async def test_a_pass_prunes_all_that_has_expired_although_each_step_is_bounded(
     monkeypatch.setattr("busq.watchdog.sweep.PRUNE_LIMIT", 2)
     async with bench(redis_url) as b:
         await b.bus.cancel_many([f"nobody-{n}" for n in range(9)], tombstone=0.01)
-        dog = Watchdog(b.settings)
-
-        async def are_over() -> bool:
-            await dog.sweep_once()
-            left = await (await b.bus._link()).store.redis.zcard("busq:{0}:cancelled")
-            assert left in (0, 9)
-            return left == 0
-
-        await until(are_over)
+        redis = (await b.bus._link()).store.redis
+        [(newest, _)] = await redis.zrange("busq:{0}:cancelled", -1, -1, withscores=True)
+        await until(lambda: _is_over(redis, newest, "cancelled"))
+        await Watchdog(b.settings).sweep_once()
+        assert await redis.zcard("busq:{0}:cancelled") == 0
 
 
 @pytest.mark.parametrize("slow", [False, True])
@@ -220,11 +214,13 @@ async def test_a_flood_of_jobs_whose_moment_has_come_does_not_keep_overdue_cance
 ) -> None:
     """A pass looks for overdue cancels first; where a step takes long it takes few, and says that the next is due."""
 
-    class SlowClock(SystemClock):
+    class OurClock(SystemClock):
+        """Each look at it takes a second, or no time at all."""
+
         now = 0.0
 
         def monotonic(self) -> float:
-            self.now += 1.0
+            self.now += 1.0 if slow else 0.0
             return self.now
 
     monkeypatch.setattr("busq.store.watch.STEP", 1)
@@ -232,15 +228,15 @@ async def test_a_flood_of_jobs_whose_moment_has_come_does_not_keep_overdue_cance
         past, later = b.bus.options(expires=0.01), b.bus.options(delay=0.01)
         handles = await b.bus.enqueue_many(each.spec("k") for each in (past, past, past, later, later, later))
         store = (await b.bus._link()).store
-        await until(lambda: _is_over(store.redis, handles[-1].jid))
-        sweeper = Sweeper(b.settings, store, 0, SlowClock() if slow else SystemClock())
+        await until(lambda: _is_over(store.redis, handles[-1].jid, "scheduled"))
+        sweeper = Sweeper(b.settings, store, 0, OurClock())
         for left in (2, 1, 0) if slow else (0,):
             assert await sweeper.sweep() == (0.0 if slow else None)
             states = Counter([(await b.bus.get(handle.jid)).state for handle in handles])
             assert states == Counter(cancelled=3 - left, queued=3, scheduled=left)
 
 
-async def _is_over(redis: Any, jid: str) -> bool:
-    """Whether this scheduled job is due, and with it those that were enqueued before."""
+async def _is_over(redis: Any, jid: Any, index: str) -> bool:
+    """Whether the moment of this one has come, and with it that of those before it in this index."""
     seconds, micros = await redis.time()
-    return bool(await redis.zscore("busq:{0}:scheduled", jid) <= seconds * 1000 + micros / 1000)
+    return bool(await redis.zscore(f"busq:{{0}}:{index}", jid) < seconds * 1000 + micros / 1000)

@@ -328,7 +328,7 @@ GUARDS = [
           cancels.test_the_second_request_does_not_change_the_cause),
     Guard("cancel", "elseif state == 'cancelled' then\n    if again", "elseif false then\n    if again",
           table(V.CANCEL, S.CANCELLED)),
-    Guard("cancel", "  redis.call('PUBLISH', notice_prefix .. jid, 'cancel')\n",
+    Guard("cancel", "  if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'cancel') end\n",
           "  redis.call('PUBLISH', notice_prefix .. jid, 'other')\n",
           cancels.test_the_notice_rings_after_the_request_is_written),
     Guard("cancel", "if was[5] then answer('signalled'", "if false then answer('signalled'",

@@ -121,7 +121,7 @@ async def test_whoever_touches_a_job_carries_out_first_what_has_been_decided(url
         assert (job.state, job.ended) == (after, ended)
         assert (job.cause, job.scope, job.reason, job.source) == ("scope", scope, "too much", "ops")
         story = [event for event in await bench.history(held.jid) if event.name == "requested"]
-        assert [(event.by, event.facts) for event in story] == [("ops", f"scope {scope}")]
+        assert [(event.by, event.facts) for event in story] == [("ops", f"scope {scope}: too much")]
         assert await bench.redis.zcard(bench.a.keys(0).scheduled) == (state is S.WAITING)
         look = await bench.look(scope)
         stopped = state in (S.SCHEDULED, S.QUEUED)

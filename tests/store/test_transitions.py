@@ -193,7 +193,7 @@ async def _carry_out(bench: Bench, held: Held) -> str:
 
 
 def _last_child(how: str, *, finalizer: str = "", parked: bool = False) -> Call:
-    """The job's only open child ends; `finalizer`: so does that of its handler; `parked`: after its own attempt."""
+    """The job's only open child ends. `finalizer`: its handler has one, which ends so; `parked`: as its attempt did."""
 
     async def call(bench: Bench, held: Held) -> str:
         before = await bench.state(held.jid)

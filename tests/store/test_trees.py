@@ -493,7 +493,7 @@ async def test_whoever_touches_a_descendant_carries_out_first_that_it_is_cancell
         assert job.state is (S.CANCELLING if touch == "renew" else S.CANCELLED)
         assert (job.cause, job.reason, job.source) == ("parent", "no more", "api")
         facts = [event.facts for event in await bench.history("grandchild") if event.name == "requested"]
-        assert facts == ["parent child"]
+        assert facts == ["parent child: no more"]
 
 
 async def test_a_failed_job_in_between_hands_the_cancel_on(url: str) -> None:

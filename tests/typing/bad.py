@@ -36,6 +36,12 @@ async def uses() -> None:
         await blocks.wait()  # error: misc
     print(text, code)
     await busq.current_job().spawn(measured, 5)  # error: arg-type
+    await bus.cancel_where(grupe="g")  # error: call-overload
+    await bus.cancel_where(tags={"a": 1})  # error: dict-item
+    (await bus.cancel_where(group="g", dry_run=True)).wait()  # error: attr-defined
+    await bus.cancel_group("g", kind="k")  # error: call-overload
+    await bus.cancel_kind("k", until="soon")  # error: call-overload
+    bus.blocking.cancel_group(group="g")  # error: call-overload
 
 
 @measured.on_cancel  # error: type-var

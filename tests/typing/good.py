@@ -116,6 +116,21 @@ async def uses() -> None:
     assert_type(await bus.cancel_many(["x"]), list[busq.CancelAnswer])
 
 
+async def by_filter() -> None:
+    scope = await bus.cancel_where(group="g", tags={"a": "b"}, where="attempt > 1", until=5, standing=True)
+    assert_type(scope, busq.Scope)
+    assert_type(await bus.cancel_where(kind="k", dry_run=True), busq.Survey)
+    assert_type(await bus.cancel_where(kind="k", dry_run=bool(scope.id)), busq.Scope | busq.Survey)
+    assert_type(await bus.cancel_group("g", reason="no", grace=2.0), busq.Scope)
+    assert_type(await bus.cancel_kind("k", dry_run=True), busq.Survey)
+    assert_type(await bus.cancel_descendants("x", expect="digest"), busq.Scope)
+    assert_type(scope.counts, dict[str, int])
+    assert_type((await scope.wait(timeout=5)).unfinished, int)
+    assert_type(await bus.scope("s-1").revoke(), bool)
+    assert_type(await bus.rules(), list[busq.Rule])
+    assert_type((await bus.get("x")).scope, str | None)
+
+
 async def inside() -> None:
     job = busq.current_job()
     assert_type(job.cancelled, bool)
@@ -148,3 +163,10 @@ def blocking() -> None:
     assert_type(busq.cancel("x"), busq.CancelAnswer)
     assert_type(busq.enqueue("k", 1), busq.BlockingHandle[Any])
     assert_type(bus.blocking.get("x"), busq.Job)
+    assert_type(busq.cancel_where(queue="q"), busq.BlockingScope)
+    assert_type(busq.cancel_where(queue="q", dry_run=True), busq.Survey)
+    scope = bus.blocking.cancel_group("g", standing=True)
+    assert_type(scope, busq.BlockingScope)
+    assert_type(scope.wait(timeout=5).endings, dict[str, int])
+    assert_type(bus.blocking.cancel_descendants("x", dry_run=True), busq.Survey)
+    assert_type(bus.blocking.rules(), list[busq.Rule])

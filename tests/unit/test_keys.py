@@ -10,12 +10,14 @@ from busq.protocol.keys import KEY_TABLE, ShardKeys, done_prefix, meta, notice_p
 
 NAMES = [
     "events", "cancelled", "tombstones", "deadlines", "timers", "scheduled", "queues", "counters", "workers",
-    "worker_info", "suspects", "hooks", "dead", "succeeded", "failed", "cancelled_jobs",
+    "worker_info", "suspects", "hooks", "rules", "walk", "waiting", "cascades", "keyed", "dead", "succeeded",
+    "failed", "cancelled_jobs",
 ]  # fmt: skip
 
 
 def every_key(own: ShardKeys) -> list[bytes]:
-    return [own.job("j"), own.job("a:{b}"), own.stream("q"), own.stream("{9}"), *(getattr(own, name) for name in NAMES)]
+    of_one = [own.job("j"), own.job("a:{b}"), own.stream("q"), own.stream("{9}"), own.scope("s"), own.children("j")]
+    return of_one + [getattr(own, name) for name in NAMES]
 
 
 @pytest.mark.parametrize("shard", [0, 1, 1023])
@@ -31,7 +33,9 @@ def test_no_two_things_share_a_key() -> None:
 def test_a_job_and_a_queue_called_like_a_key_do_not_meet_it() -> None:
     own = ShardKeys("busq", 0)
     fixed = {getattr(own, name) for name in NAMES}
-    assert not fixed & {each for name in NAMES for each in (own.job(name), own.stream(name))}
+    assert not fixed & {
+        each for name in NAMES for each in (own.job(name), own.stream(name), own.scope(name), own.children(name))
+    }
 
 
 def test_the_channel_of_a_cancel_is_that_of_the_contract() -> None:
@@ -46,11 +50,13 @@ def test_every_key_has_a_row_in_the_table() -> None:
     rows = {row[0] for row in KEY_TABLE}
     written = {getattr(own, name).decode().replace("busq:{0}", "{s}") for name in NAMES}
     written = {"{s}:ended:<state>" if ":ended:" in name else name for name in written}
-    assert rows == written | {"meta", "{s}:job:<jid>", "{s}:queue:<queue>"}
+    assert rows == written | {
+        "meta", "{s}:job:<jid>", "{s}:queue:<queue>", "{s}:scope:<id>", "{s}:children:<jid>"
+    }  # fmt: skip
     assert all(all(row) for row in KEY_TABLE)
 
 
 def test_this_page_lists_every_key_there_is() -> None:
     listed = {name for name in vars(ShardKeys) if not name.startswith("_")}
-    assert listed == {*NAMES, "job", "stream"}
+    assert listed == {*NAMES, "job", "stream", "scope", "children"}
     assert keys.GROUP == b"busq"

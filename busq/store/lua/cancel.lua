@@ -6,7 +6,7 @@
   ARGV     now_ms, by, history_limit, log_limit, cause, reason, source, request, grace_ms, default_grace_ms,
            default_slack_ms, tombstone_ms, keep_succeeded_ms, keep_ended_ms, notice_prefix, done_prefix
            grace_ms: '' for the job's own
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
+  Uses     scope
   Answers  {'cancelled', state}                       it was not running; no attempt will start
            {'signalled', state, deadline}             its worker has until the deadline
            {'already_cancelling', state, deadline}    the first cause stands; a shorter grace may bring the deadline nearer

@@ -6,7 +6,7 @@
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix, step
            step: jobs looked at in one call
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope, rules
+  Uses     scope, rules
   Answers  {'idle'}             nothing is to be settled
            {'more', hit}        so many jobs were stopped by this step; call again
            {'settled', hit}     the same, and the walk is over

@@ -6,7 +6,7 @@
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix, step
            step: children looked at in one call
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
+  Uses     scope
   Answers  {'idle'}        no cancelled job has children to be told
            {'more', hit}   so many were stopped by this step; call again
   Holds    where it stands is kept in Redis: any number of watchdogs may call this. A child that is touched by anybody

@@ -8,7 +8,7 @@
            parent_token: '', or that of the attempt that asks for these children; then its parent must run it
            per job: kind, payload, delay_ms, count of further fields, then name and value of each; the values of
            `expires` and `due_by` are lengths from now (ms) and are written as moments
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope, admit
+  Uses     admit
   Answers  {'enqueued', state}     a record was written; queued or scheduled
            {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
            {'fenced', state}       a standing rule matches it: the job is born cancelled

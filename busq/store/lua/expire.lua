@@ -5,7 +5,7 @@
   KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, jobs...
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope, moments
+  Uses     scope, moments
   Answers  {'cancelled', state}             it was not running; no attempt will start
            {'signalled', state, deadline}   its worker has until the deadline, as after any cancel
            {'early', left_ms}               its next moment has not come

@@ -6,7 +6,7 @@
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix, group, per_job...
            per job: owner_gone ('1': the process of the attempt's owner is known to be gone)
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
+  Uses     scope
   Answers  {'finalized', state}   cancelled by this call
            {'early', left_ms}     its deadline has not come
            {'stale', state}       it is not cancelling any more

@@ -7,7 +7,7 @@
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix, group, per_job...
            per job: as lib/settle.lua says; outcome is 'succeeded' or 'failed'
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope, settle
+  Uses     settle
   Answers  {'settled', state}   this call ended the job; waiting, or cancelling still: it ends when its children have
            {'stale', state}     another attempt owns it, or it has ended already
            {'missing'}          no such job

@@ -4,7 +4,7 @@
   Flags    no-writes
   KEYS     events, jobs...
   ARGV     now_ms
-  Uses     clock, names, arguments, operators, conditions, judge
+  Uses     judge
   Answers  {record}                                 fields and values in turn; empty: no such job
            {record, cause, reason, source, scope}   a live job that was decided to stop; scope: '' for none
 ]]

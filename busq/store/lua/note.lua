@@ -5,7 +5,7 @@
   KEYS     events, jobs...
   ARGV     now_ms, by, history_limit, log_limit, per_job...
            per job: token, attempt, name ('' for none), ago_ms, facts, saved ('' for none)
-  Uses     clock, names, record
+  Uses     record
   Answers  {'noted', state}
            {'stale', state}   another attempt owns the job, or it has ended; nothing was written
            {'missing'}        no such job

@@ -5,7 +5,7 @@
   KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
+  Uses     scope
   Answers  {'promoted', state}
            {'early', left_ms}   its time has not come
            {'stale', state}     it is not scheduled any more

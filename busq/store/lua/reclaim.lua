@@ -8,7 +8,7 @@
            notice_prefix, done_prefix, group, owner, owner_gone, failure, default_max_losses, per_job...
            owner_gone: '1' when the owner's process is known to be gone; failure: the error of a job lost too often
            per job: entry
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
+  Uses     scope
   Answers  {'reclaimed', state}   queued again
            {'lost', state}        failed: too many workers died of it
            {'ended', state}       it had been asked to stop: cancelled

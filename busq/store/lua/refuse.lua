@@ -9,7 +9,7 @@
            limit: refusals after which the job fails, 0 when it does not count; a counted delay doubles up to most_ms
            unknown: '1' for an entry that is pending under the worker's name and of which it runs nothing, as after a
            lost reply: then an attempt of its own is handed back too
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
+  Uses     scope
   Answers  {'refused', state}   queued again, or scheduled after delay_ms
            {'buried', state}    refused for the last time: failed, with a dead letter
            {'stale', state}     the entry no longer stands for the job; it has been removed. Cancelled: perhaps just now,

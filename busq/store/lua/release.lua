@@ -7,7 +7,7 @@
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix, group, per_job...
            per job: as lib/settle.lua says
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope, settle
+  Uses     settle
   Answers  {'settled', state}   queued again, or cancelled when it had been asked to stop
            {'stale', state}     another attempt owns it, or it has ended already
            {'missing'}          no such job

@@ -8,7 +8,7 @@
            notice_prefix, done_prefix, worker, lease_ms, info, per_job...
            info is written when it is not ''
            per job: token, progress (0 to 1, or ''), progress_note
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope
+  Uses     scope
   Answers  {'running'}
            {'cancelling', cause, reason, source, grace_ms, left_ms}   left_ms: until the deadline, may be below 0
            {'stale', state}   another attempt owns the job, or it has ended
@@ -18,10 +18,12 @@
 ]]
 redis.call('ZADD', workers, now + tonumber(lease_ms), worker)
 if info ~= '' then redis.call('HSET', worker_info, worker, info) end
+local NAMES = with_cleared({ 'state', 'token', 'own' })
 local answers, at = {}, per_job
+hushed = true
 for i = jobs, #KEYS do
   local job = KEYS[i]
-  local was = redis.call('HMGET', job, 'state', 'token', 'own', 'cleared')
+  local was = redis.call('HMGET', job, unpack(NAMES))
   if was[1] and heed_known(job, was[3], was[4]) then was = redis.call('HMGET', job, 'state', 'token') end
   local state = was[1]
   if not state then

@@ -4,7 +4,7 @@
   Flags    allow-oom
   KEYS     events, rules
   ARGV     now_ms, scope, keep_ended_ms, done_prefix
-  Uses     clock, names, rules
+  Uses     rules
   Answers  {'revoked', state}   it decides nothing any more
            {'stale', state}     it had been settled or revoked before
            {'missing'}          no such scope, or its time after the end is over

@@ -8,7 +8,7 @@
            per kind: kind, retries, max_losses, grace_ms, slack_ms, and timeout_ms, expires_ms, deadline_ms or '-', occasion
            of its on_cancel hook or ''
            then per job: entry, which kind (from 0), token
-  Uses     clock, names, record, hook, tally, tree, ending, accept, arguments, operators, conditions, judge, scope, moments
+  Uses     scope, moments
   Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
            failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
            and of a hook: 'hook', then of the job that it cleans up after jid, attempt, cause, reason, source, ended;
@@ -23,7 +23,7 @@
            this very entry, and no moment of it has passed. `adopt` is set when a worker looks through its own pending
            entries after a lost reply: an attempt that it owns but does not know of runs nowhere, and may begin anew.
 ]]
-local NAMES = { 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n', 'own', 'cleared' }
+local NAMES = with_cleared({ 'state', 'entry', 'v', 'kind', 'token', 'owner', 'attempt', 'payload', 'n', 'own' })
 local answers, leftovers, begun = {}, {}, 0
 local at = per_kind + tonumber(kinds) * 9
 for i = jobs, #KEYS do

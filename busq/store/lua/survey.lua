@@ -6,7 +6,7 @@
   ARGV     now_ms, condition, at_ms, cutoff, place, cursor, step
            place: 'scheduled', 'waiting', or a queue with 'queue:' in front; cursor: '0' at first, then as answered
            at_ms: the moment from which ages are counted; cutoff: the admission number up to which jobs count
-  Uses     clock, names, arguments, operators, conditions, judge
+  Uses     judge
   Answers  {cursor, jid, kind, queue, state, ...}   cursor: '' when this place is done
   Holds    a job that has been decided to stop already is not counted.
 ]]

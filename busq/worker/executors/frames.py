@@ -152,7 +152,8 @@ class Observed(Frame, frozen=True, tag=13):
 
 
 ToChild = Hello | Run | Trip | Saved | Born
-FromChild = Ready | Refused | Progress | Save | Spawn | Observed | Done | Failed | Unfit
+FromRun = Progress | Save | Spawn | Observed | Done | Failed | Unfit
+FromChild = Ready | Refused | FromRun
 
 _encode = msgspec.msgpack.Encoder().encode
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)

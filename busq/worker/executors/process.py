@@ -14,52 +14,30 @@ or killed by taking it back: nothing that is done to it touches the child, in wh
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 from busq import events
 from busq.errors import Cancelled
-from busq.store.forms import NewJob
 from busq.worker.attempt import Attempt
 from busq.worker.executors.base import Gone, NotBegun, Report, Told, Written
 from busq.worker.executors.children import Child
-from busq.worker.executors.frames import (
-    Done,
-    Failed,
-    FromChild,
-    Hello,
-    Observed,
-    Progress,
-    Ready,
-    Refused,
-    Save,
-    Unfit,
-)
+from busq.worker.executors.crew import Crew
+from busq.worker.executors.errands import Errands, run_errand
+from busq.worker.executors.frames import Done, Failed, FromRun, Hello, Observed, Progress, Unfit
 from busq.worker.pace import Pace
 
-START_WITHIN_S = 60.0  # a child has to find its handlers within this time
-START_AGAIN_S = (0.5, 10.0)  # after a child that could not start: the first wait and the longest
 LOOK_EVERY_S = 0.01  # whether short jobs are short, while there are some
 HELD_UP_S = 0.025  # a child that is busy with one for so long is not given more of them
 MOST_AT_DOOR_S = 0.05
 DEAF_S = 1.0  # a child that has not begun within this time what it was given while idle begins nothing more
-CLOSE_WITHIN_S = 5.0  # for all children to be gone
 
 log = events.logger("busq.worker")
 
 Begun = Callable[[Attempt], None]
 """Called when the handler of an attempt begins, which may be some time after the attempt did."""
-
-
-class Errands(Protocol):
-    """What a job in a child has done for it in this process."""
-
-    def save(self, attempt: Attempt, data: bytes) -> Future[None]: ...
-    def spawn(self, attempt: Attempt, job: NewJob) -> Future[tuple[str, str]]: ...
 
 
 class ProcessExecutor:
@@ -75,27 +53,20 @@ class ProcessExecutor:
         self._report = report
         self._begun = begun
         self._errands = errands
-        self._most = slots
         self._idle_most = slots
         self._pace = pace
-        self._hello = hello
-        self._environ = environ
-        self._children: set[Child] = set()  # every one that has not been collected
+        self._crew = Crew(loop, self, hello, environ, most=slots)
         self._idle: list[Child] = []
         self._at_work: dict[Attempt, Child] = {}  # also those that wait at a door
         self._waiting: deque[Attempt] = deque()  # for a child that starts
         self._unsent: set[Child] = set()
         self._look_timer: asyncio.TimerHandle | None = None
-        self._start_wait_s = 0.0
-        self._start_timer: asyncio.TimerHandle | None = None
-        self._nothing_left = asyncio.Event()
-        self._nothing_left.set()
         self._closed = False
 
     @property
     def pids(self) -> list[int]:
         """Of all children that have not been collected."""
-        return [child.pid for child in self._children]
+        return [child.pid for child in self._crew.children]
 
     # The contract ------------------------------------------------------------------------------------------
 
@@ -129,17 +100,9 @@ class ProcessExecutor:
     async def close(self) -> None:
         """Idle children leave at once; whatever else is there goes with this process at the latest."""
         self._closed = True
-        for timer in (self._start_timer, self._look_timer):
-            if timer is not None:
-                timer.cancel()
-        for child in self._children:
-            if child.ready and not child.given:
-                child.leave()
-            else:
-                child.signal(signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):  # the kernel itself may be stuck with one: it goes when it can
-            async with asyncio.timeout(CLOSE_WITHIN_S):
-                await self._nothing_left.wait()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        await self._crew.close()
 
     def retire_idle(self) -> None:
         """No new job will come: idle children leave now, the others when their job has ended."""
@@ -155,14 +118,14 @@ class ProcessExecutor:
         if self._idle:
             fit = [self._idle.pop()]
         else:  # nobody overtakes those that wait
-            fit = [] if self._waiting else [child for child in self._children if self._fits(child, kind)]
+            fit = [] if self._waiting else [child for child in self._crew.children if self._fits(child, kind)]
         if fit:
             self._give(min(fit, key=lambda child: len(child.given)), attempt)
         else:
             self._waiting.append(attempt)
             self._look_soon()
-        if self._waiting or (attempt.waits and len(self._children) < self._most):
-            self._start_enough()
+        if self._waiting or (attempt.waits and len(self._crew.children) < self._crew.most):
+            self._crew.start_enough()
 
     def _fits(self, child: Child, kind: str) -> bool:
         """Whether a job of this kind may wait at this child's door: nothing but short jobs may be before it."""
@@ -232,13 +195,13 @@ class ProcessExecutor:
         """Nobody waits for long: not behind a job that turned out to be long, and not for a child that cannot come."""
         self._look_timer = None
         now = self._loop.time()
-        for child in list(self._children):
+        for child in list(self._crew.children):
             if child.given and now - child.first_since >= LOOK_EVERY_S:
                 self._takes_long(child, now)
-        to_come = self._most - sum(child.ready and not child.doomed for child in self._children)
+        to_come = self._crew.most - len(self._crew.fit)
         while len(self._waiting) > max(0, to_come) and now - self._waiting[-1].started_at > MOST_AT_DOOR_S:
             self._report(self._waiting.pop(), None, NotBegun())
-        if self._waiting or any(len(child.given) > child.held_up for child in self._children):
+        if self._waiting or any(len(child.given) > child.held_up for child in self._crew.children):
             self._look_soon()
 
     def _takes_long(self, child: Child, now: float) -> None:
@@ -318,73 +281,35 @@ class ProcessExecutor:
             attempt.waits = True  # again, if it was about to begin: its time has not begun to run after all
             self._place(attempt)
 
-    # Children ----------------------------------------------------------------------------------------------
+    # What the crew tells and asks (see `Foreman`) --------------------------------------------------------------
 
-    def _start_enough(self) -> None:
-        """Start as many children as would find something to do, up to the slots."""
-        if self._start_timer is not None or self._closed:
-            return
-        if self._start_wait_s:
-            self._start_timer = self._loop.call_later(self._start_wait_s, self._start_now)
-        else:
-            self._start_now()
+    def wanted(self) -> int:
+        """How many jobs have no child that is free for them."""
+        behind = sum(max(0, len(child.given) - 1) for child in self._crew.children if not child.doomed)
+        return len(self._waiting) + behind
 
-    def _start_now(self) -> None:
-        self._start_timer = None
-        able = [child for child in self._children if not child.doomed]
-        starting = sum(not child.ready for child in able)
-        waiting = len(self._waiting) + sum(max(0, len(child.given) - 1) for child in able)
-        for _ in range(min(waiting - starting, self._most - len(able))):
-            try:
-                child = Child(self._loop, self._hello, self._environ, self._heard, self._ended)
-            except OSError as error:
-                # No fault of the job's: somebody else, or we a little later, may have a process for it.
-                self._failed_to_start(f"the child process could not be started: {error}", NotBegun())
-                return
-            self._children.add(child)
-            self._nothing_left.clear()
-            self._loop.call_later(START_WITHIN_S, self._too_slow, child)
-
-    def _too_slow(self, child: Child) -> None:
-        if not child.ready and child in self._children:
-            child.last_words = f"it was not ready within {START_WITHIN_S:g} s"
-            child.signal(signal.SIGKILL)
-
-    def _failed_to_start(self, why: str, said: Exception) -> None:
-        """`said` of the job that waits longest; and the next child is not started at once."""
-        low, high = START_AGAIN_S
-        self._start_wait_s = min(high, max(low, self._start_wait_s * 2))
-        events.tell(log, events.CHILD_REFUSED, why=why[:1000], next_in_s=self._start_wait_s)
+    def child_missing(self, why: Exception) -> None:
+        """The job that waits longest hears of it; the others get another child."""
         if self._waiting:
-            self._report(self._waiting.popleft(), None, said)
+            self._report(self._waiting.popleft(), None, why)
         if self._waiting:
-            self._start_enough()  # nobody else might: there may be no child whose end would bring us here again
+            self._crew.start_enough()  # nobody else might: there may be no child whose end would bring us here again
 
-    # What is heard of them -----------------------------------------------------------------------------------
+    def child_ready(self, child: Child) -> None:
+        self._count_children()
+        self._next(child)
 
-    def _heard(self, child: Child, frame: FromChild) -> None:
+    def child_says(self, child: Child, frame: FromRun) -> None:
         if isinstance(frame, Done | Failed | Unfit):
             self._answered(child, frame)
-        elif isinstance(frame, Ready):
-            child.ready, self._start_wait_s = True, 0.0
-            self._count_children()
-            child.release_stderr()
-            events.tell(log, events.CHILD_STARTED, pid=child.pid)
-            self._next(child)
-        elif isinstance(frame, Refused):
-            child.last_words = frame.message + (f"\n{frame.traceback}" if frame.traceback else "")
         elif (attempt := child.given.get(frame.run)) is None:
             return  # a thread that an earlier handler left behind
         elif isinstance(frame, Progress):
             attempt.progress = (frame.fraction, frame.words)
         elif isinstance(frame, Observed):
             attempt.token.observe(frame.cause)
-        elif isinstance(frame, Save):
-            number = frame.number
-            self._errands.save(attempt, frame.data).add_done_callback(lambda kept: child.saved(number, _lost(kept)))
         else:
-            number = frame.number
-            self._errands.spawn(attempt, frame.job).add_done_callback(lambda told: child.born(number, *_answer(told)))
+            run_errand(self._errands, child, attempt, frame)
 
     def _answered(self, child: Child, frame: Done | Failed | Unfit) -> None:
         attempt = child.given.pop(frame.run, None)
@@ -398,49 +323,26 @@ class ProcessExecutor:
         self._next(child)
         self._report(attempt, *_meaning(frame))
 
-    def _ended(self, child: Child) -> None:
-        """The process has ended and was collected."""
-        self._children.discard(child)
+    def child_ended(self, child: Child) -> None:
         self._count_children()
         if child in self._idle:
             self._idle.remove(child)
-        if not self._children:
-            self._nothing_left.set()
         for attempt in child.given.values():  # the one that ran, if any: what had not begun was taken back
             events.tell(log, events.CHILD_DIED, **attempt.facts, pid=child.pid, how=child.how_it_ended)
             del self._at_work[attempt]
             self._report(attempt, None, Gone(f"the child process that ran the handler {child.how_it_ended}"))
-        if not child.ready and not self._closed:
-            why = (
-                "the child process that should run the handler did not start (it has neither BUSQ_URL nor REDIS_URL): "
-                f"{child.last_words or child.how_it_ended}"
-            )
-            self._failed_to_start(why, Gone(why))
         self._place_again(child.not_begun)
         if self._waiting:
-            self._start_enough()
+            self._crew.start_enough()
 
     def _has_short(self, child: Child) -> bool:
         """Whether its first job is of a short kind, whatever it does now; the others do not count among those."""
         return child.attempt is not None and self._pace.ahead(child.attempt.handler.kind) > 0
 
     def _count_children(self) -> None:
-        able = [child for child in self._children if child.ready and not child.doomed]
-        self._pace.children = len(able)
-        self._pace.held_up = sum(child.held_up and self._has_short(child) for child in able)
-
-
-def _answer(told: Future[tuple[str, str]]) -> tuple[str, str]:
-    if told.cancelled():
-        return "refused", "the worker is stopping"
-    error = told.exception()
-    return told.result() if error is None else ("refused", str(error) or repr(error))
-
-
-def _lost(kept: Future[None]) -> str:
-    """Why nothing was kept; "" when it was."""
-    error = kept.exception()
-    return "" if error is None else getattr(error, "reason", "") or str(error)
+        fit = self._crew.fit
+        self._pace.children = len(fit)
+        self._pace.held_up = sum(child.held_up and self._has_short(child) for child in fit)
 
 
 def _meaning(frame: Done | Failed | Unfit) -> tuple[Any, BaseException | None]:

@@ -1,3 +1,6 @@
+-- Uses ending
+local hushed = false -- set by who is told by its answer, and needs no notice
+
 -- Accepts a wish for a live job that nobody has asked to stop. The wish is written before it is announced. Returns the
 -- verdict, the state, and the deadline of a job that runs. `own_grace`: '' for the job's own; `ties`: see lib/ending.lua,
 -- nil where the caller does not know.
@@ -28,11 +31,12 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
   if wish.scope then
     tally(wish.scope, 'v:signalled')
     tally(wish.scope, 'unfinished')
+    put(fields, 'own', 1) -- whoever ends it asks for its scope
   end
   redis.call('HSET', job, unpack(fields))
   redis.call('ZADD', cancelled, '+inf', jid)
   redis.call('ZADD', deadlines, deadline, jid)
   redis.call('HINCRBY', counters, 'signalled', 1)
-  redis.call('PUBLISH', notice_prefix .. jid, 'cancel')
+  if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'cancel') end
   return 'signalled', 'cancelling', deadline
 end

@@ -1,3 +1,4 @@
+-- Uses scope
 -- What is asked before a job is admitted: may its parent gain children, which older job does it supersede, is there a
 -- standing rule against it?
 

@@ -1,35 +1,30 @@
+-- Uses floats
 -- Arguments of a job, read from its payload: 01 and MessagePack, as protocol/codec.py writes it.
 local function argument_reader()
-  -- One value of MessagePack at position i; returns it (nil for null and for what cannot be compared) and what follows.
+  -- One value of MessagePack at position i; returns it (nil for null) and what follows.
   -- Containers become { list = {...} } or { map = {...} }: a plain table could not tell them apart.
   local read_value
 
-  local function read_number(data, i, bytes)
+  local function read_small(data, i, bytes)
     local value = 0
     for k = i, i + bytes - 1 do value = value * 256 + string.byte(data, k) end
     return value, i + bytes
   end
 
-  local function read_signed(data, i, bytes)
-    local value, after = read_number(data, i, bytes)
+  local function read_small_signed(data, i, bytes)
+    local value, after = read_small(data, i, bytes)
     if value >= 2 ^ (bytes * 8 - 1) then value = value - 2 ^ (bytes * 8) end
     return value, after
   end
 
-  local function read_float(data, i, bytes, exponent_bits)
-    local fraction_bits = bytes * 8 - 1 - exponent_bits
-    local first, second = string.byte(data, i, i + 1)
-    local sign = first >= 128 and -1 or 1
-    local kept = 16 - 1 - exponent_bits -- bits of the fraction that stand in the first two bytes
-    local head = (first % 128) * 256 + second
-    local exponent = math.floor(head / 2 ^ kept)
-    local fraction = head % 2 ^ kept
-    for k = i + 2, i + bytes - 1 do fraction = fraction * 256 + string.byte(data, k) end
-    local bias = 2 ^ (exponent_bits - 1) - 1
-    if exponent == 2 ^ exponent_bits - 1 then return sign * (fraction == 0 and math.huge or 0 / 0), i + bytes end
-    if exponent == 0 then return sign * math.ldexp(fraction, 1 - bias - fraction_bits), i + bytes end
-    return sign * math.ldexp(1 + fraction / 2 ^ fraction_bits, exponent - bias), i + bytes
+  -- Of eight bytes each half is exact, so the sum is rounded once: to the double next to the number.
+  local function halved(read)
+    return function(data, i, bytes)
+      if bytes < 8 then return read(data, i, bytes) end
+      return read(data, i, 4) * 2 ^ 32 + read_small(data, i + 4, 4), i + 8
+    end
   end
+  local read_number, read_signed = halved(read_small), halved(read_small_signed)
 
   local function read_text(data, i, length)
     if i + length - 1 > #data then error('cut short') end
@@ -52,7 +47,7 @@ local function argument_reader()
       local name, value
       name, i = read_value(data, i)
       value, i = read_value(data, i)
-      if type(name) == 'number' then name = string.format('%.0f', name) end
+      if type(name) == 'number' and name % 1 == 0 then name = string.format('%.0f', name) end
       if type(name) == 'string' then map[name] = value end
     end
     return { map = map }, i
@@ -66,7 +61,8 @@ local function argument_reader()
     end
   end
 
-  local function skip(data, i, length) return nil, i + length + 1 end -- an extension: its type, and so many bytes
+  -- An extension (a moment, say): its type, and so many bytes. It is not null, and equal to nothing.
+  local function skip(data, i, length) return {}, i + length + 1 end
 
   local READ = {
     [0xc0] = function(_, i) return nil, i end,
@@ -106,10 +102,10 @@ local function argument_reader()
   local function inside(value, part)
     if type(value) ~= 'table' then return nil end
     local found
-    if value.map then
-      found = value.map[part]
-    elseif string.match(part, '^%d+$') then
-      found = value.list[tonumber(part) + 1]
+    if type(part) == 'number' then
+      found = value.list and value.list[part + 1]
+    else
+      found = value.map and value.map[part]
     end
     if found == cjson.null then return nil end
     return found

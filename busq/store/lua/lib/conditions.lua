@@ -1,3 +1,4 @@
+-- Uses names, arguments, operators
 -- Conditions of rules, as protocol/where.py writes them, made into functions of a job's facts. A call that meets no live
 -- rule does without all of this.
 local function conditions()
@@ -38,7 +39,7 @@ local function conditions()
     local arguments, inside = argument_reader()
     return function(facts)
       if facts.args == nil then facts.args = arguments(facts.payload) end
-      local first = facts.args[string.match(path[1], '^%d+$') and 1 or 2]
+      local first = facts.args[type(path[1]) == 'number' and 1 or 2]
       local value = inside(first, path[1])
       for k = 2, #path do value = inside(value, path[k]) end
       return value

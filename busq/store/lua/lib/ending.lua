@@ -1,3 +1,4 @@
+-- Uses tree
 -- The one place where a job becomes terminal. Only now does its record get an expiry.
 local ended_index = { succeeded = succeeded, failed = failed, cancelled = cancelled_jobs }
 local ended_now = { succeeded = {}, failed = {}, cancelled = {} } -- expiry and jid in turn
@@ -19,7 +20,7 @@ at_end[2] = function()
   -- Once for all: few jobs have a timer or wait for children, and asking each record would cost the others more.
   if #ended_jids > 0 then
     redis.call('ZREM', timers, unpack(ended_jids))
-    redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids))
+    if redis.call('EXISTS', prefix .. 'waiting') == 1 then redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids)) end
   end
 end
 
@@ -83,22 +84,21 @@ end
 -- What is written of a wish that a job stops. `wish` has cause, reason, source and, where it may be sent twice, request;
 -- further `scope`, the rule that it comes from, and `of`, the job above that is being cancelled.
 local function requested(job, n, attempt, wish)
+  above = {}
   local fields = { 'cause', wish.cause, 'reason', wish.reason, 'source', wish.source, 'requested', stamp }
   if wish.request then put(fields, 'request', wish.request) end
-  if wish.scope then
-    put(fields, 'scope', wish.scope)
-    put(fields, 'own', 1)
-  end
+  if wish.scope then put(fields, 'scope', wish.scope) end
   local who = wish.source ~= '' and wish.source or nil
-  local facts = wish.cause .. ((wish.scope or wish.of) and ' ' .. (wish.scope or wish.of) or '')
+  local from = wish.scope or wish.of
+  local facts = wish.cause .. (from and ' ' .. from or '') .. (wish.reason ~= '' and ': ' .. wish.reason or '')
   return fields, remember(fields, job, n, 'requested', attempt, facts, nil, who)
 end
 
 -- What somebody wants to know who ends a job that is not running.
-local TIES = { 'open', 'parent', 'key', 'kind', 'on_cancel' }
+local TIES = { 'open', 'parent', 'key', 'kind', 'on_cancel', 'n', 'attempt' }
 local function ties_of(job)
   local was, ties = redis.call('HMGET', job, unpack(TIES)), {}
-  for k, name in ipairs(TIES) do ties[name] = was[k] end
+  for k = 1, #TIES do ties[TIES[k]] = was[k] end
   return ties
 end
 

@@ -1,3 +1,4 @@
+-- Uses record
 -- What cleans up after a cancelled job is a job too, admitted by the script that makes its parent cancelled: of kind
 -- <kind>/on_cancel, in queue <queue>/on_cancel. No user's kind or queue has a '/', so no cancel of those reaches it.
 

@@ -1,3 +1,4 @@
+-- Uses clock, conditions
 -- What has been decided for a job and is not in its record yet: by a live rule, or because a job above it is being
 -- cancelled. Nothing is written here.
 --
@@ -17,10 +18,7 @@ end
 
 -- Every live rule, the oldest first: the first cause stands.
 local judged -- the rules
-local asked = { -- fields of a record
-  state = true, n = true, attempt = true, seq = true, cleared = true, kind = true, parent = true, policy = true,
-  open = true, key = true, on_cancel = true,
-}
+local asked = { state = true, seq = true, cleared = true, kind = true, parent = true } -- fields of a record
 local wanted -- the same as a list
 local function want()
   wanted = {}
@@ -49,7 +47,7 @@ local function facts_of(job)
   live_rules()
   local values = redis.call('HMGET', job, unpack(wanted))
   local facts = { jid = jid_of(job) }
-  for k, name in ipairs(wanted) do facts[name] = values[k] or nil end
+  for k = 1, #wanted do facts[wanted[k]] = values[k] or nil end
   return facts
 end
 
@@ -63,9 +61,6 @@ local function matching(facts, born)
     end
   end
 end
-
--- What is above a job, by key of the parent: the wish that comes down from there, or false.
-local above = {}
 
 local decided
 
@@ -92,7 +87,7 @@ decided = function(job, depth)
   if is_hook(facts.kind) then return nil, facts end
   local wish = LIVE[facts.state] and matching(facts)
   if not wish and facts.parent and (LIVE[facts.state] or facts.state == 'failed') then
-    if not facts.policy then wish = from_above(facts, depth or 1) end
+    if not redis.call('HGET', job, 'policy') then wish = from_above(facts, depth or 1) end
   end
   return wish or nil, facts
 end

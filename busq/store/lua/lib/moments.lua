@@ -1,3 +1,4 @@
+-- Uses clock, names
 -- The two moments of a job: `expires`, past which one that has never been started does not start, and `due_by`, by which
 -- it is to have ended. Returns the cause to end it with, or nil and the next of the two that matters (math.huge for none).
 local function over(started, expires, due_by)

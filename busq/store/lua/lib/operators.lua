@@ -19,6 +19,7 @@ local function operators()
   local function equal(left, right) return left == right and type(left) ~= 'table' end
 
   local function holds(list, value)
+    if type(value) == 'table' then return false end
     for _, each in ipairs(list) do
       if each == value or (each == cjson.null and value == nil) then return true end
     end
@@ -43,7 +44,7 @@ local function operators()
       return texts(left, right) and string.find(left, right, 1, true) ~= nil
     end,
     ['in'] = function(left, right)
-      if type(right) == 'table' and right.list then return type(left) ~= 'table' and holds(right.list, left) end
+      if type(right) == 'table' and right.list then return holds(right.list, left) end
       return texts(left, right) and string.find(right, left, 1, true) ~= nil
     end,
   }

@@ -1,3 +1,4 @@
+-- Uses clock, names
 -- Records are read with guards first and written last: an error half-way through a script is not rolled back.
 local WIRE = 1
 

@@ -1,3 +1,4 @@
+-- Uses clock, names
 -- A rule ends. What it has brought about is kept for as long as the record of a cancelled job.
 local function retire(number, scope, state)
   redis.call('HDEL', rules, number)

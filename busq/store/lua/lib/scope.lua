@@ -1,3 +1,4 @@
+-- Uses accept, judge
 -- What every script does before it touches a job: whatever has been decided for it is carried out on its record, and the
 -- script goes on with the state that it finds then.
 
@@ -5,16 +6,23 @@
 heed = function(job)
   local wish, facts = decided(job)
   if wish and LIVE[facts.state] then
-    above = {}
-    accept(job, facts.state, tonumber(facts.n), facts.attempt or 0, wish, wish.grace or '', facts)
+    local ties = ties_of(job)
+    accept(job, facts.state, tonumber(ties.n), ties.attempt or 0, wish, wish.grace or '', ties)
     return true
   end
   if newest > tonumber(facts.cleared or 0) and LIVE[facts.state] then redis.call('HSET', job, 'cleared', digits[newest]) end
   return false
 end
 
--- The same for those who have read these two fields anyway: nearly always they say that there is nothing to judge.
--- A job without `own` has no parent.
+-- Fields that a script reads of each job, with `cleared` as the last where it matters: each field costs its share.
+local function with_cleared(names)
+  if newest > 0 then names[#names + 1] = 'cleared' end
+  return names
+end
+
+-- As heed, for those who have read these two fields anyway: nearly always they say that there is nothing to judge.
+-- A job without `own` has no parent; most of those with it have none either, and a whole judgement is dear.
 local function heed_known(job, own, cleared)
-  return (own or newest > tonumber(cleared or 0)) and heed(job)
+  if newest <= tonumber(cleared or 0) and not (own and redis.call('HGET', job, 'parent')) then return false end
+  return heed(job)
 end

@@ -1,3 +1,4 @@
+-- Uses scope
 -- What finish, retry and release share: each names its attempt, and whoever no longer owns the job is told `stale`
 -- and changes nothing but one line of history. The token is the fence; `fin` remembers the attempt that settled,
 -- so that the same call sent twice is answered alike.
@@ -28,12 +29,13 @@ end
 
 local function settle_all(first_job, first_arg, act)
   local answers, acked, at = {}, {}, first_arg
+  local NAMES = with_cleared({ 'state', 'token', 'n', 'fin', 'own' })
   for i = first_job, #KEYS do
     local job = KEYS[i]
     local entry, token, attempt, outcome, facts = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
     local told = facts > 0 and read_facts(at + FIXED, facts) or NOTHING_MORE
     local observed = told.observed
-    local now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin', 'own', 'cleared')
+    local now_at = redis.call('HMGET', job, unpack(NAMES))
     if now_at[1] and heed_known(job, now_at[5], now_at[6]) then
       now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin', 'own')
     end

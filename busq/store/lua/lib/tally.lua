@@ -1,3 +1,4 @@
+-- Uses record
 -- What a scope has brought about, counted in {s}:scope:<id> once for all jobs of this call.
 local tallies = {}
 local function tally(scope, what, by)

@@ -1,36 +1,12 @@
+-- Uses finalizer, tally
 -- Parents and children: what a job's ending means for the job above it. All of a tree lives in one shard.
 --
 -- A parent counts its open children in `open`; {s}:children:<jid> names them. One whose handler has returned waits for
 -- them, in state `waiting`; one that is being cancelled waits as `cancelling`, with `parked` saying how its attempt ended.
--- Its finalizer is the last of its children, a job of kind <kind>/finalize in its own queue.
+-- Its finalizer is the last of its children (lib/finalizer.lua).
 local close, close_cancelled, end_unstarted -- lib/ending.lua
 local heed -- lib/scope.lua
 local FAILED_LISTED = 100
-
-local function admit_finalize(parent, n, attempt)
-  local was = redis.call('HMGET', parent, 'kind', 'queue', 'payload', 'depth', 'group', 'tags')
-  local kind, queue_name, jid = was[1] .. '/finalize', was[2] or '', made_jid()
-  local job = key_of(jid)
-  local seq = redis.call('HINCRBY', counters, 'enqueued', 1)
-  local fields = {
-    'v', WIRE, 'kind', kind, 'queue', queue_name, 'payload', was[3] or '', 'enqueued', stamp, 'own', 1, 'seq', seq,
-    'finalize_of', jid_of(parent), 'parent', jid_of(parent), 'depth', tonumber(was[4] or 0) + 1, 'state', 'queued',
-  }
-  if was[5] then put(fields, 'group', was[5]) end
-  if was[6] then put(fields, 'tags', was[6]) end
-  put(fields, 'entry', redis.call('XADD', prefix .. 'queue:' .. queue_name, '*', 'jid', jid, 'kind', kind))
-  put(fields, 'n', remember(fields, job, 0, 'enqueued', 0, kind))
-  redis.call('HSET', job, unpack(fields))
-  redis.call('ZADD', prefix .. 'children:' .. jid_of(parent), seq, jid)
-  redis.call('HSET', parent, 'final', jid, 'open', 1)
-end
-
--- What it is told, after the first ten answers of a start.
-local function tell_finalizer(answer, parent)
-  local of = redis.call('HMGET', key_of(parent), 'attempt', 'kids', 'kids_failed', 'failed_kids', 'result', 'saved')
-  answer[11], answer[12] = 'finalize', parent
-  for k = 1, 6 do answer[12 + k] = of[k] or '' end
-end
 
 -- What a handler returned is no result any more: its job does not end in success.
 local function keep_as_evidence(job)
@@ -102,8 +78,10 @@ local function await_children(job, fields, n, attempt, finalizer)
   local open = tonumber(was[1] or 0)
   if was[2] and was[3] then tally(was[2], 'unfinished', -1) end -- it returned in time, as it may
   if finalizer then put(fields, 'finalizer', 1) end
-  n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
-  put(fields, 'n', digits[n])
+  if open > 0 or finalizer then
+    n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
+    put(fields, 'n', digits[n])
+  end
   put(fields, 'state', 'waiting')
   redis.call('HSET', job, unpack(fields))
   redis.call('HDEL', job, 'entry', 'deadline')
