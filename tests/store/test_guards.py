@@ -639,9 +639,9 @@ GUARDS = [
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
     Guard("renew", "if newest <= tonumber(facts.cleared or 0) then return nil end", "facts.cleared = nil",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
-    Guard("start", "(own or newest > tonumber(cleared or 0)) and", "own and",
+    Guard("start", "if newest <= tonumber(cleared or 0) and not (own", "if not (own",
           rules.test_a_job_without_anything_of_its_own_is_judged_too),
-    Guard("start", "(own or newest > tonumber(cleared or 0)) and", "newest > tonumber(cleared or 0) and",
+    Guard("start", "and not (own and redis.call('HGET', job, 'parent')) then", "then",
           below("start")),
     Guard("carry_out", "      facts.at = rule.at\n", "      facts.at = now\n",
           rules.test_the_age_of_a_job_is_that_at_the_decision),
@@ -791,7 +791,7 @@ GUARDS = [
           trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
     Guard("finish", "  redis.call('ZADD', prefix .. 'waiting', now, jid_of(job))\n", "",
           trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
-    Guard("finish", "    redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids))\n", "",
+    Guard("finish", "then redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids)) end", "then end",
           trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
     *(
         Guard(verb, "  if open == 0 then\n", "  if true then\n", parked(verb))
@@ -810,7 +810,7 @@ GUARDS = [
     Guard("cascade", "    close_cancelled(parent, {}, tonumber(now_at[4]), now_at[5] or 0, now_at[2])\n", "",
           trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
     # trees: going down
-    Guard("cascade", "if not facts.policy then wish", "if true then wish", policy("wait")),
+    Guard("cascade", "if not redis.call('HGET', job, 'policy') then wish", "if true then wish", policy("wait")),
     Guard("cascade", "if redis.call('HGET', child, 'policy') == 'abandon' then", "if false then", policy("abandon")),
     Guard("cascade", "    redis.call('HINCRBY', parent, 'open', -1)\n", "", policy("abandon")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif false then", below("start")),
