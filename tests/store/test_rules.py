@@ -595,7 +595,7 @@ async def test_nothing_is_counted_for_a_scope_that_nobody_knows_any_more(url: st
         assert await bench.scopes.look(scope) is None
 
 
-async def test_revoking_a_rule_whose_counts_are_gone_makes_no_new_ones(url: str) -> None:
+async def test_settling_a_rule_whose_counts_are_gone_makes_no_new_ones(url: str) -> None:
     async with Bench(url) as bench:
         await bench.enqueue(**MINE)
         scope = await bench.decide(**MINE)
