@@ -633,8 +633,10 @@ GUARDS = [
           rules.test_a_job_that_comes_after_the_decision_is_left_alone),
     Guard("enqueue", "born and rule.until_ms > now or", "",
           rules.test_the_same_enqueue_sent_again_is_told_again_that_it_was_fenced),
-    Guard("start", "if newest > tonumber(facts.cleared or 0) and LIVE[facts.state] then redis.call('HSET', job, "
-          "'cleared', digits[newest]) end", "", rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
+    Guard("start", "        if judged_now then put(fields, 'cleared', digits[newest]) end\n", "",
+          rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
+    Guard("retry", "if judged_now and not later then redis.call('HSET', job, 'cleared', digits[newest]) end", "",
+          rules.test_a_failure_after_the_decision_does_not_bring_a_rule_for_failed_jobs_back),
     Guard("renew", "if rule.number > cleared and", "if",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
     Guard("renew", "if newest <= tonumber(facts.cleared or 0) then return nil end", "facts.cleared = nil",
@@ -666,8 +668,7 @@ GUARDS = [
     Guard("reclaim", "  if not alive then heed(job) end\n", "", touched("reclaim")),
     Guard("reclaim", "  if not alive then heed(job) end\n", "  heed(job)\n",
           rules.test_a_worker_with_a_good_lease_is_asked_itself),
-    Guard("start", "if was[1] then changed, judged_now = heed_known(", "if false then changed, judged_now = heed_known(",
-          touched("start")),
+    Guard("start", "judged_now = heed_known(job, was[10], was[11], true)", "judged_now = false", touched("start")),
     Guard("renew", "if was[1] and heed_known(job, was[3], was[4]) then", "if false then", touched("renew")),
     *(
         Guard(verb, "if now_at[1] and heed_known(job, now_at[5], now_at[6]) then", "if false then", touched(verb))
