@@ -285,7 +285,8 @@ class Bus:
         word = self._settles(job, token)
         if word:
             return word
-        if job.state is S.CANCELLING and not (keep and not failed):
+        late = keep and not failed and not finalizer and not job.open and not job.cancelled_kid
+        if job.state is S.CANCELLING and not late:
             self._end_attempt(job)
         elif failed:
             job.failures += 1

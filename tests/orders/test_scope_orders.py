@@ -42,14 +42,6 @@ class Actors:
         self.spared: set[str] = set()  # promised: nothing here stops it
         self.held: dict[str, Held] = {}  # by worker `a`
 
-    async def shown(self, jid: str) -> Job:
-        (look,) = await self.bench.a.look(0, [jid])
-        job = job_from_record(jid, look.record)
-        if look.wish:
-            cause, reason, source, scope = look.wish
-            job = decided(job, cause=cause, reason=reason, source=source, scope=scope)
-        return job
-
     async def admit(self, **fields: Any) -> str:
         jid = await self.bench.enqueue(**fields)
         self.jids.append(jid)
@@ -81,17 +73,27 @@ class Actors:
 
     async def look(self) -> None:
         """What must hold after every step."""
-        for jid in self.jids:
-            job = await self.shown(jid)
+        for jid, job in (await self.all_shown()).items():
             if jid in self.doomed:
                 assert job.state in STOPPED, f"{jid} was decided to stop, and is shown as {job.state}"
             if jid in self.spared:
                 assert job.state not in STOPPED, f"{jid} was hit, and nothing was decided about it"
-            assert job.open_children == await self._counted_children(jid), f"{jid}: its open children are miscounted"
 
-    async def _counted_children(self, jid: str) -> int:
-        count: int = await self.bench.redis.zcard(self.bench.a.keys(0).children(jid))
-        return count
+    async def all_shown(self) -> dict[str, Job]:
+        """Every job as a look shows it; the count of its open children is that of their set."""
+        pipe = self.bench.redis.pipeline(transaction=False)
+        for jid in self.jids:
+            pipe.zcard(self.bench.a.keys(0).children(jid))
+        found: dict[str, Job] = {}
+        looks = await self.bench.a.look(0, self.jids)
+        for jid, look, children in zip(self.jids, looks, await pipe.execute(), strict=True):
+            job = job_from_record(jid, look.record)
+            if look.wish:
+                cause, reason, source, scope = look.wish
+                job = decided(job, cause=cause, reason=reason, source=source, scope=scope)
+            assert job.open_children == children, f"{jid}: its open children are miscounted"
+            found[jid] = job
+        return found
 
     async def come_to_an_end(self) -> None:
         """Everybody does what they always do, until every job has ended; nothing is left behind then."""
@@ -99,9 +101,8 @@ class Actors:
             await self.settle_all()
             await self.look()
             self.bench.clock.advance(LEASE_S + DEADLINE_S)
-            for jid in self.jids:
-                await self.bench.finalize(jid)
-                await self.bench.promote(jid)
+            await self.bench.dog.finalize(0, QUEUE, [(jid, False) for jid in self.jids])
+            await self.bench.dog.promote(0, QUEUE, self.jids)
             for entry, owner in (await self.bench.pending()).items():
                 jid = await self._jid_of(entry)
                 await self.bench.reclaim(Held(jid, entry), owner=owner.decode())
@@ -109,13 +110,12 @@ class Actors:
                 held = Held(entry.jid, entry.id)
                 await self.start(self.bench.b, held)
                 await self.bench.settle(Verb.FINISH, held, by=self.bench.b)
-            states = [(await self.shown(jid)).state for jid in self.jids]
-            if all(map(is_terminal, states)):
+            if all(job.is_terminal for job in (await self.all_shown()).values()):
                 break
         await self.settle_all()
         await self.look()
-        for jid, state in zip(self.jids, states, strict=True):
-            assert is_terminal(state), f"{jid} does not end"
+        for jid, job in (await self.all_shown()).items():
+            assert job.is_terminal, f"{jid} does not end"
         await self._nothing_is_left()
 
     async def _jid_of(self, entry: bytes) -> str:
@@ -126,9 +126,11 @@ class Actors:
         own = self.bench.a.keys(0)
         assert await self.bench.entries() == []
         assert await self.bench.pending() == {}
-        left = [name for name in LEFT if await self.bench.redis.exists(getattr(own, name))]
-        left += [jid for jid in self.jids if await self._counted_children(jid)]
-        assert left == []
+        pipe = self.bench.redis.pipeline(transaction=False)
+        for name in LEFT:
+            pipe.exists(getattr(own, name))
+        assert [name for name, left in zip(LEFT, await pipe.execute(), strict=True) if left] == []
+        assert not any(job.open_children for job in (await self.all_shown()).values())
 
 
 Step = Callable[[Any], Awaitable[Any]]
@@ -242,6 +244,9 @@ RULE_STEPS = (
     "carry_out", "revoke",
 )  # fmt: skip
 RULE_FEW = ("decide", "enqueue", "start_a", "retry_a", "renew_a", "carry_out", "promote")
+AFTER = dict.fromkeys(("finish_a", "retry_a", "release_a", "renew_a"), "start_a") | dict.fromkeys(
+    ("finish_child", "fail_child", "retry_child", "renew_child"), "start_child"
+)
 FILTERS = {"group": Filter(group=GROUP), "state": Filter(where="state == 'queued'")}
 
 
@@ -255,9 +260,14 @@ async def _race_rule(bench: Bench, order: Sequence[str], filter: Filter, *, stan
 
 
 def _orders(steps: Sequence[str], more: int, begin: tuple[str, ...], deciding: Sequence[str]) -> list[tuple[str, ...]]:
+    """Without those in which somebody ends an attempt that has not begun: it is told so, and nothing else happens."""
     others = [name for name in steps if name not in begin]
     orders = [(*begin, *rest) for rest in itertools.permutations(others, more)]
-    return [order for order in orders if any(name in deciding for name in order)]
+    return [order for order in orders if any(name in deciding for name in order) and _makes_sense(order)]
+
+
+def _makes_sense(order: tuple[str, ...]) -> bool:
+    return all(AFTER.get(name, order[0]) in order[: k + 1] for k, name in enumerate(order))
 
 
 async def _try_all(
@@ -283,7 +293,7 @@ async def test_a_rule_hits_what_matched_in_every_order_of_three_steps(
     await _try_all(redis_url, orders, _race_rule, filter=FILTERS[filter], standing=standing)
 
 
-@pytest.mark.parametrize("first", RULE_FEW)
+@pytest.mark.parametrize("first", [name for name in RULE_FEW if name not in AFTER])
 async def test_a_rule_hits_what_matched_in_every_order_of_four_steps(redis_url: str, first: str) -> None:
     orders = _orders(RULE_FEW, 3, (first,), ["decide"])
     await _try_all(redis_url, orders, _race_rule, filter=FILTERS["group"], standing=False)
@@ -310,7 +320,7 @@ class FamilyRace(Actors):
         for jid in self.jids[1:]:
             if (await self.bench.job(jid)).is_terminal:
                 continue
-            if not self.policy:
+            if (await self.bench.job(jid)).on_parent_cancel == "cancel":
                 self.doomed.add(jid)
             elif await self.bench.state(jid) not in STOPPED:
                 self.spared.add(jid)
@@ -322,7 +332,7 @@ class FamilyRace(Actors):
 
     async def decide_parent(self) -> None:
         """The same by a rule, which asks for nothing of the child."""
-        live = not is_terminal((await self.shown(self.parent.jid)).state)
+        live = not is_terminal((await self.all_shown())[self.parent.jid].state)
         await self.scopes.decide(self.scope, Filter(jid_prefix=self.parent.jid))
         if live:
             await self._promise()
@@ -386,7 +396,7 @@ class FamilyRace(Actors):
         await super().look()
         await self._learn_of_finalizer()
         if self.cancelled:
-            assert (await self.shown(self.parent.jid)).state in STOPPED
+            assert (await self.all_shown())[self.parent.jid].state in STOPPED
 
     async def settle_all(self) -> None:
         await super().settle_all()
@@ -420,6 +430,9 @@ FAMILY_STEPS = (
     "cancel_parent", "decide_parent", "cascade", "carry_out", "start_child", "finish_child", "fail_child",
     "retry_child", "renew_child", "spawn", "bear", "finish_parent", "fail_parent", "cancel_child",
 )  # fmt: skip
+OTHER_POLICIES = (
+    "cancel_parent", "cascade", "start_child", "finish_child", "fail_child", "bear", "finish_parent", "cancel_child",
+)  # fmt: skip
 FAMILY_FEW = ("cancel_parent", "cascade", "finish_child", "retry_child", "bear", "finish_parent", "renew_child")
 
 
@@ -437,11 +450,12 @@ async def _race_family(bench: Bench, order: Sequence[str], policy: str) -> None:
 async def test_a_cancel_comes_down_in_every_order_of_three_steps(
     redis_url: str, policy: str, begin: tuple[str, ...]
 ) -> None:
-    orders = _orders(FAMILY_STEPS, 3 - len(begin), begin, ["cancel_parent", "decide_parent"])
+    steps = FAMILY_STEPS if policy == "cancel" else OTHER_POLICIES
+    orders = _orders(steps, 3 - len(begin), begin, ["cancel_parent", "decide_parent"])
     await _try_all(redis_url, orders, _race_family, policy=policy)
 
 
-@pytest.mark.parametrize("second", [name for name in FAMILY_FEW])
+@pytest.mark.parametrize("second", FAMILY_FEW)
 async def test_a_cancel_comes_down_in_every_order_of_four_steps_after_a_start(redis_url: str, second: str) -> None:
     orders = _orders(FAMILY_FEW, 3, ("start_child", second), ["cancel_parent"])
     await _try_all(redis_url, orders, _race_family, policy="cancel")
