@@ -170,7 +170,8 @@ class Bus:
     def _child_ended(self, job: Job, parent: Job) -> None:
         if job not in parent.open:
             return
-        self.touch(parent)
+        if parent.state is S.WAITING:
+            self.touch(parent)
         parent.open.remove(job)
         if job.state is S.CANCELLED:
             parent.cancelled_kid = parent.cancelled_kid or job
