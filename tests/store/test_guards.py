@@ -79,6 +79,10 @@ def good_lease(state: State) -> Keeper:
     return lambda url: attempts.test_a_good_lease_keeps_everything_as_it_is(url, state)
 
 
+def left(what: str) -> Keeper:
+    return lambda url: cancels.test_there_is_no_late_success_where_something_was_left_to_stop(url, what)
+
+
 def failures(retries: int) -> Keeper:
     return lambda url: attempts.test_a_job_fails_after_as_many_failures_as_it_has_retries_and_one(url, retries)
 
@@ -438,8 +442,11 @@ GUARDS = [
           lambda url: cancels.test_late_success_does_not_keep_a_failure(url, V.RETRY)),
     Guard("finish", "told.keep == '1' or ", "",
           keeps_late("worker")),
-    Guard("finish", " or redis.call('HGET', job, 'late') == 'keep'", "",
+    Guard("finish", " or was[1] == 'keep'", "",
           keeps_late("record")),
+    Guard("finish", "told.finalizer or tonumber(was[2] or 0) > 0", "tonumber(was[2] or 0) > 0", left("finalizer")),
+    Guard("finish", "tonumber(was[2] or 0) > 0 or was[3] then", "was[3] then", left("open child")),
+    Guard("finish", " or was[3] then return false", " then return false", left("cancelled child")),
     Guard("finish", KEPT, "outcome == 'succeeded'", whatever(V.FINISH)),
     Guard("finish", KEPT, "false",
           keeps_late("record")),
