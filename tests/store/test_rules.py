@@ -551,18 +551,6 @@ async def test_a_scope_is_done_when_all_that_it_stopped_have_ended(url: str) -> 
         assert look.endings == {"before_start": 1, "confirmed": 1, "abandoned": 1, "succeeded": 1}
 
 
-async def test_late_success_with_open_children_takes_a_job_off_those_that_its_scope_waits_for(url: str) -> None:
-    async with Bench(url) as bench:
-        held = await put_in(bench, S.RUNNING, child="child", **MINE)
-        scope = await bench.decide(**MINE)
-        await bench.walk()
-        assert (await bench.look(scope)).unfinished == 1
-        assert await bench.settle(V.FINISH, held, keep=True) == ("settled", "waiting")
-        assert (await bench.look(scope)).unfinished == 0
-        await bench.cancel("child")
-        assert (await bench.look(scope)).unfinished == 0
-
-
 @pytest.mark.parametrize("last", ["walk", "ending", "revoke"])
 async def test_a_word_on_the_done_channel_says_that_a_scope_may_be_done(url: str, last: str) -> None:
     async with Bench(url) as bench:

@@ -601,16 +601,26 @@ async def test_workers_are_told_that_a_job_with_children_is_asked_to_stop(url: s
         assert heard == [b"nothing before", b"tree"]
 
 
-async def test_a_cascade_of_a_parent_that_went_on_after_all_tells_nobody(url: str) -> None:
+async def test_a_cascade_of_a_parent_whose_record_is_gone_leaves_nothing_of_it(url: str) -> None:
+    """It was cancelled, and so long ago that its record has expired before any watchdog came."""
     async with Bench(url) as bench:
         parent = await bench.run()
-        await bench.enqueue("child", parent=parent.jid, policy="abandon")
+        await bench.enqueue("child", parent=parent.jid)
         await bench.cancel(parent.jid)
-        assert await bench.settle(V.FINISH, parent, keep=True) == ("settled", "waiting")
-        assert await bench.pass_on() == 0
-        assert (await bench.job(parent.jid)).open_children == 1
-        await _end(bench, "child")
-        assert await bench.state(parent.jid) is S.SUCCEEDED
+        await bench.redis.delete(bench.a.job_key(parent.jid))
+        await bench.pass_on()
+        assert not await bench.redis.exists(bench.a.job_key(parent.jid))
+
+
+async def test_a_cause_that_came_down_from_above_stands_before_a_later_rule(url: str) -> None:
+    async with Bench(url) as bench:
+        parent = await bench.run()
+        child = await bench.enqueue(parent=parent.jid, group="g")
+        await bench.cancel(parent.jid)
+        bench.clock.advance(0.5)
+        scope = await bench.decide(group="g")
+        await bench.walk()
+        assert ((await bench.job(child)).cause, (await bench.look(scope)).counts["cancelled"]) == ("parent", 0)
 
 
 async def test_a_failed_job_that_hands_a_cancel_on_stays_failed(url: str) -> None:

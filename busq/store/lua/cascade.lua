@@ -17,7 +17,7 @@ if not jid then return { 'idle' } end
 local parent = key_of(jid)
 local was = redis.call('HMGET', parent, 'state', 'cascaded')
 local told = {}
-if was[1] == 'cancelling' or was[1] == 'cancelled' then
+if was[1] then -- else its record has expired
   local from = was[2] and '(' .. was[2] or '-inf'
   told = redis.call('ZRANGEBYSCORE', prefix .. 'children:' .. jid, from, '+inf', 'WITHSCORES', 'LIMIT', 0, step)
 end

@@ -74,9 +74,7 @@ end
 
 -- A handler has returned, and its job has children or a finalizer: it ends when they have. Returns its state now.
 local function await_children(job, fields, n, attempt, finalizer)
-  local was = redis.call('HMGET', job, 'open', 'scope', 'deadline')
-  local open = tonumber(was[1] or 0)
-  if was[2] and was[3] then tally(was[2], 'unfinished', -1) end -- it returned in time, as it may
+  local open = tonumber(redis.call('HGET', job, 'open') or 0)
   if finalizer then put(fields, 'finalizer', 1) end
   if open > 0 or finalizer then
     n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
@@ -84,7 +82,7 @@ local function await_children(job, fields, n, attempt, finalizer)
   end
   put(fields, 'state', 'waiting')
   redis.call('HSET', job, unpack(fields))
-  redis.call('HDEL', job, 'entry', 'deadline')
+  redis.call('HDEL', job, 'entry')
   redis.call('ZADD', prefix .. 'waiting', now, jid_of(job))
   return open > 0 and 'waiting' or end_waiting(job, n, attempt)
 end
