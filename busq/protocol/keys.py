@@ -188,7 +188,12 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "none while its rule is live; 24 h after it is settled or revoked",
     ),
     ("{s}:children:<jid>", "sorted set, by admission", "enqueue, every ending", "members leave when the child ends"),
-    ("{s}:waiting", "sorted set, by time", "finish", "members leave when the job ends"),
+    (
+        "{s}:waiting",
+        "sorted set, by time",
+        "finish, every script that accepts a cancel or ends a cancelled attempt",
+        "members leave when the job ends",
+    ),
     (
         "{s}:cascades",
         "sorted set, by time",

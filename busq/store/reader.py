@@ -141,7 +141,7 @@ class Reader:
         if State.SCHEDULED in states:
             async for jids in self._members(keys.scheduled, newest_first=False):
                 yield jids
-        if State.CANCELLED in states and await self._has_rules(shard):
+        if State.CANCELLED in states and await self._has_decided(shard):
             for queue in await watch.queues(self._store, shard):  # decided, and not settled yet
                 async for jids in self._entries(keys.stream(queue)):
                     yield jids
@@ -175,9 +175,11 @@ class Reader:
                 return
             yield [text(member) or "" for member in members]
 
-    async def _has_rules(self, shard: int) -> bool:
+    async def _has_decided(self, shard: int) -> bool:
+        """Whether there may be jobs of which a rule or a cancelled parent says more than their own records."""
+        keys = self._store.keys(shard)
         with reaching(self._store.connections.place):
-            return bool(await self._store.redis.exists(self._store.keys(shard).rules))
+            return bool(await self._store.redis.exists(keys.rules, keys.cascades))
 
     async def _records(self, shard: int, jids: Sequence[str]) -> list[Job]:
         if not jids:
@@ -207,9 +209,20 @@ class Reader:
                 ):  # fmt: skip
                     pipe.zcard(index)
                 pipe.xlen(keys.dead)
+                pipe.zcount(keys.waiting, "+inf", "+inf")  # cancelling, and their attempts have ended
                 pipe.hkeys(keys.rules)
                 pipe.hget(keys.rules, "walked")
-                counters, scheduled, waiting, cancelling, *ended, letters, held_rules, walked = await pipe.execute()
+                (
+                    counters,
+                    scheduled,
+                    waiting,
+                    cancelling,
+                    *ended,
+                    letters,
+                    parked,
+                    held_rules,
+                    walked,
+                ) = await pipe.execute()
             live = [int(number) for number in held_rules if number.isdigit()]
             rules = max(rules, len(live))
             settling = max(settling, sum(number > int(walked or 0) for number in live))
@@ -218,10 +231,10 @@ class Reader:
             own = [await self._queue(shard, queue) for queue in await watch.queues(self._store, shard)]
             held = sum(each.held for each in own)
             now[State.SCHEDULED] += scheduled
-            now[State.WAITING] += waiting
+            now[State.WAITING] += waiting - parked
             now[State.CANCELLING] += cancelling
             now[State.QUEUED] += sum(each.ready for each in own)
-            now[State.RUNNING] += max(0, held - cancelling)
+            now[State.RUNNING] += max(0, held - (cancelling - parked))
             for state, count in zip((State.SUCCEEDED, State.FAILED, State.CANCELLED), ended, strict=False):
                 now[state] += count
             suspected += ended[3]

@@ -227,6 +227,12 @@ def takes_waiting(url: str) -> Awaitable[None]:
     return trees.test_a_waiting_parent_that_is_cancelled_ends_before_start_when_its_children_have(url)
 
 
+def parked_and_counted(ended: str) -> Keeper:
+    return lambda url: trees.test_a_cancelled_parent_without_an_attempt_is_counted_as_cancelling_and_as_nothing_else(
+        url, ended
+    )
+
+
 def policy(of: str) -> Keeper:
     return lambda url: trees.test_what_becomes_of_a_child_is_what_was_said_of_it(url, of)
 
@@ -806,8 +812,12 @@ GUARDS = [
     ),
     Guard("start", "  if was[2] then return 'cancelling' end -- a start that was sent again\n", "",
           trees.test_a_start_that_is_sent_again_after_a_cancel_parks_its_job_once),
-    Guard("reclaim", "  redis.call('HDEL', job, 'entry')\n  return 'cancelling'", "  return 'cancelling'",
-          parked("reclaim")),
+    Guard("reclaim", "  redis.call('HDEL', job, 'entry')\n  redis.call('ZADD', prefix .. 'waiting', '+inf',",
+          "  redis.call('ZADD', prefix .. 'waiting', '+inf',", parked("reclaim")),
+    Guard("cancel", "    redis.call('ZADD', prefix .. 'waiting', '+inf', jid)\n", "",
+          parked_and_counted("before the cancel")),
+    Guard("finish", "  redis.call('ZADD', prefix .. 'waiting', '+inf', jid_of(job)) --", "  --",
+          parked_and_counted("after the cancel")),
     Guard("finalize", "was[8] or (ARGV[at]", "(ARGV[at]", at_deadline),
     Guard("cancel", "    put(fields, 'parked', 'before_start')\n", "", takes_waiting),
     Guard("cascade", "now_at[1] == 'cancelling' and now_at[2] and", "now_at[1] == 'cancelling' and",

@@ -12,6 +12,7 @@ from busq.protocol.cancel import Ended, Verdict
 from busq.protocol.states import State, Verb
 from busq.protocol.tree import DEEPEST
 from busq.store.forms import NewJob, Refusal
+from busq.store.reader import Reader
 from tests.store.bench import CHILD_DELAY_S, DEADLINE_S, LEASE_S, QUEUE, Bench, Held, put_in
 
 S, V = State, Verb
@@ -404,6 +405,36 @@ async def test_a_waiting_parent_that_is_cancelled_ends_before_start_when_its_chi
         assert (job.state, job.ended) == (S.CANCELLED, Ended.BEFORE_START)
         record = await bench.record(parent.jid)
         assert (record.get(b"result"), record[b"evidence_result"]) == (None, b"\x01result")
+
+
+@pytest.mark.parametrize("ended", ["before the cancel", "after the cancel"])
+async def test_a_cancelled_parent_without_an_attempt_is_counted_as_cancelling_and_as_nothing_else(
+    url: str, ended: str
+) -> None:
+    async with Bench(url) as bench:
+        await bench.run()
+        parent = await _parent(bench, "child")
+        if ended == "before the cancel":
+            await bench.settle(V.FINISH, parent)
+            await bench.cancel(parent.jid)
+        else:
+            await bench.cancel(parent.jid)
+            await bench.settle(V.FINISH, parent)
+        now = (await Reader(bench.a).stats()).now
+        live = {state: now[state] for state in (S.QUEUED, S.RUNNING, S.WAITING, S.CANCELLING)}
+        assert live == {S.QUEUED: 1, S.RUNNING: 1, S.WAITING: 0, S.CANCELLING: 1}
+        assert await bench.pass_on() == 1
+        now = (await Reader(bench.a).stats()).now
+        assert (now[S.RUNNING], now[S.WAITING], now[S.CANCELLING], now[S.CANCELLED]) == (1, 0, 0, 2)
+
+
+async def test_children_of_a_cancelled_parent_are_listed_as_cancelled_before_they_are_told(url: str) -> None:
+    async with Bench(url) as bench:
+        parent = await _parent(bench, "child")
+        await bench.cancel(parent.jid, reason="no more")
+        reader = Reader(bench.a)
+        assert await reader.jobs(states=[S.QUEUED]) == []
+        assert [(job.jid, job.cause) for job in await reader.jobs(states=[S.CANCELLED])] == [("child", "parent")]
 
 
 async def test_a_finalizer_goes_with_its_parent(url: str) -> None:

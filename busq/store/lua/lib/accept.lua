@@ -27,6 +27,7 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
   if state == 'waiting' then
     keep_as_evidence(job)
     put(fields, 'parked', 'before_start')
+    redis.call('ZADD', prefix .. 'waiting', '+inf', jid)
   end
   if wish.scope then
     tally(wish.scope, 'v:signalled')
