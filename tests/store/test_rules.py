@@ -250,6 +250,16 @@ async def test_what_a_job_becomes_after_the_decision_does_not_matter(url: str) -
         assert (await bench.look(scope)).counts["signalled"] == 1
 
 
+async def test_a_failure_after_the_decision_does_not_bring_a_rule_for_failed_jobs_back(url: str) -> None:
+    """Innocent when its failure was recorded, it waits for its retry, and is not hit by the walk."""
+    async with Bench(url) as bench:
+        held = await bench.run(retries=1)
+        await bench.decide(where="failures >= 1")
+        assert await bench.settle(V.RETRY, held, "failed", cause="error", delay_s=1) == ("settled", "scheduled")
+        await bench.walk()
+        assert await bench.state(held.jid) is S.SCHEDULED
+
+
 async def test_the_age_of_a_job_is_that_at_the_decision(url: str) -> None:
     async with Bench(url) as bench:
         young = await bench.enqueue()
@@ -595,7 +605,7 @@ async def test_nothing_is_counted_for_a_scope_that_nobody_knows_any_more(url: st
         assert await bench.scopes.look(scope) is None
 
 
-async def test_revoking_a_rule_whose_counts_are_gone_makes_no_new_ones(url: str) -> None:
+async def test_settling_a_rule_whose_counts_are_gone_makes_no_new_ones(url: str) -> None:
     async with Bench(url) as bench:
         await bench.enqueue(**MINE)
         scope = await bench.decide(**MINE)
