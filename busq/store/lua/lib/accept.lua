@@ -15,7 +15,7 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
     if state == 'queued' then unread[jid] = true end
     return 'cancelled', 'cancelled'
   end
-  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end
+  if hands_on(ties) then announce_cascade(job) end
   local terms = terms_of(job)
   local grace = tonumber(own_grace ~= '' and own_grace or terms.grace or default_grace_ms)
   local deadline = string.format('%.0f', now + grace + tonumber(terms.slack or default_slack_ms))
@@ -26,6 +26,7 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
   put(fields, 'cancel_grace', grace)
   if state == 'waiting' then
     keep_as_evidence(job)
+    redis.call('ZREM', prefix .. 'waiting', jid)
     put(fields, 'parked', 'before_start')
   end
   if wish.scope then
