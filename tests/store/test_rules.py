@@ -295,6 +295,15 @@ async def test_a_standing_rule_hits_those_who_come_later_until_it_is_over(url: s
         assert await bench.redis.exists(bench.a.keys(0).rules) == 0
 
 
+async def test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted(url: str) -> None:
+    async with Bench(url) as bench:
+        standing = {"standing": True}
+        await bench.decide(where="state == 'scheduled' and age >= 0", how=standing)
+        bench.clock.advance(10)
+        assert await bench.admit("now") == ("enqueued", S.QUEUED)
+        assert await bench.admit("later", delay_s=1) == ("fenced", S.CANCELLED)
+
+
 async def test_a_fenced_job_leaves_no_entry_and_no_timer(url: str) -> None:
     async with Bench(url) as bench:
         await bench.decide(how={"standing": True}, kind="k")
@@ -560,6 +569,22 @@ async def test_a_scope_is_done_when_all_that_it_stopped_have_ended(url: str) -> 
         assert (look.unfinished, look.done) == (0, True)
         assert look.counts == {"cancelled": 1, "signalled": 3}
         assert look.endings == {"before_start": 1, "confirmed": 1, "abandoned": 1, "succeeded": 1}
+
+
+async def test_late_success_after_children_takes_a_job_once_off_those_that_its_scope_waits_for(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await bench.run(**MINE)
+        await bench.spawn(held, "child")
+        await bench.settle(V.FINISH, await bench.run("child"))
+        other = await put_in(bench, S.RUNNING, **MINE)
+        scope = await bench.decide(**MINE)
+        await bench.walk()
+        assert (await bench.look(scope)).unfinished == 2
+        assert await bench.settle(V.FINISH, held, keep=True) == ("settled", "succeeded")
+        look = await bench.look(scope)
+        assert (look.unfinished, look.endings) == (1, {"succeeded": 1})
+        await bench.settle(V.FINISH, other)
+        assert (await bench.look(scope)).unfinished == 0
 
 
 @pytest.mark.parametrize("last", ["walk", "ending", "revoke"])

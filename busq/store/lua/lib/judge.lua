@@ -56,7 +56,7 @@ local function matching(facts, born)
   local cleared, seq = tonumber(facts.cleared or 0), tonumber(facts.seq or 0)
   for _, rule in ipairs(live_rules()) do
     if rule.number > cleared and (born and rule.until_ms > now or not born and seq <= rule.cutoff) then
-      facts.at = rule.at
+      facts.at = born and now or rule.at
       if rule.matches(facts) then return rule.wish end
     end
   end
@@ -68,7 +68,7 @@ local function from_above(facts, depth)
   if not facts.parent or depth > DEEPEST then return nil end
   local key = key_of(facts.parent)
   if above[key] == nil then
-    local was = redis.call('HMGET', key, 'state', 'reason', 'source', 'requested')
+    local was = redis.call('HMGET', key, 'state', 'reason', 'source', 'requested', 'seq')
     local wish = false
     if was[1] == 'cancelling' or was[1] == 'cancelled' then
       wish = { reason = was[2] or '', source = was[3] or '', at = tonumber(was[4] or 0) }
@@ -76,9 +76,12 @@ local function from_above(facts, depth)
       wish = decided(key, depth + 1) or false
     end
     above[key] = wish
-      and { cause = 'parent', of = facts.parent, reason = wish.reason, source = wish.source, at = wish.at }
+      and { cause = 'parent', of = facts.parent, reason = wish.reason, source = wish.source, at = wish.at, seq = was[5] }
   end
-  return above[key] or nil
+  local wish = above[key]
+  -- A job admitted later than its child only has the jid of its parent, whose record has expired.
+  if not wish or tonumber(wish.seq or 0) > tonumber(facts.seq or 0) then return nil end
+  return wish
 end
 
 -- The wish that stands against a job, or nil; and the facts that it was judged by. A job that ended in failure has none
