@@ -17,7 +17,7 @@ from busq.errors import TooManyRules
 from busq.protocol.cancel import Ended, Verdict
 from busq.protocol.scope import Filter, ScopeState
 from busq.protocol.states import State, Verb
-from busq.store import scopes
+from busq.store import reader, scopes
 from busq.store.forms import NewJob, Refusal
 from tests.store.bench import CHILD_DELAY_S, DEADLINE_S, DELAY_S, LEASE_S, QUEUE, Bench, Held, put_in
 
@@ -651,6 +651,24 @@ async def test_a_look_shows_what_has_been_decided_before_the_record_does(url: st
         assert (others.wish, nobody.record, nobody.wish) == (None, {}, None)
         await bench.walk()
         assert (await bench.a.look(0, [held.jid]))[0].wish is None
+
+
+@pytest.mark.parametrize("settled", [True, False])
+async def test_a_long_queue_under_a_live_rule_hides_no_job_from_the_list_of_cancelled_ones(
+    url: str, monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    """The rule hits none of them; a list looks at so many records only."""
+    monkeypatch.setattr(reader, "STEP", 2)
+    monkeypatch.setattr(reader, "SCAN_MOST", 8)
+    async with Bench(url) as bench:
+        gone = await bench.enqueue(delay_s=DELAY_S)
+        await bench.cancel(gone)
+        await _many(bench, 20)
+        await bench.decide(group="nobody's", how={"standing": True})
+        if settled:
+            await bench.walk()
+        found = await reader.Reader(bench.a).jobs(states=[S.CANCELLED])
+        assert [job.jid for job in found] == [gone]
 
 
 async def test_a_look_says_nothing_about_a_job_that_has_ended(url: str) -> None:
