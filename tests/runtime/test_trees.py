@@ -536,6 +536,7 @@ async def test_a_parent_that_is_over_stops_or_never_was_gains_no_children(redis_
                 async with busq.current_job().shield():
                     held.open()
                     await go_on.wait()
+                    await busq.current_job().wait_cancelled()
             with pytest.raises(busq.Cancelled):
                 await busq.current_job().spawn(h.child.options(group="late"), "a")
 
