@@ -32,6 +32,10 @@ CONDITIONS = (
     "--group, --kind, --queue, --tag, --worker, --jid-prefix, --before, --descendants-of, --where, "
     "or --everything for every job there is"
 )
+SETTLING = (
+    "It is decided: nothing that it hits starts any more. The records follow; --wait waits for them, `busq rules` "
+    "shows how far they are."
+)
 
 
 @Parameter(name="*")
@@ -129,8 +133,13 @@ async def carry_out(
         except PictureChanged as error:  # the answer is no; nothing is wrong with the question
             exits.tell(str(error))
             return exits.NO
+        if not await _has_watchdog(bus):
+            exits.tell("no watchdog is alive, and it takes one to settle the records; start `busq watchdog`")
         if wait is None:
-            print_scope(await scope.look(), output)
+            seen = await scope.look()
+            print_scope(seen, output)
+            if seen.state == "settling" and output == "table":
+                print(SETTLING, file=sys.stderr)
             return exits.DONE
         return await _wait(scope, wait, output)
 
@@ -154,12 +163,18 @@ async def _wish(bus: Bus, chosen: Chosen) -> FilteredWish:
         "expect": chosen.expect,
     }
     if chosen.until is not None:
-        span = moments.read(chosen.until, "--until")
-        wish["until"] = span
+        wish["until"] = moments.read(chosen.until, "--until")
     if chosen.before is not None:
         moments.ago(chosen.before, "--before", datetime.now(UTC))  # told before there is a connection
         wish["enqueued_before"] = moments.ago(chosen.before, "--before", await server_now((await bus._link()).reader))
     return wish
+
+
+async def _has_watchdog(bus: Bus) -> bool:
+    from busq.cli.look import is_alive, server_now
+
+    now = await server_now((await bus._link()).reader)
+    return any(each.card and each.card.role == "watchdog" and is_alive(each, now) for each in await bus.workers())
 
 
 async def _wait(scope: Scope, seconds: float, output: str) -> int:
@@ -200,11 +215,12 @@ async def _show_progress(scope: Scope, waiting: asyncio.Task[ScopeLook]) -> None
 def print_scope(seen: ScopeLook, output: str) -> None:
     """How far a scope is."""
     from busq.cli.output import print_facts, print_json
+    from busq.client.scope import progress
 
     if output == "json":
         print_json(seen)
         return
-    settling = f"{seen.examined} of {seen.total} records" if seen.state == "settling" else ""
+    settling = progress(seen) if seen.state == "settling" else ""
     print_facts(
         [
             ("scope", seen.id),
@@ -212,7 +228,7 @@ def print_scope(seen: ScopeLook, output: str) -> None:
             *((verdict, f"{count}") for verdict, count in seen.counts.items()),
             ("ended", named_counts(seen.endings)),
             ("still ending", seen.unfinished or None),
-            ("settled", settling),
+            ("settling", settling),
         ]
     )
 

@@ -364,6 +364,11 @@ def _print_members(members: Sequence[Member], now: datetime) -> None:
     print_table(member_columns(), member_rows(members, now), empty="Nobody: no worker and no watchdog is on the bus.")
 
 
+def is_alive(member: Member, now: datetime) -> bool:
+    """Whether a process has been heard of within its lease."""
+    return member.lease_until is not None and member.lease_until > now
+
+
 def member_columns() -> list[Any]:
     from busq.cli.output import Column
 
@@ -383,7 +388,7 @@ def member_rows(members: Sequence[Member], now: datetime) -> list[tuple[object, 
     rows: list[tuple[object, ...]] = []
     for member in members:
         card = member.card
-        word = "alive" if member.lease_until and member.lease_until > now else "silent"
+        word = "alive" if is_alive(member, now) else "silent"
         if card is None:
             rows.append((member.name, "?", word, "", "", ""))
             continue

@@ -128,11 +128,18 @@ class BlockingScope:
         return f"<BlockingScope {self.id}>"
 
 
+def progress(seen: ScopeLook) -> str:
+    """How much of the records a watchdog has looked at, in words."""
+    if not seen.total:  # it counts them when it begins
+        return "no watchdog has begun with it yet"
+    return f"{seen.examined} of {seen.total} records looked at"
+
+
 def unfinished(seen: ScopeLook) -> str:
     """What a scope that is not done still waits for, in words."""
     running = f"{seen.unfinished} of {seen.counts[Verdict.SIGNALLED]} signalled jobs have not ended"
     if seen.state is ScopeState.SETTLING:
-        settling = f"still settling, {seen.examined} of {seen.total} records looked at"
+        settling = f"still settling, {progress(seen)}"
         return f"{settling}; {running}" if seen.unfinished else settling
     return running
 

@@ -91,8 +91,8 @@ class ScopeCalls(abc.ABC):
 
         Decided when this returns, whatever the backlog: no matching job starts any more, and records are settled
         afterwards. Jobs enqueued later are not hit unless `standing=True`: a rule that stands `until` a moment (aware
-        datetime, or seconds from now), or until it is revoked. `where` is an expression over record and arguments, as
-        `"args.path ^= '/tmp/' and attempt > 1"`; no condition at all is refused unless `everything=True`.
+        datetime, or seconds or a timedelta from now), or until it is revoked. `where` is an expression over record and
+        arguments, as `"args.path ^= '/tmp/' and attempt > 1"`; no condition at all is refused unless `everything=True`.
 
         `dry_run=True` cancels nothing and gives a `Survey`: counts, and a digest of the picture. `expect=digest` looks
         again just before deciding, and cancels what it saw; it raises `PictureChanged` when that is another picture.
@@ -192,7 +192,7 @@ def _check(conditions: Filter, *, standing: bool, until: Until | None, expect: s
 
 def _span(until: Until) -> datetime | timedelta:
     """A moment, or a length of time from now. Raise `UsageError` for anything else."""
-    wanted = "it takes an aware datetime, or seconds from now"
+    wanted = "it takes an aware datetime, or seconds or a timedelta from now"
     if isinstance(until, datetime):
         return check_moment(until, "until")
     if isinstance(until, timedelta):
@@ -202,7 +202,7 @@ def _span(until: Until) -> datetime | timedelta:
     else:
         raise UsageError(f"until: {until!r} will not do; {wanted}")
     if not seconds > 0 or not math.isfinite(seconds):
-        raise UsageError(f"until: {until!r} will not do; {wanted}, more than 0")
+        raise UsageError(f"until: {seconds:g} s from now will not do; {wanted}, more than 0")
     try:
         return timedelta(seconds=seconds)
     except OverflowError:

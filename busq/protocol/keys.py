@@ -197,7 +197,12 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "every ending of a failed child that has open children",
         "24 h; leaves when the job's cancel has been passed on",
     ),
-    ("{s}:waiting", "sorted set, by time", "finish", "members leave when the job ends or is asked to stop"),
+    (
+        "{s}:waiting",
+        "sorted set, by time",
+        "finish, every script that accepts a cancel or ends a cancelled attempt",
+        "members leave when the job ends",
+    ),
     (
         "{s}:cascades",
         "sorted set, by time",

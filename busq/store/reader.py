@@ -186,10 +186,12 @@ class Reader:
             yield jids
 
     async def _is_settling(self, shard: int) -> bool:
-        """Whether there are rules of which not every record has been told."""
+        """Whether there are rules, or cancelled parents, of which not every record has been told."""
+        keys = self._store.keys(shard)
         with reaching(self._store.connections.place):
-            newest, walked = await self._store.redis.hmget(self._store.keys(shard).rules, "newest", "walked")
-        return int(newest or 0) > int(walked or 0)
+            newest, walked = await self._store.redis.hmget(keys.rules, "newest", "walked")
+            cascades = await self._store.redis.exists(keys.cascades)
+        return bool(cascades) or int(newest or 0) > int(walked or 0)
 
     async def _records(self, shard: int, jids: Sequence[str]) -> list[Job]:
         if not jids:
@@ -219,9 +221,20 @@ class Reader:
                 ):  # fmt: skip
                     pipe.zcard(index)
                 pipe.xlen(keys.dead)
+                pipe.zcount(keys.waiting, "+inf", "+inf")  # cancelling, and their attempts have ended
                 pipe.hkeys(keys.rules)
                 pipe.hget(keys.rules, "walked")
-                counters, scheduled, waiting, cancelling, *ended, letters, held_rules, walked = await pipe.execute()
+                (
+                    counters,
+                    scheduled,
+                    waiting,
+                    cancelling,
+                    *ended,
+                    letters,
+                    parked,
+                    held_rules,
+                    walked,
+                ) = await pipe.execute()
             live = [int(number) for number in held_rules if number.isdigit()]
             rules = max(rules, len(live))
             settling = max(settling, sum(number > int(walked or 0) for number in live))
@@ -230,10 +243,10 @@ class Reader:
             own = [await self._queue(shard, queue) for queue in await watch.queues(self._store, shard)]
             held = sum(each.held for each in own)
             now[State.SCHEDULED] += scheduled
-            now[State.WAITING] += waiting
+            now[State.WAITING] += waiting - parked
             now[State.CANCELLING] += cancelling
             now[State.QUEUED] += sum(each.ready for each in own)
-            now[State.RUNNING] += max(0, held - cancelling)
+            now[State.RUNNING] += max(0, held - (cancelling - parked))
             for state, count in zip((State.SUCCEEDED, State.FAILED, State.CANCELLED), ended, strict=False):
                 now[state] += count
             suspected += ended[3]

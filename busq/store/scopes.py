@@ -124,7 +124,9 @@ class Scopes:
                 own, walk = await pipe.execute()
             if own:
                 found.append(own)
-                walks.append(walk if own.get(b"state") == b"settling" else {})
+                # A walk that began before the rule was made does not settle it: the next one will.
+                meant = int(own.get(b"number", 0)) <= int(walk.get(b"upto", 0))
+                walks.append(walk if meant and own.get(b"state") == b"settling" else {})
         if not found:
             return None
         counts = Counter({str(Verdict.CANCELLED): 0, str(Verdict.SIGNALLED): 0})

@@ -22,10 +22,18 @@ from busq.protocol.scope import Filter, ScopeLook, ScopeState
 from tests.runtime.bench import until
 
 
-def look(state: str = "settled", *, signalled: int = 0, unfinished: int = 0, examined: int = 7) -> ScopeLook:
+def look(
+    state: str = "settled", *, signalled: int = 0, unfinished: int = 0, examined: int = 7, total: int = 7
+) -> ScopeLook:
     counts = {"signalled": signalled} if signalled else {}
     return ScopeLook(
-        id="s-1", state=ScopeState(state), counts=counts, endings={}, unfinished=unfinished, examined=examined, total=7
+        id="s-1",
+        state=ScopeState(state),
+        counts=counts,
+        endings={},
+        unfinished=unfinished,
+        examined=examined,
+        total=total,
     )
 
 
@@ -233,6 +241,7 @@ async def test_a_wait_survives_a_lost_announcement(redis_url: str, monkeypatch: 
     ("seen", "said"),
     [
         (look("settling", examined=3), "still settling, 3 of 7 records"),
+        (look("settling", examined=0, total=0), "still settling, no watchdog has begun with it yet"),
         (look("settling", signalled=5, unfinished=2), "2 of 5 signalled jobs have not ended"),
         (look("settled", signalled=5, unfinished=1), "1 of 5 signalled jobs have not ended"),
         (look("standing", signalled=2, unfinished=1), "1 of 2 signalled jobs have not ended"),

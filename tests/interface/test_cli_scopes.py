@@ -50,6 +50,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         (["--group", "g", "--dry-run", "--wait", "5"], "--wait"),
         (["--group", "g", "--before", "yesterday"], "--before: 'yesterday'"),
         (["--group", "g", "--standing", "--until", "soon"], "--until: 'soon'"),
+        (["--group", "g", "--standing", "--until", "0s"], "until: 0 s from now will not do"),
         (["--tag", "x"], "name=value"),
         (["--descendants-of", "a b"], "descendants_of"),
     ],
@@ -204,6 +205,25 @@ def test_progress_is_shown_on_a_terminal_until_ctrl_c(command: Command, redis_ur
             assert "Traceback" not in shown.read_until(None)
             assert shown.process.wait() == 130
     assert document(command("get", "a", "-o", "json", url=redis_url))["reason"] == ""
+
+
+def test_an_answer_while_records_are_settling_says_so_and_that_it_takes_a_watchdog(
+    command: Command, redis_url: str
+) -> None:
+    """`cancelled 0` alone would read as if nothing had been hit."""
+    command("enqueue", "k", "--jid", "a", "--group", "g", url=redis_url)
+    answer = command("cancel", "--group", "g", url=redis_url)
+    assert answer.returncode == 0
+    assert re.search(r"^settling +no watchdog has begun with it yet$", answer.stdout, re.MULTILINE)
+    assert "busq: no watchdog is alive" in answer.stderr
+    assert "It is decided: nothing that it hits starts any more" in answer.stderr
+    late = command("cancel", "--group", "g", "--wait", "0.01", url=redis_url)
+    assert late.returncode == 1
+    assert "still settling, no watchdog has begun with it yet" in late.stderr
+    with service("watchdog", url=redis_url) as watchdog:
+        watchdog.until("rules.settled")  # it has been on the roster since before its first sweep
+        done = command("cancel", "--group", "g", "--wait", "20", url=redis_url)
+    assert (done.returncode, "no watchdog" in done.stderr, "It is decided" in done.stderr) == (0, False, False)
 
 
 # Rules -------------------------------------------------------------------------------------------------------

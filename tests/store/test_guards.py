@@ -227,6 +227,12 @@ def takes_waiting(url: str) -> Awaitable[None]:
     return trees.test_a_waiting_parent_that_is_cancelled_ends_before_start_when_its_children_have(url)
 
 
+def parked_and_counted(ended: str) -> Keeper:
+    return lambda url: trees.test_a_cancelled_parent_without_an_attempt_is_counted_as_cancelling_and_as_nothing_else(
+        url, ended
+    )
+
+
 def policy(of: str) -> Keeper:
     return lambda url: trees.test_what_becomes_of_a_child_is_what_was_said_of_it(url, of)
 
@@ -664,7 +670,7 @@ GUARDS = [
     Guard("look", "    local wish, facts = decided(KEYS[i])\n", "    local wish, facts = nil, {}\n", shown(S.QUEUED)),
     Guard("carry_out", "function(one, other) return one.number < other.number end",
           "function(one, other) return one.number > other.number end", rules.test_the_first_rule_gives_the_cause),
-    Guard("renew", "grace = rule.grace_ms }", "grace = '' }",
+    Guard("renew", "grace = rule.grace_ms, at", "grace = '', at",
           rules.test_the_grace_of_a_rule_stands_before_that_of_the_job),
     # whoever touches a job
     *(
@@ -782,8 +788,6 @@ GUARDS = [
           trees.test_a_job_that_takes_the_jid_of_one_long_gone_does_not_abandon_its_children),
     Guard("finalize", "if ended == 'abandoned' and not was[8] then", "if ended == 'abandoned' then",
           trees.test_the_code_of_a_parked_parent_that_has_ended_meanwhile_is_no_suspect_again),
-    Guard("cancel", "    redis.call('ZREM', prefix .. 'waiting', jid)\n", "",
-          trees.test_a_waiting_parent_that_is_asked_to_stop_does_not_count_as_waiting),
     Guard("enqueue", "fence(jid, delay > 0 and 'scheduled' or 'queued', fields)", "fence(jid, 'queued', fields)",
           rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
     Guard("enqueue", "facts.at = born and now or rule.at", "facts.at = rule.at",
@@ -842,8 +846,12 @@ GUARDS = [
     ),
     Guard("start", "  if was[2] then return 'cancelling' end -- a start that was sent again\n", "",
           trees.test_a_start_that_is_sent_again_after_a_cancel_parks_its_job_once),
-    Guard("reclaim", "  redis.call('HDEL', job, 'entry')\n  return 'cancelling'", "  return 'cancelling'",
-          parked("reclaim")),
+    Guard("reclaim", "  redis.call('HDEL', job, 'entry')\n  redis.call('ZADD', prefix .. 'waiting', '+inf',",
+          "  redis.call('ZADD', prefix .. 'waiting', '+inf',", parked("reclaim")),
+    Guard("cancel", "    redis.call('ZADD', prefix .. 'waiting', '+inf', jid)\n", "",
+          parked_and_counted("before the cancel")),
+    Guard("finish", "  redis.call('ZADD', prefix .. 'waiting', '+inf', jid_of(job)) --", "  --",
+          parked_and_counted("after the cancel")),
     Guard("finalize", "was[8] or (ARGV[at]", "(ARGV[at]", at_deadline),
     Guard("cancel", "    put(fields, 'parked', 'before_start')\n", "", takes_waiting),
     Guard("cascade", "now_at[1] == 'cancelling' and now_at[2] and", "now_at[1] == 'cancelling' and",
@@ -853,7 +861,7 @@ GUARDS = [
     Guard("cascade", "    close_cancelled(parent, {}, tonumber(now_at[4]), now_at[5] or 0, now_at[2])\n", "",
           trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
     # trees: going down
-    Guard("cascade", "if not redis.call('HGET', job, 'policy') then wish", "if true then wish", policy("wait")),
+    Guard("cascade", " and not redis.call('HGET', job, 'policy') then", " then", policy("wait")),
     Guard("cascade", "if redis.call('HGET', child, 'policy') == 'abandon' then", "if false then", policy("abandon")),
     Guard("cascade", "    redis.call('HINCRBY', parent, 'open', -1)\n", "", policy("abandon")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif false then", below("start")),
@@ -862,6 +870,8 @@ GUARDS = [
     Guard("start", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n      wish",
           "if was[1] == 'cancelling' then\n      wish",
           trees.test_a_job_below_one_that_was_cancelled_at_once_does_not_start),
+    Guard("carry_out", "(not wish or down.at < wish.at)", "not wish",
+          trees.test_a_cause_that_came_down_from_above_stands_before_a_later_rule),
     Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' or was[1] == 'failed' then\n  local from",
           "if true then\n  local from",
           trees.test_a_cascade_of_a_parent_that_has_no_record_any_more_leaves_nothing_behind),

@@ -549,6 +549,17 @@ async def test_a_walk_says_how_far_it_is(url: str) -> None:
         assert seen == [(0, 4), (0, 4), (2, 4), (4, 4)]
 
 
+async def test_a_walk_that_began_before_a_rule_says_nothing_of_it(url: str) -> None:
+    async with Bench(url) as bench:
+        await bench.enqueue(**MINE)
+        before = await bench.decide(**MINE)
+        await bench.dog.carry_out(0, step=1)
+        scope = await bench.decide(**MINE)
+        look = await bench.look(scope)
+        assert (look.state, look.examined, look.total) == ("settling", 0, 0)
+        assert (await bench.look(before)).total == 1
+
+
 # What is known of it ----------------------------------------------------------------------------------------
 
 

@@ -408,6 +408,36 @@ async def test_a_waiting_parent_that_is_cancelled_ends_before_start_when_its_chi
         assert (record.get(b"result"), record[b"evidence_result"]) == (None, b"\x01result")
 
 
+@pytest.mark.parametrize("ended", ["before the cancel", "after the cancel"])
+async def test_a_cancelled_parent_without_an_attempt_is_counted_as_cancelling_and_as_nothing_else(
+    url: str, ended: str
+) -> None:
+    async with Bench(url) as bench:
+        await bench.run()
+        parent = await _parent(bench, "child")
+        if ended == "before the cancel":
+            await bench.settle(V.FINISH, parent)
+            await bench.cancel(parent.jid)
+        else:
+            await bench.cancel(parent.jid)
+            await bench.settle(V.FINISH, parent)
+        now = (await Reader(bench.a).stats()).now
+        live = {state: now[state] for state in (S.QUEUED, S.RUNNING, S.WAITING, S.CANCELLING)}
+        assert live == {S.QUEUED: 1, S.RUNNING: 1, S.WAITING: 0, S.CANCELLING: 1}
+        assert await bench.pass_on() == 1
+        now = (await Reader(bench.a).stats()).now
+        assert (now[S.RUNNING], now[S.WAITING], now[S.CANCELLING], now[S.CANCELLED]) == (1, 0, 0, 2)
+
+
+async def test_children_of_a_cancelled_parent_are_listed_as_cancelled_before_they_are_told(url: str) -> None:
+    async with Bench(url) as bench:
+        parent = await _parent(bench, "child")
+        await bench.cancel(parent.jid, reason="no more")
+        reader = Reader(bench.a)
+        assert await reader.jobs(states=[S.QUEUED]) == []
+        assert [(job.jid, job.cause) for job in await reader.jobs(states=[S.CANCELLED])] == [("child", "parent")]
+
+
 async def test_a_finalizer_goes_with_its_parent(url: str) -> None:
     async with Bench(url) as bench:
         parent = await bench.run()
@@ -606,7 +636,7 @@ async def test_workers_are_told_that_a_job_with_children_is_asked_to_stop(url: s
 async def test_a_cascade_of_a_parent_that_has_no_record_any_more_leaves_nothing_behind(url: str) -> None:
     async with Bench(url) as bench:
         parent = await bench.run()
-        await bench.enqueue("child", parent=parent.jid, policy="abandon")
+        await bench.enqueue("child", parent=parent.jid)
         await bench.cancel(parent.jid)
         await bench.redis.delete(bench.a.job_key(parent.jid))
         assert await bench.pass_on() == 0
@@ -614,6 +644,17 @@ async def test_a_cascade_of_a_parent_that_has_no_record_any_more_leaves_nothing_
         await _end(bench, "child")
         assert await bench.state("child") is S.SUCCEEDED
         assert await _children(bench, parent.jid) == []
+
+
+async def test_a_cause_that_came_down_from_above_stands_before_a_later_rule(url: str) -> None:
+    async with Bench(url) as bench:
+        parent = await bench.run()
+        child = await bench.enqueue(parent=parent.jid, group="g")
+        await bench.cancel(parent.jid)
+        bench.clock.advance(0.5)
+        scope = await bench.decide(group="g")
+        await bench.walk()
+        assert ((await bench.job(child)).cause, (await bench.look(scope)).counts["cancelled"]) == ("parent", 0)
 
 
 async def test_a_failed_job_that_hands_a_cancel_on_stays_failed(url: str) -> None:

@@ -26,8 +26,8 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
   put(fields, 'cancel_grace', grace)
   if state == 'waiting' then
     keep_as_evidence(job)
-    redis.call('ZREM', prefix .. 'waiting', jid)
     put(fields, 'parked', 'before_start')
+    redis.call('ZADD', prefix .. 'waiting', '+inf', jid)
   end
   if wish.scope then
     tally(wish.scope, 'v:signalled')

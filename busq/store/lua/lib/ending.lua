@@ -78,6 +78,7 @@ local function end_attempt(job, fields, n, attempt, ended)
   put(fields, 'parked', ended)
   redis.call('HSET', job, unpack(fields))
   redis.call('HDEL', job, 'entry')
+  redis.call('ZADD', prefix .. 'waiting', '+inf', jid_of(job)) -- counted by its score: nothing of it runs
   return 'cancelling'
 end
 
