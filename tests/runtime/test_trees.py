@@ -415,10 +415,14 @@ async def test_the_cancel_of_a_running_parent_reaches_its_running_queued_and_sch
         assert [job.ended for job in jobs] == ["confirmed", "before_start", "before_start"]
         job = await h.ended(parent.jid)
         assert (job.state, job.cause, job.ended, h.finalized) == ("cancelled", "user", "confirmed", [])
-        for each in jobs:
-            assert each.hook is not None
-            assert (await h.ended(each.hook)).state == "succeeded"
+        for jid in jids:
+            hook = await until(lambda jid=jid: _hook_of(h, jid))  # decided and shown before its record is told
+            assert (await h.ended(hook)).state == "succeeded"
         assert {told.jid for told in h.cleaned} == set(jids)
+
+
+async def _hook_of(h: House, jid: str) -> str | None:
+    return (await h.bus.get(jid)).hook
 
 
 async def test_the_cancel_of_a_waiting_parent_reaches_its_children_and_their_children(redis_url: str) -> None:

@@ -517,12 +517,23 @@ async def test_a_walk_goes_on_when_its_rule_is_revoked_and_the_next_one_gets_its
         assert await bench.state(jid) is S.CANCELLED
 
 
+async def test_a_walk_is_over_when_every_rule_has_been_revoked(url: str) -> None:
+    async with Bench(url) as bench:
+        await _many(bench, 20)
+        scope = await bench.decide(group="nobody's")
+        assert (await bench.dog.carry_out(0, step=10))[0] == "more"
+        await bench.scopes.revoke(scope)
+        assert await bench.dog.carry_out(0, step=10) == ("idle", 0)
+        assert await bench.redis.exists(bench.a.keys(0).walk) == 0
+
+
 async def test_a_standing_rule_is_walked_once_and_not_again(url: str) -> None:
     async with Bench(url) as bench:
         await bench.enqueue(**MINE)
         await bench.decide(how={"standing": True}, **MINE)
         assert await bench.walk() == 1
         assert await bench.dog.carry_out(0, step=1) == ("idle", 0)
+        assert await bench.redis.exists(bench.a.keys(0).walk) == 0
 
 
 async def test_a_walk_says_how_far_it_is(url: str) -> None:

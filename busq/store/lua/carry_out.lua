@@ -14,13 +14,15 @@
            watchdogs may call this. A job that moves meanwhile is judged by whoever moves it.
 ]]
 local walked = tonumber(redis.call('HGET', rules, 'walked') or 0)
+if newest == 0 then
+  redis.call('DEL', walk) -- whatever it was for has been revoked
+  return { 'idle' }
+end
 local was = redis.call('HMGET', walk, 'upto', 'places', 'place', 'cursor')
 if not was[1] then
   -- Standing rules whose time is over leave here.
-  if newest > 0 then
-    for _, rule in ipairs(live_rules()) do
-      if rule.number <= walked and rule.until_ms <= now then retire(rule.number, rule.id, 'settled') end
-    end
+  for _, rule in ipairs(live_rules()) do
+    if rule.number <= walked and rule.until_ms <= now then retire(rule.number, rule.id, 'settled') end
   end
   if newest <= walked then return { 'idle' } end
   local places, total = {}, redis.call('ZCARD', scheduled) + redis.call('ZCARD', prefix .. 'waiting')
