@@ -72,7 +72,7 @@ def enqueue(
     tag
         name=value; may be repeated.
     parent
-        The job whose child it shall be; that one has not ended before this one has.
+        The job whose child it shall be: one that succeeds only after this one has ended.
     on_parent_cancel
         What becomes of it when its parent is cancelled: it is cancelled too (when left out), goes on and the parent
         waits for it, or goes on alone.
