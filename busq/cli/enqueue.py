@@ -12,7 +12,7 @@ import msgspec
 from cyclopts import Parameter
 
 from busq.cli import exits
-from busq.cli.place import HERE, Output, Place
+from busq.cli.place import HERE, Output, Place, Wait
 
 if TYPE_CHECKING:
     from busq.client.handle import JobHandle
@@ -46,7 +46,7 @@ def enqueue(
     grace: float | None = None,
     expires: float | None = None,
     deadline: float | None = None,
-    wait: float | None = None,
+    wait: Wait = None,
     output: Output = "table",
     place: Place = HERE,
 ) -> int:
