@@ -108,6 +108,9 @@ class ShardKeys:
     def children(self, jid: str) -> bytes:
         return self._key("children:" + jid)
 
+    def fallen(self, jid: str) -> bytes:
+        return self._key("fallen:" + jid)
+
     @cached_property
     def dead(self) -> bytes:
         return self._key("dead")
@@ -188,6 +191,12 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "none while its rule is live; 24 h after it is settled or revoked",
     ),
     ("{s}:children:<jid>", "sorted set, by admission", "enqueue, every ending", "members leave when the child ends"),
+    (
+        "{s}:fallen:<jid>",
+        "set",
+        "every ending of a failed child that has open children",
+        "24 h; leaves when the job's cancel has been passed on",
+    ),
     (
         "{s}:waiting",
         "sorted set, by time",

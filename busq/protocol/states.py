@@ -128,8 +128,8 @@ TRANSITIONS: Table = {
         {
             # Cancelled: a child of it was, and it has no open one.
             _S.RUNNING: _row(settled=(_S.SUCCEEDED, _S.FAILED, _S.WAITING, _S.CANCELLED), stale=_S.RUNNING),
-            # Succeeded or waiting only with a handler made with late_success="keep" that returned before the deadline.
-            _S.CANCELLING: _row(settled=(_S.CANCELLED, _S.CANCELLING, _S.SUCCEEDED, _S.WAITING), stale=_S.CANCELLING),
+            # Succeeded only for a handler made with late_success="keep" that returned before the deadline.
+            _S.CANCELLING: _row(settled=(_S.CANCELLED, _S.CANCELLING, _S.SUCCEEDED), stale=_S.CANCELLING),
         },
         otherwise="stale",
         missing=_MISSING,

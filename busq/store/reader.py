@@ -141,12 +141,13 @@ class Reader:
         if State.SCHEDULED in states:
             async for jids in self._members(keys.scheduled, newest_first=False):
                 yield jids
-        if State.CANCELLED in states and await self._has_decided(shard):
-            for queue in await watch.queues(self._store, shard):  # decided, and not settled yet
-                async for jids in self._entries(keys.stream(queue)):
-                    yield jids
-            async for jids in self._members(keys.scheduled, newest_first=False):
+        if State.CANCELLED in states and await self._is_settling(shard):
+            left = SCAN_MOST // 2  # so that those whose records say it are come by as well
+            async for jids in self._not_started(shard):
                 yield jids
+                left -= len(jids)
+                if left <= 0:
+                    break
         if states & {State.CANCELLING, State.WAITING}:
             async for jids in self._members(keys.waiting, newest_first=False):
                 yield jids
@@ -175,11 +176,22 @@ class Reader:
                 return
             yield [text(member) or "" for member in members]
 
-    async def _has_decided(self, shard: int) -> bool:
-        """Whether there may be jobs of which a rule or a cancelled parent says more than their own records."""
+    async def _not_started(self, shard: int) -> AsyncIterator[list[str]]:
+        """What may have been decided to stop while its record does not say so yet."""
+        keys = self._store.keys(shard)
+        for queue in await watch.queues(self._store, shard):
+            async for jids in self._entries(keys.stream(queue)):
+                yield jids
+        async for jids in self._members(keys.scheduled, newest_first=False):
+            yield jids
+
+    async def _is_settling(self, shard: int) -> bool:
+        """Whether there are rules, or cancelled parents, of which not every record has been told."""
         keys = self._store.keys(shard)
         with reaching(self._store.connections.place):
-            return bool(await self._store.redis.exists(keys.rules, keys.cascades))
+            newest, walked = await self._store.redis.hmget(keys.rules, "newest", "walked")
+            cascades = await self._store.redis.exists(keys.cascades)
+        return bool(cascades) or int(newest or 0) > int(walked or 0)
 
     async def _records(self, shard: int, jids: Sequence[str]) -> list[Job]:
         if not jids:

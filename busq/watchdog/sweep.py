@@ -36,7 +36,8 @@ PROMOTED = "job.promoted"  # no events of their own: they are told by their own 
 SETTLED = "job.settled_by_rule"
 CASCADED = "job.cancelled_with_parent"
 STEPS = 50  # steps of each kind in one pass, so that one flood does not keep the rest waiting
-SHARE = 0.25  # of the interval, for one kind of steps that can wait; there are five in a pass
+PASS_SHARE = 0.9  # of the interval: what the steps that can wait may take together, over all shards
+SHARE = 1 / 3  # of what is left of that, for one kind of them; there are five in a pass
 JUDGED = 128  # jobs judged in one step of a rule or a cascade: about 2 ms of the server's time when all are hit
 AT_ONCE = 0.0  # ms until something is due: there is more than one pass may do
 
@@ -59,9 +60,11 @@ class Sweeper:
         self._shard = shard
         self._clock = clock
         self._sightings: dict[str, Sighting] = {}
+        self._over_at = 0.0
 
     async def sweep(self) -> float | None:
         """One pass. Return in how many seconds the next deadline, moment or scheduled job is due, None for none."""
+        self._over_at = self._clock.monotonic() + self._settings.watchdog_interval_s * PASS_SHARE / self._store.shards
         now_ms = await watch.server_now_ms(self._store)
         waits = []
         for step in (
@@ -87,11 +90,13 @@ class Sweeper:
 
     def _steps_in_time(self, most: int = STEPS) -> Iterator[int]:
         """
-        Steps of one kind that can wait: one at least, and no more once a share of the interval is over.
+        Steps of one kind that can wait: one at least, and no more once its share of this pass is over.
 
-        A cancel that becomes overdue meanwhile is looked for in the next pass only, and that must come in time.
+        A cancel that becomes overdue meanwhile is looked for in the next pass only, and that must come in time, however
+        many shards and kinds of steps there are.
         """
-        until = self._clock.monotonic() + self._settings.watchdog_interval_s * SHARE
+        now = self._clock.monotonic()
+        until = now + max(0.0, self._over_at - now) * SHARE
         for step in range(most):
             if step and self._clock.monotonic() >= until:
                 return

@@ -170,7 +170,8 @@ class Bus:
     def _child_ended(self, job: Job, parent: Job) -> None:
         if job not in parent.open:
             return
-        self.touch(parent)
+        if parent.state is S.WAITING:
+            self.touch(parent)
         parent.open.remove(job)
         if job.state is S.CANCELLED:
             parent.cancelled_kid = parent.cancelled_kid or job
@@ -285,7 +286,8 @@ class Bus:
         word = self._settles(job, token)
         if word:
             return word
-        if job.state is S.CANCELLING and not (keep and not failed):
+        late = keep and not failed and not finalizer and not job.open and not job.cancelled_kid
+        if job.state is S.CANCELLING and not late:
             self._end_attempt(job)
         elif failed:
             job.failures += 1

@@ -1,8 +1,8 @@
 """
 Long random walks beside the plain model (plain.py): rules, trees and keys over the shipped scripts on a real server.
 
-`BUSQ_WALKS` says how many walks there are. A walk that fails is printed as the steps that it took, and becomes a small
-test of its own (test_found.py).
+`BUSQ_WALKS` says how many walks there are. Without it they are the same every time. A walk that fails is printed as the
+steps that it took, and becomes a small test of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.model.plain import Job
 from tests.model.walk import Attempt, Walk
 from tests.store.bench import LEASE_S, Bench
 
-WALKS = int(os.environ.get("BUSQ_WALKS", "60"))
+WALKS = int(os.environ.get("BUSQ_WALKS", "50"))
 STEPS = 50
 
 T = TypeVar("T")

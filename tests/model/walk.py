@@ -9,7 +9,7 @@ record says so, and the model holds such a decision against the job, the model f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -351,17 +351,20 @@ class Walk:
         assert not await self._leftovers()
 
     async def _settle_all(self) -> None:
-        dogs = itertools.cycle(self.dogs)
-        for work in (self.carry_out, self.cascade):
-            for _ in range(STEPS):
-                if await work(next(dogs), 5) == "idle":
-                    break
-            else:
-                raise AssertionError(f"{work.__name__} goes on and on")
+        await self._repeat(self.cascade)
         for job in self.bus.jobs:
             if job.state in STOPPED:
                 told = [child.jid for child in job.open if child.is_live and child.policy == "cancel"]
                 assert not told, f"{job.jid} was cancelled, and its children {told} were not"
+        await self._repeat(self.carry_out)
+        await self._repeat(self.cascade)
+
+    async def _repeat(self, work: Callable[[Store, int], Awaitable[str]]) -> None:
+        dogs = itertools.cycle(self.dogs)
+        for _ in range(STEPS):
+            if await work(next(dogs), 5) == "idle":
+                return
+        raise AssertionError("a watchdog's work goes on and on")
 
     async def _sweep(self) -> None:
         for verb in (self.finalize, self.expire, self.promote):

@@ -96,7 +96,13 @@ class House:
         return [str((await self.bus.get(jid)).state) for jid in jids]
 
     async def ended(self, jid: str) -> busq.Job:
-        return await self.bus.wait(jid, timeout=LONG_S)
+        """When its own record says so: what has been decided to stop is shown as cancelled before that."""
+        await self.bus.wait(jid, timeout=LONG_S)
+        await until(lambda: self._is_written(jid))
+        return await self.bus.get(jid)
+
+    async def _is_written(self, jid: str) -> bool:
+        return (await self.bus.get(jid)).finished_at is not None
 
 
 @asynccontextmanager

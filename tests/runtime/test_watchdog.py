@@ -16,6 +16,7 @@ import pytest
 import busq
 from busq.clock import SystemClock
 from busq.protocol.cancel import Ended
+from busq.store.watch import Due
 from busq.watchdog.sweep import Sweeper
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.attempt import Attempt
@@ -234,6 +235,36 @@ async def test_a_flood_of_jobs_whose_moment_has_come_does_not_keep_overdue_cance
             assert await sweeper.sweep() == (0.0 if slow else None)
             states = Counter([(await b.bus.get(handle.jid)).state for handle in handles])
             assert states == Counter(cancelled=3 - left, queued=3, scheduled=left)
+
+
+@pytest.mark.parametrize("shards", [1, 8])
+async def test_a_pass_over_every_shard_is_over_within_the_interval_although_all_of_them_have_more_to_do(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    """What becomes overdue meanwhile is looked for in the next pass, and is to be finalized within the interval."""
+
+    class OurClock(SystemClock):
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock, step_s = OurClock(), 0.002
+
+    def endless(answer: Any) -> Callable[..., Any]:
+        async def step(*_: Any, **__: Any) -> Any:
+            clock.now += step_s
+            return answer
+
+        return step
+
+    for kind, answer in (("carry_out", ("more", 1)), ("cascade", ("more", 1)), ("prune", 500)):
+        monkeypatch.setattr(f"busq.store.store.Store.{kind}", endless(answer))
+    monkeypatch.setattr("busq.watchdog.sweep.watch.due", endless(Due([("jid", "q", "")], None)))
+    monkeypatch.setattr(Sweeper, "_finalize_overdue", endless(None))
+    async with bench(redis_url, shards=shards, watchdog_interval_s=0.5) as b:
+        await Watchdog(b.settings, clock=clock).sweep_once()
+        assert b.settings.watchdog_interval_s / 2 < clock.now <= b.settings.watchdog_interval_s
 
 
 async def _is_over(redis: Any, jid: Any, index: str) -> bool:

@@ -7,9 +7,11 @@ from datetime import datetime
 import pytest
 
 from busq.protocol.cancel import Cause, Ended, Verdict
+from busq.protocol.scope import Filter
 from busq.protocol.states import State, Verb
 from busq.store.forms import Note, Refusal
 from busq.store.reader import Reader
+from busq.store.scopes import Scopes
 from tests.store.bench import DEADLINE_S, DELAY_S, GRACE_S, KIND, LEASE_S, QUEUE, SLACK_S, Bench, Held, put_in
 
 S = State
@@ -160,6 +162,36 @@ async def test_late_success_does_not_keep_a_failure(url: str, verb: Verb) -> Non
         held = await put_in(bench, S.RUNNING, late="keep", retries=3)
         await bench.cancel(held.jid)
         assert await bench.settle(verb, held, "failed", cause="error") == ("settled", "cancelled")
+
+
+@pytest.mark.parametrize("what", ["open child", "cancelled child", "finalizer"])
+async def test_there_is_no_late_success_where_something_was_left_to_stop(url: str, what: str) -> None:
+    """The cancel has gone down to its children already, and what was shown of them is not taken back."""
+    async with Bench(url) as bench:
+        scopes = Scopes(bench.b)
+        held = await put_in(bench, S.RUNNING, late="keep")
+        child = await bench.enqueue(parent=held.jid) if "child" in what else None
+        await scopes.decide("s", Filter(where=f"jid == '{held.jid}'"))
+        if child and what == "cancelled child":
+            await bench.cancel(child)
+        answer = await bench.settle(Verb.FINISH, held, "succeeded", result=b"\x01\x2a", finalizer=what == "finalizer")
+        assert answer == ("settled", "cancelling" if what == "open child" else "cancelled")
+        job = await bench.job(held.jid)
+        assert (job.result, job.evidence and job.evidence.result) == (None, 42)
+        if child:
+            await bench.dog.cascade(0, step=10)
+            assert await bench.state(child) is await bench.state(held.jid) is S.CANCELLED
+        look = await scopes.look("s")
+        assert look
+        assert (look.counts["signalled"], look.endings, look.unfinished) == (1, {"completed": 1}, 0)
+
+
+async def test_late_success_is_kept_of_a_parent_whose_children_have_all_ended(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING, late="keep")
+        await bench.settle(Verb.FINISH, await bench.run(parent=held.jid))
+        await bench.cancel(held.jid)
+        assert await bench.settle(Verb.FINISH, held, "succeeded", result=b"\x01\x2a") == ("settled", "succeeded")
 
 
 async def test_a_late_success_after_finalization_is_stale_even_when_kept(url: str) -> None:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
-from redis.exceptions import ResponseError
 
-from busq.errors import TooManyRules
+from busq.errors import BadRecord, TooManyRules
 from busq.protocol.cancel import Cause, Ended
 from busq.protocol.states import State, Verb
 from busq.store import scripts
@@ -78,6 +77,10 @@ def unread(who: str, expired: bool) -> Keeper:
 
 def good_lease(state: State) -> Keeper:
     return lambda url: attempts.test_a_good_lease_keeps_everything_as_it_is(url, state)
+
+
+def left(what: str) -> Keeper:
+    return lambda url: cancels.test_there_is_no_late_success_where_something_was_left_to_stop(url, what)
 
 
 def failures(retries: int) -> Keeper:
@@ -216,7 +219,7 @@ async def in_time(test: Awaitable[None]) -> None:
     """A keeper that does not come to an assertion without its guard: it waits for ever, or a call is refused."""
     try:
         await asyncio.wait_for(test, 10)
-    except (TimeoutError, TypeError, ResponseError, TooManyRules, pytest.fail.Exception) as error:
+    except (TimeoutError, TypeError, BadRecord, TooManyRules, pytest.fail.Exception) as error:
         raise AssertionError(type(error).__name__) from error
 
 
@@ -445,8 +448,11 @@ GUARDS = [
           lambda url: cancels.test_late_success_does_not_keep_a_failure(url, V.RETRY)),
     Guard("finish", "told.keep == '1' or ", "",
           keeps_late("worker")),
-    Guard("finish", " or redis.call('HGET', job, 'late') == 'keep'", "",
+    Guard("finish", " or was[1] == 'keep'", "",
           keeps_late("record")),
+    Guard("finish", "told.finalizer or tonumber(was[2] or 0) > 0", "tonumber(was[2] or 0) > 0", left("finalizer")),
+    Guard("finish", "tonumber(was[2] or 0) > 0 or was[3] then", "was[3] then", left("open child")),
+    Guard("finish", " or was[3] then return false", " then return false", left("cancelled child")),
     Guard("finish", KEPT, "outcome == 'succeeded'", whatever(V.FINISH)),
     Guard("finish", KEPT, "false",
           keeps_late("record")),
@@ -505,7 +511,7 @@ GUARDS = [
           cancels.test_nobody_finalizes_before_the_deadline),
     Guard("finalize", "ARGV[at] == '1'", "true", gone("finalize", False)),
     Guard("finalize", "ARGV[at] == '1'", "false", gone("finalize", True)),
-    Guard("finalize", "if ended == 'abandoned' then", "if true then", gone("finalize", True)),
+    Guard("finalize", "if ended == 'abandoned' and not was[8] then", "if true then", gone("finalize", True)),
     Guard("finalize", "  elseif state ~= 'cancelling' then\n    redis.call('ZREM', deadlines, jid)\n",
           "  elseif state ~= 'cancelling' then\n",
           wrong_job(S.RUNNING)),
@@ -621,7 +627,8 @@ GUARDS = [
           lambda url: in_time(rules.test_an_announcement_goes_to_every_worker_when_a_rule_is_decided(url))),
     Guard("revoke", "if was[2] ~= 'settling' and was[2] ~= 'standing' then return { 'stale', was[2] } end", "",
           rules.test_what_is_settled_cannot_be_revoked),
-    Guard("revoke", "if not was[1] then return { 'missing' } end", "if not was[1] then return { 'stale', 'settled' } end",
+    Guard("revoke", "if not was[1] then return { 'missing' } end",
+          "if not was[1] then return { 'stale', 'settled' } end",
           rules.test_what_is_settled_cannot_be_revoked),
     Guard("revoke", "  redis.call('HDEL', rules, number)\n", "", rules.test_a_rule_that_was_revoked_stops_nothing_more),
     Guard("revoke", "if #left == 0 then redis.call('DEL', rules) end", "redis.call('DEL', rules)",
@@ -631,7 +638,7 @@ GUARDS = [
     Guard("carry_out", "  redis.call('PEXPIRE', own, keep_ended_ms)\n", "",
           rules.test_nothing_is_counted_for_a_scope_that_nobody_knows_any_more),
     Guard("carry_out", "  if redis.call('EXISTS', own) == 0 then return end\n", "",
-          rules.test_revoking_a_rule_whose_counts_are_gone_makes_no_new_ones),
+          rules.test_settling_a_rule_whose_counts_are_gone_makes_no_new_ones),
     # rules: judging
     Guard("carry_out", "not born and seq <= rule.cutoff", "not born",
           rules.test_what_came_after_the_survey_is_not_covered_by_its_decision),
@@ -639,16 +646,19 @@ GUARDS = [
           rules.test_a_job_that_comes_after_the_decision_is_left_alone),
     Guard("enqueue", "born and rule.until_ms > now or", "",
           rules.test_the_same_enqueue_sent_again_is_told_again_that_it_was_fenced),
-    Guard("start", "if newest > tonumber(facts.cleared or 0) and LIVE[facts.state] then redis.call('HSET', job, "
-          "'cleared', digits[newest]) end", "", rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
+    Guard("start", "        if judged_now then put(fields, 'cleared', digits[newest]) end\n", "",
+          rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
+    Guard("retry", "if judged_now and not later then redis.call('HSET', job, 'cleared', digits[newest]) end", "",
+          rules.test_a_failure_after_the_decision_does_not_bring_a_rule_for_failed_jobs_back),
     Guard("renew", "if rule.number > cleared and", "if",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
     Guard("renew", "if newest <= tonumber(facts.cleared or 0) then return nil end", "facts.cleared = nil",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
-    Guard("start", "(own or newest > tonumber(cleared or 0)) and", "own and",
+    Guard("start", "if newest <= tonumber(cleared or 0) and not (own", "if not (own",
           rules.test_a_job_without_anything_of_its_own_is_judged_too),
-    Guard("start", "(own or newest > tonumber(cleared or 0)) and", "newest > tonumber(cleared or 0) and", below("start")),
-    Guard("carry_out", "      facts.at = rule.at\n", "      facts.at = now\n",
+    Guard("start", "and not (own and redis.call('HGET', job, 'parent')) then", "then",
+          below("start")),
+    Guard("carry_out", "      facts.at = born and now or rule.at\n", "      facts.at = now\n",
           rules.test_the_age_of_a_job_is_that_at_the_decision),
     Guard("renew", "if is_hook(facts.kind) then return nil, facts end", "", never_covered(S.RUNNING)),
     Guard("start", "if is_hook(facts.kind) then return nil, facts end", "", never_covered(S.QUEUED)),
@@ -660,18 +670,18 @@ GUARDS = [
     Guard("look", "    local wish, facts = decided(KEYS[i])\n", "    local wish, facts = nil, {}\n", shown(S.QUEUED)),
     Guard("carry_out", "function(one, other) return one.number < other.number end",
           "function(one, other) return one.number > other.number end", rules.test_the_first_rule_gives_the_cause),
-    Guard("renew", "grace = rule.grace_ms }", "grace = '' }",
+    Guard("renew", "grace = rule.grace_ms, at", "grace = '', at",
           rules.test_the_grace_of_a_rule_stands_before_that_of_the_job),
     # whoever touches a job
     *(
-        Guard(script, "  heed(job)\n  local was = redis.call('HMGET', job, 'state', ", "  local was = redis.call('HMGET', "
-              "job, 'state', ", touched(way))
+        Guard(script, "  heed(job)\n  local was = redis.call('HMGET', job, ", "  local was = redis.call('HMGET', job, ",
+              touched(way))
         for script, way in (("promote", "promote"), ("refuse", "refuse"), ("expire", "expire"), ("cancel", "cancel"))
     ),
     Guard("reclaim", "  if not alive then heed(job) end\n", "", touched("reclaim")),
     Guard("reclaim", "  if not alive then heed(job) end\n", "  heed(job)\n",
           rules.test_a_worker_with_a_good_lease_is_asked_itself),
-    Guard("start", "if was[1] and heed_known(job, was[10], was[11]) then", "if false then", touched("start")),
+    Guard("start", "judged_now = heed_known(job, was[10], was[11], true)", "judged_now = false", touched("start")),
     Guard("renew", "if was[1] and heed_known(job, was[3], was[4]) then", "if false then", touched("renew")),
     *(
         Guard(verb, "if now_at[1] and heed_known(job, now_at[5], now_at[6]) then", "if false then", touched(verb))
@@ -687,7 +697,8 @@ GUARDS = [
     Guard("carry_out", "if state == 'scheduled' then redis.call('ZREM', scheduled, jid) end", "",
           touched("walk, scheduled")),
     # born against a standing rule
-    Guard("enqueue", "local fenced = not tombstone and fence(jid, fields)", "local fenced = nil",
+    Guard("enqueue", "local fenced = not tombstone and fence(jid, delay > 0 and 'scheduled' or 'queued', fields)",
+          "local fenced = nil",
           rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
     Guard("enqueue", "      put(fields, 'born', 'fenced')\n", "",
           rules.test_the_same_enqueue_sent_again_is_told_again_that_it_was_fenced),
@@ -730,14 +741,12 @@ GUARDS = [
           rules.test_a_survey_leaves_out_what_is_being_cancelled_already),
     # what is counted
     Guard("carry_out", "if redis.call('EXISTS', key) == 1 then", "if true then",
-          rules.test_revoking_a_rule_whose_counts_are_gone_makes_no_new_ones),
+          lambda url: in_time(rules.test_settling_a_rule_whose_counts_are_gone_makes_no_new_ones(url))),
     Guard("finish", "if redis.call('EXISTS', key) == 1 then", "if true then",
           rules.test_nothing_is_counted_for_a_scope_that_nobody_knows_any_more),
     Guard("finish", "if scope and ties.signalled then tally(scope, 'unfinished', -1) end", "",
           rules.test_a_scope_is_done_when_all_that_it_stopped_have_ended),
     Guard("carry_out", "if scope and ties.signalled then", "if scope then", touched("walk, queued")),
-    Guard("finish", "if was[2] and was[3] then tally(was[2], 'unfinished', -1) end", "",
-          rules.test_late_success_with_open_children_takes_a_job_off_those_that_its_scope_waits_for),
     Guard("carry_out", "  write_tallies() -- who says whether a scope is done reads them\n", "",
           lambda url: in_time(said_done("ending")(url))),
     Guard("finish", "if was[1] ~= 'settling' and tonumber(was[2] or 0) == 0 then redis.call('PUBLISH'",
@@ -754,15 +763,44 @@ GUARDS = [
           lambda url: trees.test_any_live_job_may_be_given_children(url, S.WAITING)),
     Guard("enqueue", "elseif parent and parent.depth >= DEEPEST then", "elseif false then",
           trees.test_a_tree_is_only_so_deep),
-    Guard("enqueue", "if parent then put(fields, 'depth', parent.depth + 1) end", "", trees.test_a_tree_is_only_so_deep),
+    Guard("enqueue", "if parent then put(fields, 'depth', parent.depth + 1) end", "",
+          trees.test_a_tree_is_only_so_deep),
     Guard("enqueue", "      redis.call('HSET', job, 'own', 1)\n", "",
           trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
     # trees: counting
-    Guard("finish", "jid) == 0 then return end\n  local was = redis.call('HMGET', parent, 'state')",
-          "jid) == 2 then return end\n  local was = redis.call('HMGET', parent, 'state')",
+    Guard("finish", "if not seq then return end\n  redis.call('ZREM', siblings, jid)",
+          "seq = seq or math.huge\n  redis.call('ZREM', siblings, jid)",
           trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
-    Guard("finish", "  if not was[1] then return end\n  -- A waiting", "  -- A waiting",
+    Guard("finish", "if not was[1] or tonumber(was[2] or 0) > tonumber(seq) then return end",
+          "if tonumber(was[2] or 0) > tonumber(seq) then return end",
           trees.test_a_child_whose_parent_has_no_record_any_more_leaves_nothing_behind),
+    Guard("finish", "if not was[1] or tonumber(was[2] or 0) > tonumber(seq) then return end",
+          "if not was[1] then return end",
+          trees.test_a_job_that_takes_the_jid_of_one_long_gone_is_not_the_parent_of_its_children),
+    Guard("start", "if not wish or tonumber(wish.seq or 0) > tonumber(facts.seq or 0) then", "if not wish then",
+          trees.test_a_job_that_takes_the_jid_of_one_long_gone_does_not_cancel_its_children),
+    Guard("cascade", "local from = '(' .. (was[2] or was[3] or 0)", "local from = '(' .. (was[2] or 0)",
+          trees.test_a_job_that_takes_the_jid_of_one_long_gone_does_not_abandon_its_children),
+    Guard("finalize", "if ended == 'abandoned' and not was[8] then", "if ended == 'abandoned' then",
+          trees.test_the_code_of_a_parked_parent_that_has_ended_meanwhile_is_no_suspect_again),
+    Guard("enqueue", "fence(jid, delay > 0 and 'scheduled' or 'queued', fields)", "fence(jid, 'queued', fields)",
+          rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
+    Guard("enqueue", "facts.at = born and now or rule.at", "facts.at = rule.at",
+          rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
+    Guard("finish", "if tonumber(redis.call('HGET', child, 'open') or 0) > 0 then hand_on_past(child, parent) end", "",
+          trees.test_a_cancel_goes_down_past_a_failed_job),
+    Guard("cascade", "for _, between in ipairs(fallen) do redis.call('ZADD', cascades, now, between) end", "",
+          trees.test_a_cancel_goes_down_past_a_failed_job),
+    Guard("cascade", " or was[1] == 'failed' then\n  local from", " then\n  local from",
+          trees.test_a_cancel_goes_down_past_a_failed_job),
+    Guard("cascade", "if #told == 0 then fallen = redis.call('SPOP', prefix .. 'fallen:' .. jid, step) end", "",
+          trees.test_a_cancel_goes_down_past_a_failed_job),
+    Guard("cascade", "if #told == 0 and #fallen == 0 then", "if #told == 0 then",
+          trees.test_many_failed_jobs_are_passed_in_bounded_steps),
+    Guard("cancel", "tonumber(ties.open or 0) > 0 or ties.fallen", "tonumber(ties.open or 0) > 0",
+          trees.test_a_cancel_goes_down_past_a_failed_job_that_was_the_last_child),
+    Guard("finish", "  redis.call('PEXPIRE', fallen, keep_ended_ms)\n", "",
+          trees.test_what_is_remembered_of_a_failed_job_has_an_expiry),
     Guard("finish", "if was[1] == 'waiting' then heed(parent) end", "",
           trees.test_a_waiting_parent_is_judged_before_it_ends),
     Guard("finish", "if was[1] == 'waiting' then heed(parent) end", "",
@@ -795,7 +833,7 @@ GUARDS = [
           trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
     Guard("finish", "  redis.call('ZADD', prefix .. 'waiting', now, jid_of(job))\n", "",
           trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
-    Guard("finish", "    redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids))\n", "",
+    Guard("finish", "then redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids)) end", "then end",
           trees.test_a_parent_that_returns_waits_for_its_children_and_holds_nothing),
     *(
         Guard(verb, "  if open == 0 then\n", "  if true then\n", parked(verb))
@@ -818,31 +856,36 @@ GUARDS = [
     Guard("cascade", "    close_cancelled(parent, {}, tonumber(now_at[4]), now_at[5] or 0, now_at[2])\n", "",
           trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
     # trees: going down
-    Guard("cascade", "if not facts.policy then wish", "if true then wish", policy("wait")),
+    Guard("cascade", " and not redis.call('HGET', job, 'policy') then", " then", policy("wait")),
     Guard("cascade", "if redis.call('HGET', child, 'policy') == 'abandon' then", "if false then", policy("abandon")),
     Guard("cascade", "    redis.call('HINCRBY', parent, 'open', -1)\n", "", policy("abandon")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif false then", below("start")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif LIVE[was[1]] then",
           trees.test_a_failed_job_in_between_hands_the_cancel_on),
-    Guard("start", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n      wish", "if was[1] == 'cancelling' then"
-          "\n      wish", trees.test_a_job_below_one_that_was_cancelled_at_once_does_not_start),
-    Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n  local from", "if true then\n  local from",
-          trees.test_a_cascade_of_a_parent_that_went_on_after_all_tells_nobody),
-    Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n  local from",
-          "if was[1] == 'cancelling' then\n  local from", takes_along(S.QUEUED)),
-    Guard("cancel", "  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end\n  local fields\n",
+    Guard("start", "if was[1] == 'cancelling' or was[1] == 'cancelled' then\n      wish",
+          "if was[1] == 'cancelling' then\n      wish",
+          trees.test_a_job_below_one_that_was_cancelled_at_once_does_not_start),
+    Guard("carry_out", "(not wish or down.at < wish.at)", "not wish",
+          trees.test_a_cause_that_came_down_from_above_stands_before_a_later_rule),
+    Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' or was[1] == 'failed' then\n  local from",
+          "if true then\n  local from",
+          trees.test_a_cascade_of_a_parent_that_has_no_record_any_more_leaves_nothing_behind),
+    Guard("cascade", "was[1] == 'cancelling' or was[1] == 'cancelled' or was[1] == 'failed' then\n  local from",
+          "was[1] == 'cancelling' or was[1] == 'failed' then\n  local from", takes_along(S.QUEUED)),
+    Guard("cancel", "  if hands_on(ties) then announce_cascade(job) end\n  local fields\n",
           "  local fields\n", takes_along(S.SCHEDULED)),
-    Guard("start", "  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end\n  local fields\n",
+    Guard("start", "  if hands_on(ties) then announce_cascade(job) end\n  local fields\n",
           "  local fields\n", trees.test_a_parent_that_a_start_finds_expired_takes_its_children_with_it),
-    Guard("cancel", "  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end\n  local terms",
+    Guard("cancel", "  if hands_on(ties) then announce_cascade(job) end\n  local terms",
           "  announce_cascade(job)\n  local terms",
           lambda url: in_time(trees.test_workers_are_told_that_a_job_with_children_is_asked_to_stop(url))),
-    Guard("cancel", "  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end\n  local terms",
+    Guard("cancel", "  if hands_on(ties) then announce_cascade(job) end\n  local terms",
           "  local terms", takes_waiting),
     Guard("cascade", "  redis.call('HSET', parent, 'cascaded', told[#told])\n", "",
           lambda url: in_time(policy("wait")(url))),
     Guard("cascade", "'WITHSCORES', 'LIMIT', 0, step)", "'WITHSCORES')", thousand(100)),
-    Guard("carry_out", "if not above or above == jid then return above == jid end", "if true then return above == jid end",
+    Guard("carry_out", "if not above or above == jid then return above == jid end",
+          "if true then return above == jid end",
           trees.test_descendants_are_those_below_and_not_the_job_itself),
     # keys
     Guard("enqueue", "  if LIVE[was[1]] then\n    local wish", "  if false then\n    local wish", superseded(S.QUEUED)),

@@ -17,7 +17,7 @@ from busq.errors import TooManyRules
 from busq.protocol.cancel import Ended, Verdict
 from busq.protocol.scope import Filter, ScopeState
 from busq.protocol.states import State, Verb
-from busq.store import scopes
+from busq.store import reader, scopes
 from busq.store.forms import NewJob, Refusal
 from tests.store.bench import CHILD_DELAY_S, DEADLINE_S, DELAY_S, LEASE_S, QUEUE, Bench, Held, put_in
 
@@ -250,6 +250,16 @@ async def test_what_a_job_becomes_after_the_decision_does_not_matter(url: str) -
         assert (await bench.look(scope)).counts["signalled"] == 1
 
 
+async def test_a_failure_after_the_decision_does_not_bring_a_rule_for_failed_jobs_back(url: str) -> None:
+    """Innocent when its failure was recorded, it waits for its retry, and is not hit by the walk."""
+    async with Bench(url) as bench:
+        held = await bench.run(retries=1)
+        await bench.decide(where="failures >= 1")
+        assert await bench.settle(V.RETRY, held, "failed", cause="error", delay_s=1) == ("settled", "scheduled")
+        await bench.walk()
+        assert await bench.state(held.jid) is S.SCHEDULED
+
+
 async def test_the_age_of_a_job_is_that_at_the_decision(url: str) -> None:
     async with Bench(url) as bench:
         young = await bench.enqueue()
@@ -283,6 +293,15 @@ async def test_a_standing_rule_hits_those_who_come_later_until_it_is_over(url: s
         assert (look.state, look.counts["cancelled"]) == (ScopeState.SETTLED, 3)
         assert await bench.state(there) is S.CANCELLED
         assert await bench.redis.exists(bench.a.keys(0).rules) == 0
+
+
+async def test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted(url: str) -> None:
+    async with Bench(url) as bench:
+        standing = {"standing": True}
+        await bench.decide(where="state == 'scheduled' and age >= 0", how=standing)
+        bench.clock.advance(10)
+        assert await bench.admit("now") == ("enqueued", S.QUEUED)
+        assert await bench.admit("later", delay_s=1) == ("fenced", S.CANCELLED)
 
 
 async def test_a_fenced_job_leaves_no_entry_and_no_timer(url: str) -> None:
@@ -552,15 +571,19 @@ async def test_a_scope_is_done_when_all_that_it_stopped_have_ended(url: str) -> 
         assert look.endings == {"before_start": 1, "confirmed": 1, "abandoned": 1, "succeeded": 1}
 
 
-async def test_late_success_with_open_children_takes_a_job_off_those_that_its_scope_waits_for(url: str) -> None:
+async def test_late_success_after_children_takes_a_job_once_off_those_that_its_scope_waits_for(url: str) -> None:
     async with Bench(url) as bench:
-        held = await put_in(bench, S.RUNNING, child="child", **MINE)
+        held = await bench.run(**MINE)
+        await bench.spawn(held, "child")
+        await bench.settle(V.FINISH, await bench.run("child"))
+        other = await put_in(bench, S.RUNNING, **MINE)
         scope = await bench.decide(**MINE)
         await bench.walk()
-        assert (await bench.look(scope)).unfinished == 1
-        assert await bench.settle(V.FINISH, held, keep=True) == ("settled", "waiting")
-        assert (await bench.look(scope)).unfinished == 0
-        await bench.cancel("child")
+        assert (await bench.look(scope)).unfinished == 2
+        assert await bench.settle(V.FINISH, held, keep=True) == ("settled", "succeeded")
+        look = await bench.look(scope)
+        assert (look.unfinished, look.endings) == (1, {"succeeded": 1})
+        await bench.settle(V.FINISH, other)
         assert (await bench.look(scope)).unfinished == 0
 
 
@@ -606,7 +629,7 @@ async def test_nothing_is_counted_for_a_scope_that_nobody_knows_any_more(url: st
         assert await bench.scopes.look(scope) is None
 
 
-async def test_revoking_a_rule_whose_counts_are_gone_makes_no_new_ones(url: str) -> None:
+async def test_settling_a_rule_whose_counts_are_gone_makes_no_new_ones(url: str) -> None:
     async with Bench(url) as bench:
         await bench.enqueue(**MINE)
         scope = await bench.decide(**MINE)
@@ -628,6 +651,24 @@ async def test_a_look_shows_what_has_been_decided_before_the_record_does(url: st
         assert (others.wish, nobody.record, nobody.wish) == (None, {}, None)
         await bench.walk()
         assert (await bench.a.look(0, [held.jid]))[0].wish is None
+
+
+@pytest.mark.parametrize("settled", [True, False])
+async def test_a_long_queue_under_a_live_rule_hides_no_job_from_the_list_of_cancelled_ones(
+    url: str, monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    """The rule hits none of them; a list looks at so many records only."""
+    monkeypatch.setattr(reader, "STEP", 2)
+    monkeypatch.setattr(reader, "SCAN_MOST", 8)
+    async with Bench(url) as bench:
+        gone = await bench.enqueue(delay_s=DELAY_S)
+        await bench.cancel(gone)
+        await _many(bench, 20)
+        await bench.decide(group="nobody's", how={"standing": True})
+        if settled:
+            await bench.walk()
+        found = await reader.Reader(bench.a).jobs(states=[S.CANCELLED])
+        assert [job.jid for job in found] == [gone]
 
 
 async def test_a_look_says_nothing_about_a_job_that_has_ended(url: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from busq.protocol.cancel import Ended, Verdict
 from busq.protocol.states import State, Verb
 from busq.protocol.tree import DEEPEST
+from busq.store import suspects
 from busq.store.forms import NewJob, Refusal
 from busq.store.reader import Reader
 from tests.store.bench import CHILD_DELAY_S, DEADLINE_S, LEASE_S, QUEUE, Bench, Held, put_in
@@ -632,16 +633,28 @@ async def test_workers_are_told_that_a_job_with_children_is_asked_to_stop(url: s
         assert heard == [b"nothing before", b"tree"]
 
 
-async def test_a_cascade_of_a_parent_that_went_on_after_all_tells_nobody(url: str) -> None:
+async def test_a_cascade_of_a_parent_that_has_no_record_any_more_leaves_nothing_behind(url: str) -> None:
     async with Bench(url) as bench:
         parent = await bench.run()
-        await bench.enqueue("child", parent=parent.jid, policy="abandon")
+        await bench.enqueue("child", parent=parent.jid)
         await bench.cancel(parent.jid)
-        assert await bench.settle(V.FINISH, parent, keep=True) == ("settled", "waiting")
+        await bench.redis.delete(bench.a.job_key(parent.jid))
         assert await bench.pass_on() == 0
-        assert (await bench.job(parent.jid)).open_children == 1
+        assert await bench.redis.exists(bench.a.job_key(parent.jid), bench.a.keys(0).cascades) == 0
         await _end(bench, "child")
-        assert await bench.state(parent.jid) is S.SUCCEEDED
+        assert await bench.state("child") is S.SUCCEEDED
+        assert await _children(bench, parent.jid) == []
+
+
+async def test_a_cause_that_came_down_from_above_stands_before_a_later_rule(url: str) -> None:
+    async with Bench(url) as bench:
+        parent = await bench.run()
+        child = await bench.enqueue(parent=parent.jid, group="g")
+        await bench.cancel(parent.jid)
+        bench.clock.advance(0.5)
+        scope = await bench.decide(group="g")
+        await bench.walk()
+        assert ((await bench.job(child)).cause, (await bench.look(scope)).counts["cancelled"]) == ("parent", 0)
 
 
 async def test_a_failed_job_that_hands_a_cancel_on_stays_failed(url: str) -> None:
@@ -670,3 +683,124 @@ async def test_a_parked_parent_waits_although_its_children_have_been_told(url: s
         await bench.settle(V.FINISH, parent)
         assert await bench.pass_on() == 1
         assert await bench.state(parent.jid) is S.CANCELLING
+
+
+async def test_a_job_that_takes_the_jid_of_one_long_gone_is_not_the_parent_of_its_children(url: str) -> None:
+    """The record of a failed parent has expired while a child of it is open."""
+    async with Bench(url) as bench:
+        old = await _parent(bench, "child")
+        await bench.settle(V.FINISH, old, "failed")
+        await bench.redis.delete(bench.a.job_key(old.jid))
+
+        new = await bench.run(await bench.enqueue(old.jid))
+        await bench.spawn(new, "own")
+        await bench.settle(V.FINISH, new)
+        await _end(bench, "child", "failed")
+        job = await bench.job(new.jid)
+        assert (job.state, job.open_children, job.failed_children) == (S.WAITING, 1, 0)
+        await _end(bench, "own")
+        assert await bench.state(new.jid) is S.SUCCEEDED
+
+
+async def test_a_job_that_takes_the_jid_of_one_long_gone_does_not_cancel_its_children(url: str) -> None:
+    async with Bench(url) as bench:
+        old = await _parent(bench, "child")
+        await bench.settle(V.FINISH, old, "failed")
+        await bench.redis.delete(bench.a.job_key(old.jid))
+        new = await bench.run(await bench.enqueue(old.jid))
+        await bench.spawn(new, "own")
+        await bench.cancel(new.jid)
+        assert await bench.pass_on() == 1
+        assert await bench.state("own") is S.CANCELLED
+        await _begun(bench, "child")
+
+
+async def test_the_code_of_a_parked_parent_that_has_ended_meanwhile_is_no_suspect_again(url: str) -> None:
+    async with Bench(url) as bench:
+        parent = await _parent(bench)
+        await bench.enqueue("child", parent=parent.jid, policy="wait")
+        await bench.cancel(parent.jid)
+        await bench.settle(V.FINISH, parent, stopped=False)
+        assert await suspects.clear_attempt(bench.a, parent.jid, 1) == 1
+        bench.clock.advance(DEADLINE_S)
+        assert await bench.finalize(parent.jid) == ("finalized", "cancelled")
+        assert (await bench.job(parent.jid)).ended is Ended.ABANDONED
+        assert await suspects.listed(bench.a, 0) == []
+
+
+async def test_a_waiting_parent_that_is_asked_to_stop_does_not_count_as_waiting(url: str) -> None:
+    async with Bench(url) as bench:
+        parent = await _parent(bench, "child")
+        await bench.settle(V.FINISH, parent)
+        await bench.cancel(parent.jid)
+        now = (await Reader(bench.a).stats()).now
+        assert (now["waiting"], now["cancelling"]) == (0, 1)
+
+
+async def test_a_cancel_goes_down_past_a_failed_job(url: str) -> None:
+    """Nobody touches what is queued below it: the cascade has to find it."""
+    async with Bench(url) as bench:
+        root = await _parent(bench, "failed", "sibling")
+        between = await _begun(bench, "failed")
+        await bench.spawn(between, "below")
+        await bench.enqueue("on-its-own", parent=between.jid, policy="wait")
+        await bench.spawn(await _begun(bench, "below"), "far-below")
+        await bench.settle(V.FINISH, between, "failed")
+        await bench.cancel(root.jid)
+        await bench.pass_on()
+        assert [await bench.state(jid) for jid in ("below", "far-below", "sibling")] == [
+            S.CANCELLING, S.CANCELLED, S.CANCELLED
+        ]  # fmt: skip
+        assert await bench.state("on-its-own") is S.QUEUED
+        assert await bench.state("failed") is S.FAILED
+        assert await bench.redis.zcard(bench.a.keys(0).cascades) == 0
+
+
+async def test_a_cancel_goes_down_past_a_failed_job_that_was_the_last_child(url: str) -> None:
+    async with Bench(url) as bench:
+        root = await _parent(bench, "failed")
+        between = await _begun(bench, "failed")
+        await bench.spawn(between, "below")
+        await bench.settle(V.FINISH, between, "failed")
+        await bench.settle(V.RELEASE, root)  # queued again, with no open child of its own
+        assert (await bench.cancel(root.jid)).verdict is Verdict.CANCELLED
+        assert await bench.pass_on() == 1
+        assert await bench.state("below") is S.CANCELLED
+
+
+async def test_many_failed_jobs_are_passed_in_bounded_steps(url: str) -> None:
+    async with Bench(url) as bench:
+        root = await _parent(bench, *(f"failed-{n}" for n in range(5)))
+        for n in range(5):
+            between = await _begun(bench, f"failed-{n}")
+            await bench.spawn(between, f"below-{n}")
+            await bench.settle(V.FINISH, between, "failed")
+        await bench.cancel(root.jid)
+        assert await bench.pass_on(step=2) == 5
+
+
+async def test_what_is_remembered_of_a_failed_job_has_an_expiry(url: str) -> None:
+    async with Bench(url) as bench:
+        root = await _parent(bench, "failed")
+        between = await _begun(bench, "failed")
+        await bench.spawn(between, "below")
+        await bench.settle(V.FINISH, between, "failed")
+        assert await bench.redis.pttl(bench.a.keys(0).fallen(root.jid)) > 0
+        await bench.cancel(root.jid)
+        await bench.pass_on()
+        assert await bench.redis.exists(bench.a.keys(0).fallen(root.jid)) == 0
+
+
+async def test_a_job_that_takes_the_jid_of_one_long_gone_does_not_abandon_its_children(url: str) -> None:
+    async with Bench(url) as bench:
+        old = await bench.run()
+        await bench.enqueue("child", parent=old.jid, policy="abandon")
+        await bench.settle(V.FINISH, old, "failed")
+        await bench.redis.delete(bench.a.job_key(old.jid))
+        new = await bench.run(await bench.enqueue(old.jid))
+        await bench.enqueue("own", parent=new.jid, policy="wait")
+        await bench.cancel(new.jid)
+        await bench.settle(V.FINISH, new)
+        await bench.pass_on()
+        job = await bench.job(new.jid)
+        assert (job.state, job.open_children) == (S.CANCELLING, 1)

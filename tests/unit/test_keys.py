@@ -16,7 +16,8 @@ NAMES = [
 
 
 def every_key(own: ShardKeys) -> list[bytes]:
-    of_one = [own.job("j"), own.job("a:{b}"), own.stream("q"), own.stream("{9}"), own.scope("s"), own.children("j")]
+    of_one = [own.job("j"), own.job("a:{b}"), own.stream("q"), own.stream("{9}"), own.scope("s")]
+    of_one += [own.children("j"), own.fallen("j")]
     return of_one + [getattr(own, name) for name in NAMES]
 
 
@@ -34,7 +35,9 @@ def test_a_job_and_a_queue_called_like_a_key_do_not_meet_it() -> None:
     own = ShardKeys("busq", 0)
     fixed = {getattr(own, name) for name in NAMES}
     assert not fixed & {
-        each for name in NAMES for each in (own.job(name), own.stream(name), own.scope(name), own.children(name))
+        each
+        for name in NAMES
+        for each in (own.job(name), own.stream(name), own.scope(name), own.children(name), own.fallen(name))
     }
 
 
@@ -51,12 +54,13 @@ def test_every_key_has_a_row_in_the_table() -> None:
     written = {getattr(own, name).decode().replace("busq:{0}", "{s}") for name in NAMES}
     written = {"{s}:ended:<state>" if ":ended:" in name else name for name in written}
     assert rows == written | {
-        "meta", "{s}:job:<jid>", "{s}:queue:<queue>", "{s}:scope:<id>", "{s}:children:<jid>"
+        "meta", "{s}:job:<jid>", "{s}:queue:<queue>", "{s}:scope:<id>", "{s}:children:<jid>",
+        "{s}:fallen:<jid>",
     }  # fmt: skip
     assert all(all(row) for row in KEY_TABLE)
 
 
 def test_this_page_lists_every_key_there_is() -> None:
     listed = {name for name in vars(ShardKeys) if not name.startswith("_")}
-    assert listed == {*NAMES, "job", "stream", "scope", "children"}
+    assert listed == {*NAMES, "job", "stream", "scope", "children", "fallen"}
     assert keys.GROUP == b"busq"

@@ -239,7 +239,8 @@ def test_a_standing_rule_may_ask_for_all_that_an_arriving_job_has() -> None:
     ("state", "unfinished", "done"),
     [
         (ScopeState.SETTLING, 0, False),
-        (ScopeState.STANDING, 0, False),
+        (ScopeState.STANDING, 1, False),
+        (ScopeState.STANDING, 0, True),
         (ScopeState.SETTLED, 1, False),
         (ScopeState.SETTLED, 0, True),
         (ScopeState.REVOKED, 1, False),

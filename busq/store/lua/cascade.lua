@@ -15,12 +15,15 @@
 local jid = redis.call('ZRANGE', cascades, 0, 0)[1]
 if not jid then return { 'idle' } end
 local parent = key_of(jid)
-local was = redis.call('HMGET', parent, 'state', 'cascaded')
-local told = {}
-if was[1] == 'cancelling' or was[1] == 'cancelled' then
-  local from = was[2] and '(' .. was[2] or '-inf'
+local was = redis.call('HMGET', parent, 'state', 'cascaded', 'seq')
+local told, fallen = {}, {}
+if was[1] == 'cancelling' or was[1] == 'cancelled' or was[1] == 'failed' then
+  local from = '(' .. (was[2] or was[3] or 0)
   told = redis.call('ZRANGEBYSCORE', prefix .. 'children:' .. jid, from, '+inf', 'WITHSCORES', 'LIMIT', 0, step)
+  if #told == 0 then fallen = redis.call('SPOP', prefix .. 'fallen:' .. jid, step) end
 end
+-- What is below a job that has failed is passed on to in its turn.
+for _, between in ipairs(fallen) do redis.call('ZADD', cascades, now, between) end
 local hit = 0
 for k = 1, #told, 2 do
   local child = key_of(told[k])
@@ -31,14 +34,14 @@ for k = 1, #told, 2 do
     hit = hit + 1
   end
 end
-if #told == 0 then
+if #told == 0 and #fallen == 0 then
   redis.call('ZREM', cascades, jid)
   -- Perhaps it has abandoned the last children that it waited for.
   local now_at = redis.call('HMGET', parent, 'state', 'parked', 'open', 'n', 'attempt')
   if now_at[1] == 'cancelling' and now_at[2] and tonumber(now_at[3]) == 0 then
     close_cancelled(parent, {}, tonumber(now_at[4]), now_at[5] or 0, now_at[2])
   end
-else
+elseif #told > 0 then
   redis.call('HSET', parent, 'cascaded', told[#told])
 end
 return conclude({ 'more', digits[hit] })

@@ -38,7 +38,7 @@ for i = jobs, #KEYS do
       redis.pcall('XCLAIM', stream, group, by, 0, was[5], 'JUSTID')
       acked[#acked + 1] = was[5]
     end
-    if ended == 'abandoned' then
+    if ended == 'abandoned' and not was[8] then -- who was parked as such has been listed then
       redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. (was[6] or '') .. '\t' .. was[7])
     end
     close_cancelled(job, {}, tonumber(was[2]), attempt, ended)

@@ -31,7 +31,8 @@ for i = jobs, #KEYS do
   local entry, token = ARGV[at], ARGV[at + 2]
   local kind_at = per_kind + tonumber(ARGV[at + 1]) * 9
   local was = redis.call('HMGET', job, unpack(NAMES))
-  if was[1] and heed_known(job, was[10], was[11]) then was = redis.call('HMGET', job, unpack(NAMES)) end
+  local changed, judged_now = heed_known(job, was[10], was[11], true)
+  if changed then was = redis.call('HMGET', job, unpack(NAMES)) end
   local state = was[1]
   local resent = state == 'running' and was[5] == token
   local unknown = adopt == '1' and was[6] == by and was[2] == entry
@@ -66,11 +67,9 @@ for i = jobs, #KEYS do
       local terms = table.concat({ retries, losses, grace, ARGV[kind_at + 4], timeout }, ' ')
       if not passed and not resent then
         attempt = attempt + 1
-        local fields = {
-          'state', 'running', 'attempt', digits[attempt], 'token', token, 'owner', by, 'started', stamp,
-          'terms', terms,
-        }
+        local fields = { 'state', 'running', 'attempt', digits[attempt], 'token', token, 'owner', by, 'started', stamp, 'terms', terms }
         if ARGV[kind_at + 8] ~= '' then put(fields, 'on_cancel', ARGV[kind_at + 8]) end
+        if judged_now then put(fields, 'cleared', digits[newest]) end
         put(fields, 'n', remember(fields, job, was[9], 'started', digits[attempt]))
         if due_by and not own[10] then
           put(fields, 'due_by', due_by)

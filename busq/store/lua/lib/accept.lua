@@ -15,7 +15,7 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
     if state == 'queued' then unread[jid] = true end
     return 'cancelled', 'cancelled'
   end
-  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end
+  if hands_on(ties) then announce_cascade(job) end
   local terms = terms_of(job)
   local grace = tonumber(own_grace ~= '' and own_grace or terms.grace or default_grace_ms)
   local deadline = string.format('%.0f', now + grace + tonumber(terms.slack or default_slack_ms))

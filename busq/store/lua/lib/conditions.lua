@@ -105,6 +105,10 @@ local function conditions()
       return word == 'and' and all_of(parts) or any_of(parts)
     end
     local left, right, operator = operand(node[2], names), operand(node[3], names), OPERATORS[word]
+    local literal = node[3].v
+    if word == '==' and type(literal) == 'string' then -- nearly all conditions are of this sort
+      return function(facts) return left(facts) == literal end
+    end
     return function(facts) return operator(left(facts), right(facts)) end
   end
   return compile

@@ -96,7 +96,7 @@ local function requested(job, n, attempt, wish)
 end
 
 -- What somebody wants to know who ends a job that is not running.
-local TIES = { 'open', 'parent', 'key', 'kind', 'on_cancel', 'n', 'attempt' }
+local TIES = { 'open', 'fallen', 'parent', 'key', 'kind', 'on_cancel', 'n', 'attempt' }
 local function ties_of(job)
   local was, ties = redis.call('HMGET', job, unpack(TIES)), {}
   for k = 1, #TIES do ties[TIES[k]] = was[k] end
@@ -106,7 +106,7 @@ end
 -- Nothing of this job is running: it ends here and now, and no attempt of it will start.
 end_unstarted = function(job, n, attempt, wish, ties)
   ties = ties or ties_of(job)
-  if tonumber(ties.open or 0) > 0 then announce_cascade(job) end
+  if hands_on(ties) then announce_cascade(job) end
   local fields
   fields, n = requested(job, n, attempt, wish)
   put(fields, 'ended', 'before_start')

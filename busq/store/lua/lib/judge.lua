@@ -34,7 +34,7 @@ local function live_rules()
     if string.match(held[k], '^%d+$') then
       local rule = read_rule(held[k], held[k + 1])
       rule.matches = compile(rule.condition, asked)
-      rule.wish = { cause = 'scope', scope = rule.id, reason = rule.reason, source = rule.source, grace = rule.grace_ms }
+      rule.wish = { cause = 'scope', scope = rule.id, reason = rule.reason, source = rule.source, grace = rule.grace_ms, at = rule.at }
       judged[#judged + 1] = rule
     end
   end
@@ -56,7 +56,7 @@ local function matching(facts, born)
   local cleared, seq = tonumber(facts.cleared or 0), tonumber(facts.seq or 0)
   for _, rule in ipairs(live_rules()) do
     if rule.number > cleared and (born and rule.until_ms > now or not born and seq <= rule.cutoff) then
-      facts.at = rule.at
+      facts.at = born and now or rule.at
       if rule.matches(facts) then return rule.wish end
     end
   end
@@ -68,16 +68,20 @@ local function from_above(facts, depth)
   if not facts.parent or depth > DEEPEST then return nil end
   local key = key_of(facts.parent)
   if above[key] == nil then
-    local was = redis.call('HMGET', key, 'state', 'reason', 'source')
+    local was = redis.call('HMGET', key, 'state', 'reason', 'source', 'requested', 'seq')
     local wish = false
     if was[1] == 'cancelling' or was[1] == 'cancelled' then
-      wish = { reason = was[2] or '', source = was[3] or '' }
+      wish = { reason = was[2] or '', source = was[3] or '', at = tonumber(was[4] or 0) }
     elseif LIVE[was[1]] or was[1] == 'failed' then
       wish = decided(key, depth + 1) or false
     end
-    above[key] = wish and { cause = 'parent', of = facts.parent, reason = wish.reason, source = wish.source }
+    above[key] = wish
+      and { cause = 'parent', of = facts.parent, reason = wish.reason, source = wish.source, at = wish.at, seq = was[5] }
   end
-  return above[key] or nil
+  local wish = above[key]
+  -- A job admitted later than its child only has the jid of its parent, whose record has expired.
+  if not wish or tonumber(wish.seq or 0) > tonumber(facts.seq or 0) then return nil end
+  return wish
 end
 
 -- The wish that stands against a job, or nil; and the facts that it was judged by. A job that ended in failure has none
@@ -86,8 +90,9 @@ decided = function(job, depth)
   local facts = facts_of(job)
   if is_hook(facts.kind) then return nil, facts end
   local wish = LIVE[facts.state] and matching(facts)
-  if not wish and facts.parent and (LIVE[facts.state] or facts.state == 'failed') then
-    if not redis.call('HGET', job, 'policy') then wish = from_above(facts, depth or 1) end
+  if facts.parent and (LIVE[facts.state] or facts.state == 'failed') and not redis.call('HGET', job, 'policy') then
+    local down = from_above(facts, depth or 1)
+    if down and (not wish or down.at < wish.at) then wish = down end -- the first cause stands
   end
   return wish or nil, facts
 end

@@ -2,16 +2,18 @@
 -- What every script does before it touches a job: whatever has been decided for it is carried out on its record, and the
 -- script goes on with the state that it finds then.
 
--- Returns whether the record was changed.
-heed = function(job)
+-- Returns whether the record was changed; and, to who writes the record next and says so with `later`, that it is to write
+-- `cleared` as well.
+heed = function(job, later)
   local wish, facts = decided(job)
   if wish and LIVE[facts.state] then
     local ties = ties_of(job)
     accept(job, facts.state, tonumber(ties.n), ties.attempt or 0, wish, wish.grace or '', ties)
     return true
   end
-  if newest > tonumber(facts.cleared or 0) and LIVE[facts.state] then redis.call('HSET', job, 'cleared', digits[newest]) end
-  return false
+  local judged_now = newest > tonumber(facts.cleared or 0) and LIVE[facts.state]
+  if judged_now and not later then redis.call('HSET', job, 'cleared', digits[newest]) end
+  return false, judged_now
 end
 
 -- Fields that a script reads of each job, with `cleared` as the last where it matters: each field costs its share.
@@ -22,7 +24,7 @@ end
 
 -- As heed, for those who have read these two fields anyway: nearly always they say that there is nothing to judge.
 -- A job without `own` has no parent; most of those with it have none either, and a whole judgement is dear.
-local function heed_known(job, own, cleared)
+local function heed_known(job, own, cleared, later)
   if newest <= tonumber(cleared or 0) and not (own and redis.call('HGET', job, 'parent')) then return false end
-  return heed(job)
+  return heed(job, later)
 end

@@ -22,9 +22,13 @@ local function read_facts(first, count)
   return told
 end
 
--- The handler's own setting: told by whoever ran it, or kept in the record by a producer that has its code.
+-- The handler's own setting: told by whoever ran it, or kept in the record by a producer that has its code. A cancel came
+-- in time, whatever the handler returned, where something was left to stop: open children, which it has stopped too, or
+-- a finalizer that would run.
 local function keeps_late(job, told)
-  return told.keep == '1' or redis.call('HGET', job, 'late') == 'keep'
+  local was = redis.call('HMGET', job, 'late', 'open', 'cancelled_kid')
+  if told.finalizer or tonumber(was[2] or 0) > 0 or was[3] then return false end
+  return told.keep == '1' or was[1] == 'keep'
 end
 
 local function settle_all(first_job, first_arg, act)

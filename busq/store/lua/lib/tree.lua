@@ -46,12 +46,25 @@ local function end_with_final(parent, final, state, n, attempt)
   end
 end
 
+-- A child has failed while children of its own are open. They go on, and what comes down from above reaches them still, as
+-- long as its record is there: whoever passes a cancel on to the children of its parent asks for this one's too.
+local function hand_on_past(child, parent)
+  local fallen = prefix .. 'fallen:' .. jid_of(parent)
+  redis.call('SADD', fallen, jid_of(child))
+  redis.call('PEXPIRE', fallen, keep_ended_ms)
+  redis.call('HSET', parent, 'fallen', 1)
+end
+local function hands_on(ties) return tonumber(ties.open or 0) > 0 or ties.fallen end
+
 -- A child has become terminal. One that its parent has abandoned is not among its children any more.
 local function child_ended(child, parent_jid, state)
-  local jid, parent = jid_of(child), key_of(parent_jid)
-  if redis.call('ZREM', prefix .. 'children:' .. parent_jid, jid) == 0 then return end
-  local was = redis.call('HMGET', parent, 'state')
-  if not was[1] then return end
+  local jid, parent, siblings = jid_of(child), key_of(parent_jid), prefix .. 'children:' .. parent_jid
+  local seq = redis.call('ZSCORE', siblings, jid)
+  if not seq then return end
+  redis.call('ZREM', siblings, jid)
+  local was = redis.call('HMGET', parent, 'state', 'seq')
+  -- Its record has expired, and perhaps another job has its jid.
+  if not was[1] or tonumber(was[2] or 0) > tonumber(seq) then return end
   -- A waiting parent may end now, and what has been decided for it stands before that.
   if was[1] == 'waiting' then heed(parent) end
   was = redis.call('HMGET', parent, 'state', 'n', 'attempt', 'final', 'parked', 'failed_kids')
@@ -61,6 +74,7 @@ local function child_ended(child, parent_jid, state)
   elseif state == 'failed' and was[4] ~= jid then
     local failures = redis.call('HINCRBY', parent, 'kids_failed', 1)
     if failures <= FAILED_LISTED then redis.call('HSET', parent, 'failed_kids', (was[6] and was[6] .. ' ' or '') .. jid) end
+    if tonumber(redis.call('HGET', child, 'open') or 0) > 0 then hand_on_past(child, parent) end
   end
   if open > 0 then return end
   if was[1] == 'waiting' and was[4] == jid then
@@ -74,9 +88,7 @@ end
 
 -- A handler has returned, and its job has children or a finalizer: it ends when they have. Returns its state now.
 local function await_children(job, fields, n, attempt, finalizer)
-  local was = redis.call('HMGET', job, 'open', 'scope', 'deadline')
-  local open = tonumber(was[1] or 0)
-  if was[2] and was[3] then tally(was[2], 'unfinished', -1) end -- it returned in time, as it may
+  local open = tonumber(redis.call('HGET', job, 'open') or 0)
   if finalizer then put(fields, 'finalizer', 1) end
   if open > 0 or finalizer then
     n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))
@@ -84,7 +96,7 @@ local function await_children(job, fields, n, attempt, finalizer)
   end
   put(fields, 'state', 'waiting')
   redis.call('HSET', job, unpack(fields))
-  redis.call('HDEL', job, 'entry', 'deadline')
+  redis.call('HDEL', job, 'entry')
   redis.call('ZADD', prefix .. 'waiting', now, jid_of(job))
   return open > 0 and 'waiting' or end_waiting(job, n, attempt)
 end
