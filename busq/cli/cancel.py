@@ -17,7 +17,7 @@ from cyclopts import Parameter
 
 from busq.cli import exits
 from busq.cli.cancel_where import Chosen
-from busq.cli.place import HERE, Output, Place
+from busq.cli.place import HERE, Output, Place, Wait
 
 if TYPE_CHECKING:
     from busq.client.bus import Bus
@@ -51,7 +51,7 @@ def cancel(
     grace: float | None = None,
     source: str = "cli",
     tombstone: float | None = None,
-    wait: float | None = None,
+    wait: Wait = None,
     output: Output = "table",
     place: Place = HERE,
 ) -> int:

@@ -12,7 +12,7 @@ import msgspec
 from cyclopts import Parameter
 
 from busq.cli import exits
-from busq.cli.place import HERE, Output, Place
+from busq.cli.place import HERE, Output, Place, Wait
 
 if TYPE_CHECKING:
     from busq.client.handle import JobHandle
@@ -46,7 +46,7 @@ def enqueue(
     grace: float | None = None,
     expires: float | None = None,
     deadline: float | None = None,
-    wait: float | None = None,
+    wait: Wait = None,
     output: Output = "table",
     place: Place = HERE,
 ) -> int:
@@ -72,7 +72,7 @@ def enqueue(
     tag
         name=value; may be repeated.
     parent
-        The job whose child it shall be; that one has not ended before this one has.
+        The job whose child it shall be: one that succeeds only after this one has ended.
     on_parent_cancel
         What becomes of it when its parent is cancelled: it is cancelled too (when left out), goes on and the parent
         waits for it, or goes on alone.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from busq.cli.redaction import guard
 
@@ -25,6 +26,7 @@ NO_URL = (
 )
 
 Output = Annotated[Literal["table", "json"], Parameter(name=["--output", "-o"])]
+Wait = Annotated[float | None, Parameter(validator=Number(gte=0))]  # refused before anything is sent
 
 
 @Parameter(name="*")

@@ -222,19 +222,11 @@ class Reader:
                     pipe.zcard(index)
                 pipe.xlen(keys.dead)
                 pipe.zcount(keys.waiting, "+inf", "+inf")  # cancelling, and their attempts have ended
+                pipe.zcount(keys.cancelled, "+inf", "+inf")  # cancelling, or cancelled with an entry still unread
                 pipe.hkeys(keys.rules)
                 pipe.hget(keys.rules, "walked")
-                (
-                    counters,
-                    scheduled,
-                    waiting,
-                    cancelling,
-                    *ended,
-                    letters,
-                    parked,
-                    held_rules,
-                    walked,
-                ) = await pipe.execute()
+                counters, *counts, held_rules, walked = await pipe.execute()
+            scheduled, waiting, cancelling, *ended, letters, parked, marked = counts
             live = [int(number) for number in held_rules if number.isdigit()]
             rules = max(rules, len(live))
             settling = max(settling, sum(number > int(walked or 0) for number in live))
@@ -245,7 +237,7 @@ class Reader:
             now[State.SCHEDULED] += scheduled
             now[State.WAITING] += waiting - parked
             now[State.CANCELLING] += cancelling
-            now[State.QUEUED] += sum(each.ready for each in own)
+            now[State.QUEUED] += max(0, sum(each.ready for each in own) - max(0, marked - cancelling))
             now[State.RUNNING] += max(0, held - (cancelling - parked))
             for state, count in zip((State.SUCCEEDED, State.FAILED, State.CANCELLED), ended, strict=False):
                 now[state] += count

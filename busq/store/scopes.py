@@ -93,7 +93,8 @@ class Scopes:
             if answer[0] == b"crowded":
                 raise TooManyRules(
                     f"{int(answer[1])} rules are live in shard {shard}, as many as may be: nothing was decided there. "
-                    "Wait until a watchdog has settled some (`busq rules`), or cover more jobs with one call"
+                    "Wait until a watchdog has settled some, revoke standing ones (`busq rules`), or cover more jobs "
+                    "with one call"
                 )
 
     async def revoke(self, scope: str) -> ScopeState | None:

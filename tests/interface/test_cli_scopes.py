@@ -48,6 +48,8 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         (["--group", "g", "--until", "2h"], "give --standing"),
         (["--group", "g", "--standing", "--expect", "d"], "--expect"),
         (["--group", "g", "--dry-run", "--wait", "5"], "--wait"),
+        (["--group", "g", "--wait", "-1"], "--wait"),
+        (["a", "--wait", "-1"], "--wait"),
         (["--group", "g", "--before", "yesterday"], "--before: 'yesterday'"),
         (["--group", "g", "--standing", "--until", "soon"], "--until: 'soon'"),
         (["--group", "g", "--standing", "--until", "0s"], "until: 0 s from now will not do"),

@@ -10,6 +10,7 @@ from busq.protocol.cancel import Cause, Ended, Verdict
 from busq.protocol.scope import Filter
 from busq.protocol.states import State, Verb
 from busq.store.forms import Note, Refusal
+from busq.store.reader import Reader
 from busq.store.scopes import Scopes
 from tests.store.bench import DEADLINE_S, DELAY_S, GRACE_S, KIND, LEASE_S, QUEUE, SLACK_S, Bench, Held, put_in
 
@@ -405,6 +406,16 @@ async def test_the_notice_rings_after_the_request_is_written(url: str) -> None:
 def _left_s(bench: Bench, deadline: datetime | None) -> float:
     assert deadline is not None
     return deadline.timestamp() - bench.clock.now_ms / 1000
+
+
+async def test_a_cancelled_job_is_not_counted_as_queued_while_its_entry_is_unread(url: str) -> None:
+    async with Bench(url) as bench:
+        await put_in(bench, State.CANCELLING)
+        first, _ = [await bench.enqueue() for _ in range(2)]
+        await bench.cancel(first)
+        stats = await Reader(bench.a).stats()
+        assert (stats.now["queued"], stats.now["cancelling"], stats.now["cancelled"]) == (1, 1, 1)
+        assert [(each.ready, each.held) for each in stats.queues] == [(2, 1)], "entries are counted as they stand"
 
 
 async def test_a_cancel_of_an_unknown_jid_writes_nothing(url: str) -> None:
