@@ -4,8 +4,8 @@
   Flags    allow-oom
   KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, queues, rules, walk
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
-           notice_prefix, done_prefix, step
-           step: jobs looked at in one call
+           notice_prefix, done_prefix, step, hits
+           step: jobs looked at in one call; hits: jobs stopped in one call, of a queue
   Uses     scope, rules
   Answers  {'idle'}             nothing is to be settled
            {'more', hit}        so many jobs were stopped by this step; call again
@@ -13,12 +13,15 @@
   Holds    one walk settles every rule that was there when it began, and where it stands is kept in Redis: any number of
            watchdogs may call this. A job that moves meanwhile is judged by whoever moves it.
 ]]
+-- Most of those that it comes by are hit: what ends them is asked for at once.
+for _, name in ipairs(TIES) do asked[name] = true end
+
 local walked = tonumber(redis.call('HGET', rules, 'walked') or 0)
 if newest == 0 then
   redis.call('DEL', walk) -- whatever it was for has been revoked
   return { 'idle' }
 end
-local was = redis.call('HMGET', walk, 'upto', 'places', 'place', 'cursor')
+local was = redis.call('HMGET', walk, 'upto', 'places', 'place', 'cursor', 'count')
 if not was[1] then
   -- Standing rules whose time is over leave here.
   for _, rule in ipairs(live_rules()) do
@@ -55,11 +58,15 @@ if place <= 0 then
   for k = 1, #found[2], 2 do judge(found[2][k]) end
   cursor, over = found[1], found[1] == '0'
 else
-  local entries = {}
+  -- Where most are hit, no more entries are read than may be hit.
+  local count, entries = tonumber(was[5] or hits), {}
   if places[place] then
-    entries = redis.call('XRANGE', prefix .. 'queue:' .. places[place], cursor == '0' and '-' or '(' .. cursor, '+', 'COUNT', step)
+    entries = redis.call('XRANGE', prefix .. 'queue:' .. places[place], cursor == '0' and '-' or '(' .. cursor, '+', 'COUNT', count)
   end
+  local left = #entries
   for _, entry in ipairs(entries) do
+    if hit >= tonumber(hits) then break end
+    left = left - 1
     local jid
     for k = 1, #entry[2], 2 do
       if entry[2][k] == 'jid' then jid = entry[2][k + 1] end
@@ -67,7 +74,8 @@ else
     judge(jid)
     cursor = entry[1]
   end
-  over = #entries < tonumber(step)
+  over = left == 0 and #entries < count
+  redis.call('HSET', walk, 'count', hit * 2 > examined and hits or step)
 end
 if over then place, cursor = place + 1, '0' end
 redis.call('HINCRBY', walk, 'examined', examined)

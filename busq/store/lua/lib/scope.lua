@@ -7,7 +7,7 @@
 heed = function(job, later)
   local wish, facts = decided(job)
   if wish and LIVE[facts.state] then
-    local ties = ties_of(job)
+    local ties = asked.open and facts or ties_of(job)
     accept(job, facts.state, tonumber(ties.n), ties.attempt or 0, wish, wish.grace or '', ties)
     return true
   end
