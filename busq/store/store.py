@@ -296,11 +296,12 @@ class Store:
         """
         return forms.words(await self.run(Verb.EXPIRE, shard, jids, ()))
 
-    async def carry_out(self, shard: int, *, step: int, most: int | None = None) -> tuple[str, int]:
+    async def carry_out(self, shard: int, *, step: int, hits: int = 0) -> tuple[str, int]:
         """
-        One step of settling what rules have decided. Answers (idle | more | settled, jobs that it stopped).
+        One step of settling what rules have decided: `step` jobs of a queue are judged at most, and `hits` (0: `step`)
+        stopped. Answers (idle | more | settled, jobs that it stopped).
         """
-        answer = await self.run("carry_out", shard, (), (), named={"step": step, "hits": step if most is None else most})
+        answer = await self.run("carry_out", shard, (), (), named={"step": step, "hits": hits or step})
         return answer[0].decode(), int(answer[1]) if len(answer) > 1 else 0
 
     async def cascade(self, shard: int, *, step: int) -> tuple[str, int]:

@@ -202,7 +202,7 @@ class Sweeper:
 
     async def _carry_out(self, now_ms: float) -> float | None:
         for _ in self._steps_in_time(STEPS * 10):
-            word, hit = await self._store.carry_out(self._shard, step=JUDGED, most=STOPPED)
+            word, hit = await self._store.carry_out(self._shard, step=JUDGED, hits=STOPPED)
             if hit:
                 self._done[SETTLED] += hit
             if word == "idle":

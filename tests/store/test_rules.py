@@ -250,6 +250,19 @@ async def test_what_a_job_becomes_after_the_decision_does_not_matter(url: str) -
         assert (await bench.look(scope)).counts["signalled"] == 1
 
 
+async def test_a_step_that_has_stopped_as_many_as_it_may_goes_on_from_there(url: str) -> None:
+    """One in three matches, so more are read than may be stopped."""
+    async with Bench(url) as bench:
+        for n in range(15):
+            await bench.enqueue(group="mine" if n % 3 == 2 else "other")
+        scope = await bench.decide(group="mine")
+        stopped = []
+        while (answer := await bench.dog.carry_out(0, step=10, hits=2))[0] != "settled":
+            stopped.append(answer[1])
+        assert (max(stopped), sum(stopped) + answer[1]) == (2, 5)
+        assert (await bench.look(scope)).counts["cancelled"] == 5
+
+
 async def test_a_failure_after_the_decision_does_not_bring_a_rule_for_failed_jobs_back(url: str) -> None:
     """Innocent when its failure was recorded, it waits for its retry, and is not hit by the walk."""
     async with Bench(url) as bench:
