@@ -214,8 +214,8 @@ class Bus(ScopeCalls):
         """
         The job's terminal record, whatever the ending; waits `timeout` seconds at most (None: for ever).
 
-        Woken by an announcement; it does not poll. A job that is not running and has been decided to stop, by a scope or
-        by the cancel of its parent, is cancelled from that moment on: its record says so a little later, and until
+        Woken by an announcement; it does not poll. A job that is not running and has been decided to stop, by a scope
+        or by the cancel of its parent, is cancelled from that moment on: its record says so a little later, and until
         then `finished_at` and `hook` are None. Raise `JobNotFound`, `TimeoutError` or `BusUnavailable`.
         """
         link = await self._link()
