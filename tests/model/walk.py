@@ -391,6 +391,8 @@ class Walk:
                 name == kept or name.startswith(kept[:-1]) for kept in KEPT if kept[-1] == "*"
             ):
                 continue
+            if name.startswith("fallen:") and await redis.pttl(key) > 0:
+                continue  # of a failed job that had open children: it leaves by itself
             if name in KEPT or (name == "rules" and any(rule.live for rule in self.bus.rules)):
                 continue
             left.append(name)
