@@ -87,7 +87,6 @@ class Scopes:
                     "cutoff": "" if cutoffs is None else cutoffs[shard],
                     "until_ms": until_ms,
                     "most": LIVE_RULES,
-                    "announcement": "rule",
                 },
             )
             if answer[0] == b"crowded":

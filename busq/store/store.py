@@ -68,7 +68,6 @@ class Store:
             "keep_ended_ms": _ms(settings.keep_ended_s),
             "notice_prefix": self.notice_prefix,
             "done_prefix": self.done_prefix,
-            "rules_channel": self.rules_channel,
             "lease_ms": _ms(settings.lease_s),
             "default_grace_ms": _ms(settings.grace_s),
             "default_slack_ms": _ms(settings.beat_s + settings.force_s),

@@ -67,11 +67,7 @@ else
   for _, entry in ipairs(entries) do
     if hit >= tonumber(hits) then break end
     left = left - 1
-    local jid
-    for k = 1, #entry[2], 2 do
-      if entry[2][k] == 'jid' then jid = entry[2][k + 1] end
-    end
-    judge(jid)
+    judge(jid_in(entry))
     cursor = entry[1]
   end
   over = left == 0 and #entries < count

@@ -82,7 +82,6 @@ for i = jobs, #KEYS do
       local answer = { 'started', attempt, was[8] }
       if passed then
         end_unstarted(job, was[9], attempt, { cause = passed, reason = '', source = '' })
-        above = {} -- its children may stand in this very call
         clean_up_late(job, ARGV[kind_at + 8])
         leftovers[#leftovers + 1] = entry
         answer = { 'stale', 'cancelled' }

@@ -34,11 +34,7 @@ if place == 'scheduled' or place == 'waiting' then
   found[1] = scanned[1] == '0' and '' or scanned[1]
 else
   local entries = redis.call('XRANGE', prefix .. place, cursor == '0' and '-' or '(' .. cursor, '+', 'COUNT', step)
-  for _, entry in ipairs(entries) do
-    for k = 1, #entry[2], 2 do
-      if entry[2][k] == 'jid' then judge(entry[2][k + 1]) end
-    end
-  end
+  for _, entry in ipairs(entries) do judge(jid_in(entry)) end
   if #entries == tonumber(step) then found[1] = entries[#entries][1] end
 end
 return found

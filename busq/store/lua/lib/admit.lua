@@ -12,7 +12,7 @@ local function parent_of(jid)
   local was = redis.call('HMGET', job, 'state', 'token', 'cause', 'depth', 'final')
   local open = LIVE[was[1]] and not was[5]
   if parent_token ~= '' then open = was[1] == 'running' and was[2] == parent_token end
-  parent = { open = open, state = was[1] or '', cause = was[1] == 'cancelling' and was[3] or '', kids = 0, born_over = nil }
+  parent = { open = open, state = was[1] or '', cause = was[1] == 'cancelling' and was[3] or '', kids = 0 }
   parent.depth, parent.children = tonumber(was[4] or 0), {}
   parents[jid] = parent
   return parent
@@ -45,7 +45,6 @@ local function supersede(key, jid, lives)
   if LIVE[was[1]] then
     local wish = { cause = 'superseded', reason = 'superseded by ' .. jid, source = '' }
     accept(job, was[1], tonumber(was[2]), was[3] or 0, wish, '')
-    above = {}
   end
 end
 

@@ -1,20 +1,13 @@
 -- Uses hook
 -- What finishes a job when its children have ended: the last of them, a job of kind <kind>/finalize in its own queue.
-local function admit_finalize(parent, n, attempt)
+local function admit_finalize(parent)
   local was = redis.call('HMGET', parent, 'kind', 'queue', 'payload', 'depth', 'group', 'tags')
-  local kind, queue_name, jid = was[1] .. '/finalize', was[2] or '', made_jid()
-  local job = key_of(jid)
-  local seq = redis.call('HINCRBY', counters, 'enqueued', 1)
-  local fields = {
-    'v', WIRE, 'kind', kind, 'queue', queue_name, 'payload', was[3] or '', 'enqueued', stamp, 'own', 1, 'seq', seq,
-    'finalize_of', jid_of(parent), 'parent', jid_of(parent), 'depth', tonumber(was[4] or 0) + 1, 'state', 'queued',
-  }
-  if was[5] then put(fields, 'group', was[5]) end
-  if was[6] then put(fields, 'tags', was[6]) end
-  put(fields, 'entry', redis.call('XADD', prefix .. 'queue:' .. queue_name, '*', 'jid', jid, 'kind', kind))
-  put(fields, 'n', remember(fields, job, 0, 'enqueued', 0, kind))
-  redis.call('HSET', job, unpack(fields))
-  redis.call('ZADD', prefix .. 'children:' .. jid_of(parent), seq, jid)
+  local of = jid_of(parent)
+  local more = { 'finalize_of', of, 'parent', of, 'depth', tonumber(was[4] or 0) + 1 }
+  if was[5] then put(more, 'group', was[5]) end
+  if was[6] then put(more, 'tags', was[6]) end
+  local jid, seq = admit_made(was[1] .. '/finalize', was[2] or '', was[3] or '', more)
+  redis.call('ZADD', prefix .. 'children:' .. of, seq, jid)
   redis.call('HSET', parent, 'final', jid, 'open', 1)
 end
 

@@ -32,22 +32,30 @@ local function made_jid()
   return jid
 end
 
+-- Admits a job that a script has made: queued, with further fields. Returns its jid and admission number.
+local function admit_made(kind, queue_name, payload, more)
+  local jid, seq = made_jid(), redis.call('HINCRBY', counters, 'enqueued', 1)
+  local job = key_of(jid)
+  local fields = {
+    'v', WIRE, 'kind', kind, 'queue', queue_name, 'payload', payload, 'enqueued', stamp, 'own', 1, 'seq', seq,
+    'state', 'queued', unpack(more),
+  }
+  put(fields, 'entry', redis.call('XADD', prefix .. 'queue:' .. queue_name, '*', 'jid', jid, 'kind', kind))
+  put(fields, 'n', remember(fields, job, 0, 'enqueued', 0, kind))
+  redis.call('HSET', job, unpack(fields))
+  return jid, seq
+end
+
 local function admit_hook(job)
   local was = redis.call('HMGET', job, 'kind', 'queue', 'payload', 'attempt', 'cause', 'reason', 'source', 'ended', 'saved')
-  local kind, queue_name, jid = was[1] .. '/on_cancel', (was[2] or '') .. '/on_cancel', made_jid()
-  local hook = key_of(jid)
-  local fields = {
-    'v', WIRE, 'kind', kind, 'queue', queue_name, 'payload', was[3] or '', 'enqueued', stamp, 'own', 1,
+  local queue_name = (was[2] or '') .. '/on_cancel'
+  local more = {
     'hook_of', jid_of(job), 'for_attempt', was[4] or 0, 'for_cause', was[5] or '', 'for_reason', was[6] or '',
-    'for_source', was[7] or '', 'for_ended', was[8] or '', 'state', 'queued',
+    'for_source', was[7] or '', 'for_ended', was[8] or '',
   }
-  if was[9] then put(fields, 'saved', was[9]) end
-  put(fields, 'entry', redis.call('XADD', prefix .. 'queue:' .. queue_name, '*', 'jid', jid, 'kind', kind))
-  put(fields, 'n', remember(fields, hook, 0, 'enqueued', 0, kind))
-  redis.call('HSET', hook, unpack(fields))
-  redis.call('HSET', job, 'hook', jid)
+  if was[9] then put(more, 'saved', was[9]) end
+  redis.call('HSET', job, 'hook', (admit_made(was[1] .. '/on_cancel', queue_name, was[3] or '', more)))
   redis.call('SADD', prefix .. 'queues', queue_name)
-  redis.call('HINCRBY', counters, 'enqueued', 1)
 end
 
 -- 'attempted' spares the jobs that never started.

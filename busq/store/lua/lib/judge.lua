@@ -62,6 +62,13 @@ local function matching(facts, born)
   end
 end
 
+-- The jid that an entry of a queue names; nil for one that is no job.
+local function jid_in(entry)
+  for k = 1, #entry[2], 2 do
+    if entry[2][k] == 'jid' then return entry[2][k + 1] end
+  end
+end
+
 local decided
 
 local function from_above(facts, depth)

@@ -9,13 +9,18 @@ local function jid_of(job)
   if job ~= last_job then last_job, last_jid = job, string.sub(job, jid_at) end
   return last_jid
 end
--- What comes down to a job from above, by key of its parent: a wish, or false for none; forgotten whenever a wish is accepted.
+
+-- What comes down to a job from above, by key of its parent: a wish, or false for none; forgotten whenever a wish is
+-- accepted.
 local above = {}
 
 -- Generations in a tree; enqueue admits no more.
 local DEEPEST = 100
 
 local function key_of(jid) return prefix .. 'job:' .. jid end
+
+-- Every worker hears this word, and asks about its attempts.
+local function announce(word) redis.call('PUBLISH', string.match(prefix, '^(.*){%d+}:$') .. 'rules', word) end
 
 -- A number given to redis.call is printed with 17 digits each time, which costs more than a small HSET; the small ones
 -- of a batch are nearly all the same.

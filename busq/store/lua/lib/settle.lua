@@ -7,9 +7,9 @@
 -- its code runs on. Nothing claims then that it stopped: it is listed as a suspect, and a cancel ends as abandoned.
 --
 -- Per job: entry, token, attempt, outcome, count of further facts, then name and value of each: observed, result, error,
--- cause, delay_ms, finalizer
--- ('1': its handler has one), keep ('1': its handler was made with late_success="keep"), hook (how it ended, in words; set
--- for hooks only), and any number of notes (name, ms ago and facts, with tabs between). Most jobs have none of them.
+-- cause, delay_ms, finalizer ('1': its handler has one), keep ('1': its handler was made with late_success="keep"), hook
+-- (how it ended, in words; set for hooks only), and any number of notes (name, ms ago and facts, with tabs between).
+-- Most jobs have none of them.
 local FIXED = 5
 local NOTHING_MORE = { result = '', error = '', cause = '', delay_ms = '0', notes = {} }
 local ENDED = { ['1'] = 'confirmed', runs = 'abandoned', gone = 'killed' }

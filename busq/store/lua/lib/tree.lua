@@ -25,7 +25,7 @@ local function end_waiting(parent, n, attempt)
     end_unstarted(parent, n, attempt, { cause = why[1] or 'user', reason = reason, source = why[3] or '' })
     return 'cancelled'
   elseif was[2] and not was[3] then
-    admit_finalize(parent, n, attempt)
+    admit_finalize(parent)
     return 'waiting'
   end
   close(parent, {}, n, attempt, 'succeeded')
@@ -104,5 +104,5 @@ end
 -- Told to every worker: attempts below a cancelled job are to be asked about.
 local function announce_cascade(job)
   redis.call('ZADD', prefix .. 'cascades', now, jid_of(job))
-  redis.call('PUBLISH', string.match(prefix, '^(.*){%d+}:$') .. 'rules', 'tree')
+  announce('tree')
 end
