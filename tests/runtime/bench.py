@@ -21,6 +21,7 @@ from busq.client.jobs import Enqueuer
 from busq.config import Settings
 from busq.handlers import Handlers
 from busq.watchdog.watchdog import Watchdog
+from busq.worker.attempt import Attempt
 from busq.worker.worker import Worker
 
 EXECUTORS = ("coroutine", "thread")
@@ -253,6 +254,15 @@ class Bench:
         job = await until(there, timeout)
         assert job is not None
         return job
+
+
+async def taken(worker: Worker, jid: str) -> Attempt:
+    """
+    The attempt at this job, once the worker knows that it began.
+
+    The record says so earlier: the answer of the start is still on its way to the worker then.
+    """
+    return await until(lambda: worker.running.get(jid))
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from busq.store.streams import Entry
 from busq.worker.attempt import Attempt
 from busq.worker.executors import crew, errands, process
 from busq.worker.executors.children import Child
-from tests.runtime.bench import BUSY_S, PATIENT, bench, until
+from tests.runtime.bench import BUSY_S, PATIENT, bench, taken, until
 from tests.runtime.test_process_pool import alive, result, there, work
 
 FAR = 60.0  # seconds: longer than any test
@@ -139,7 +139,7 @@ async def test_a_worker_that_hands_back_starts_no_child_for_those_that_wait(
         pid = await result(b, "pid_of")
         handles = [await b.bus.enqueue("waits", folder, name) for name in ("a", "b")]
         for handle in handles:
-            await b.reaches(handle.jid, "running")
+            await taken(worker, handle.jid)
         await until(lambda: there(folder, "running-a"))
         told = worker._runner.hand_backs()
         assert {attempt.jid for attempt, _ in told} == {handle.jid for handle in handles}
@@ -168,8 +168,7 @@ async def test_an_attempt_that_is_started_anew_beside_its_forerunner_ends_the_fo
 
         worker = await b.work()
         handle = await waits.enqueue()
-        await b.reaches(handle.jid, "running")
-        first = worker.running[handle.jid]
+        first = await taken(worker, handle.jid)
         again = Attempt(first.handler, entry_of(first), first.token_id, first.answer, first.terms, first.started_at)
         first.token_id = "lost"
         assert worker._slots.take(first.handler)

@@ -15,7 +15,7 @@ from busq.client.handle import BlockingHandle, JobHandle
 from busq.client.jobs import AsyncJob, Enqueuer
 from busq.protocol.jids import place, place_of_key
 from tests.runtime import process_handlers, tree_handlers
-from tests.runtime.bench import EXECUTORS, PATIENT, Ask, Bench, Wait, bench, declare, until
+from tests.runtime.bench import EXECUTORS, PATIENT, Ask, Bench, Wait, bench, declare, taken, until
 
 LONG_S = 20.0
 
@@ -100,8 +100,7 @@ async def test_a_parent_that_was_asked_to_stop_gains_no_more_children(redis_url:
         kind = declare(b.bus, executor, parent)
         worker = await b.work()
         handle = await kind.enqueue()
-        await b.reaches(handle.jid, "running")
-        (attempt,) = worker.running.values()
+        attempt = await taken(worker, handle.jid)
         await handle.cancel(reason="enough")
         await until(lambda: attempt.token.observed if executor == "coroutine" else attempt.token.tripped)
         gate.open()
