@@ -89,6 +89,8 @@ class Keeper:
 
     def __init__(self, number: int, work: Work, *, drains_within_s: float, leads: bool = False) -> None:
         self.started = asyncio.Event()
+        self.pod_emptied = asyncio.Event()
+        """Set when its worker was asked, through the bus, that all workers of this host shall drain."""
         self.first_end: int | None = None
         """The exit status of the first life, if this one leads and that ended before it had started."""
         self.bad_lives = 0
@@ -104,6 +106,7 @@ class Keeper:
         self._lives = 0
         self._last_end = ""
         self._kill: asyncio.TimerHandle | None = None
+        self._line: asyncio.StreamWriter | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -210,6 +213,7 @@ class Keeper:
     async def _watch(self, ours: socket.socket) -> None:
         """Ask, and judge what comes back, until the line breaks."""
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=line.MOST_BYTES)
+        self._line = writer
         try:
             while True:
                 writer.write(line.ASK)
@@ -229,6 +233,7 @@ class Keeper:
         except OSError:
             return
         finally:
+            self._line = None
             writer.close()
 
     def _hear_nothing(self, words: str) -> None:
@@ -267,6 +272,8 @@ class Keeper:
             no = answer.lifeless
             self._hear_nothing("its loop has not answered")
             self._mute_from_s = self._silent_s
+        if answer.empties_pod:
+            self.pod_emptied.set()
         self._noes = self._noes + 1 if no else 0
         if self._noes >= NOES:
             self._replace(no)
@@ -283,12 +290,25 @@ class Keeper:
         self._stopping.set()
         self._ask_to_end()
 
+    def drain(self) -> None:
+        """As `stop`, but by way of the line, so that a `stop` that follows is the first of its kind and no hurry."""
+        self._stopping.set()
+        if self._line is None:  # not yet born or already ended
+            self._ask_to_end()
+            return
+        self._line.write(line.DRAIN)
+        self._state = "ending"
+        self._kill_in_time()
+
     def _ask_to_end(self) -> None:
         process = self._process
         if process is None or process.poll() is not None:
             return
         self._state = "ending"
         process.send_signal(signal.SIGTERM)
+        self._kill_in_time()
+
+    def _kill_in_time(self) -> None:
         if self._kill is None:
             within_s = self._drains_within_s + MARGIN_S
             self._kill = asyncio.get_running_loop().call_later(

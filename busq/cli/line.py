@@ -3,6 +3,7 @@ The line between a supervisor and one of its workers: a socket pair that nobody 
 
     supervisor ── "?" ──> a thread in the worker ──> the handlers' loop: its health
                <── one line of JSON ──
+               ── "d" ──> the worker drains, as its other workers do
 
 The thread answers even when the loop does not, and says so; thus the supervisor can tell a loop that is busy for a
 while from one that is past help (`lifeless`), and both from a process that is frozen. The line breaks when either side
@@ -24,8 +25,10 @@ from typing import Any, Protocol
 import msgspec
 
 from busq.cli.health import Report, document
+from busq.store.drains import Whole
 
 ASK = b"?"
+DRAIN = b"d"
 ANSWER_S = 0.5  # for the loop to answer; then it is said to be late
 MOST_BYTES = 4 * 1024 * 1024
 
@@ -36,12 +39,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """
     What comes back. `health` is the worker's own document; empty when its loop is `late` with it.
 
-    `lifeless` is what the worker's own watch over that loop says of it.
+    `lifeless` is what the worker's own watch over that loop says of it. `empties_pod`: the bus has asked all workers of
+    this host to drain.
     """
 
     health: msgspec.Raw = msgspec.Raw(b"null")
     late: bool = False
     lifeless: str = ""
+    empties_pod: bool = False
 
 
 class Answering(Protocol):
@@ -49,6 +54,9 @@ class Answering(Protocol):
 
     @property
     def lifeless(self) -> str: ...
+    @property
+    def empties_pod(self) -> bool: ...
+    def asked_to_drain(self, whole: Whole) -> None: ...
     def health(self) -> Report: ...
 
 
@@ -59,8 +67,11 @@ def answer(line: socket.socket, worker: Answering) -> None:
 
     def serve() -> None:
         try:
-            while line.recv(1):
-                line.sendall(msgspec.json.encode(waiting.answer(worker)) + b"\n")
+            while said := line.recv(1):
+                if said == DRAIN:
+                    worker.asked_to_drain(Whole.POD)
+                else:
+                    line.sendall(msgspec.json.encode(waiting.answer(worker)) + b"\n")
         except OSError:
             pass  # the supervisor is gone, as it is when it has nothing more to ask
         except RuntimeError:
@@ -85,9 +96,9 @@ class _Waiting:
         try:
             health = self._asked.result(ANSWER_S)
         except TimeoutError:
-            return Answer(late=True, lifeless=worker.lifeless)
+            return Answer(late=True, lifeless=worker.lifeless, empties_pod=worker.empties_pod)
         self._asked = None
-        return Answer(health=msgspec.Raw(health), lifeless=worker.lifeless)
+        return Answer(health=msgspec.Raw(health), lifeless=worker.lifeless, empties_pod=worker.empties_pod)
 
     def _say(self, asked: Future[bytes]) -> None:
         try:

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from busq import events
+from busq import events, tasks
 from busq.cli import exits, health, logs, loop, redaction, serving
 from busq.cli.children import how_it_ended
 from busq.cli.health import Address
@@ -76,7 +76,11 @@ class Supervisor:
                 self._started = True
                 events.tell(log, events.SUPERVISOR_STARTED, supervisor=os.getpid(), processes=len(self._keepers))
                 running += [asyncio.create_task(keeper.run()) for keeper in others]
-            await asyncio.gather(*running)
+            emptied = [asyncio.create_task(self._drain_with(keeper)) for keeper in self._keepers]
+            try:
+                await asyncio.gather(*running)
+            finally:
+                await tasks.end(*emptied)
         finally:
             started.cancel()
             for task in running:
@@ -94,6 +98,15 @@ class Supervisor:
         self._draining = True
         for keeper in self._keepers:
             keeper.stop()
+
+    async def _drain_with(self, keeper: Keeper) -> None:
+        """Drain all of them once the worker of one was told, through the bus, that this host shall be empty."""
+        await keeper.pod_emptied.wait()
+        if not self._draining:
+            self._draining = True
+            events.tell(log, events.SUPERVISOR_DRAINING, supervisor=os.getpid())
+            for each in self._keepers:
+                each.drain()
 
     def health(self) -> Health:
         return Health(

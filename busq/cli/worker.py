@@ -119,12 +119,18 @@ async def _work(bus: Bus, settings: Settings, work: Work, address: Address | Non
     from busq.cli import line as supervised
     from busq.worker.worker import Worker
 
+    worker: Worker
+
+    def told_to_drain() -> None:
+        worker.stop_for_certain(serving.leave_now, by_wish=True)
+
     worker = Worker(
         settings,
         bus.handlers,
         queues=work.queues,
         concurrency=work.concurrency,
         child_setup=logs.IN_CHILDREN,
+        told_to_drain=told_to_drain,
         loop_factory=loop.factory(),
     )
     if line is not None:

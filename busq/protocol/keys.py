@@ -75,6 +75,10 @@ class ShardKeys:
         return self._key("worker_info")
 
     @cached_property
+    def drains(self) -> bytes:
+        return self._key("drains")
+
+    @cached_property
     def suspects(self) -> bytes:
         return self._key("suspects")
 
@@ -176,6 +180,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("{s}:ended:<state>", "sorted sets, by expiry", "every ending", "members leave when their record expires"),
     ("{s}:workers", "sorted set, by lease", "renew", "members leave when a worker leaves or is lost"),
     ("{s}:worker_info", "hash", "renew", "fields leave with the worker"),
+    ("{s}:drains", "hash", "drain", "fields leave with the worker"),
     (
         "{s}:suspects",
         "sorted set, by time",

@@ -27,6 +27,8 @@ from busq.clock import SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
 from busq.protocol.cancel import Cause, TripFacts
+from busq.store import drains
+from busq.store.drains import Whole
 from busq.store.forms import Renewal, RenewAnswer
 from busq.store.listener import Listener
 from busq.store.store import BATCH, Store
@@ -47,6 +49,8 @@ class Owner(Protocol):
     def running(self) -> dict[str, Attempt]: ...
     def heard(self, attempt: Attempt, facts: TripFacts, heard_by: str) -> None: ...
     def superseded(self, attempt: Attempt, state: str) -> None: ...
+    def asked_to_drain(self, whole: Whole) -> None:
+        """Called in the control thread, once."""
 
 
 class Control:
@@ -78,6 +82,7 @@ class Control:
         self._sent_info = b""
         self._services: dict[str, asyncio.Task[None]] = {}
         self._beats = 0
+        self._asked_to_drain = False
 
     # From the handlers' loop -----------------------------------------------------------------------------
 
@@ -214,8 +219,18 @@ class Control:
                 await self._ask(shard, own[start : start + BATCH], "beat", info=fresh)
         if self._occasions and self._beats % CARD_EVERY == 1:
             await self._declare()
+        await self._read_drain()
         self._sent_info = info
         self._answered()
+
+    async def _read_drain(self) -> None:
+        """Once we were asked, a drain goes on by itself."""
+        if self._asked_to_drain:
+            return
+        whole = await drains.asked(self._store, self._store.by)
+        if whole is not None:
+            self._asked_to_drain = True
+            self._owner.asked_to_drain(whole)
 
     async def _declare(self) -> None:
         """Say which kinds have a hook: a job that is cancelled before it starts needs somebody who knows."""

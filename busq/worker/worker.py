@@ -26,6 +26,7 @@ from busq.handlers import Handler, Handlers
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.hook import hook_queue
 from busq.store import suspects
+from busq.store.drains import Whole
 from busq.store.roster import process_card
 from busq.store.store import Store
 from busq.store.streams import Streams
@@ -58,6 +59,7 @@ class Worker:
     `queues` left out: `default` and every queue that a handler names. `concurrency` is the number of coroutine
     slots (100); threads and child processes have as many slots as the process may use CPUs, or as `concurrency` says
     when it is given. `child_setup` (module:function) is called in each child process before it does anything else.
+    `told_to_drain` is called in the control thread when the bus asks this worker to drain, which it then does anyway.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Worker:
         queues: Sequence[str] = (),
         concurrency: int | None = None,
         child_setup: str = "",
+        told_to_drain: Callable[[], object] = lambda: None,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -78,6 +81,7 @@ class Worker:
         self._served = list(dict.fromkeys([*self._queues, *hooked]))
         self._loop_factory = loop_factory
         self._child_setup = child_setup
+        self._told_to_drain = told_to_drain
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._limits = {
             Pool.COROUTINE: concurrency or 100,
@@ -88,6 +92,9 @@ class Worker:
         self.draining = False
         self.unready = ""
         """Why it takes no more jobs although nobody asked it to stop, in words; "" while it does."""
+        self.empties_pod = False
+        """Whether the bus has asked all workers of this host to drain: then none shall be started in their place."""
+        self._drains_by_wish = False
         self._stand_in: StandIn | None = None
         self._clock = SystemClock()
         self._began = self._clock.monotonic()
@@ -127,19 +134,29 @@ class Worker:
 
     def stop(self) -> None:
         """Drain and end. Called again: hurry through the wait that is on. Safe in a signal handler of the loop."""
-        if self._stop_asked.is_set():
+        if self._stop_asked.is_set() and not self._drains_by_wish:
             self._hurry_asked.set()
+        self._drains_by_wish = False
         self._stop_asked.set()
 
-    def stop_for_certain(self, leave: Leave) -> None:
+    def drain(self) -> None:
         """
-        Make sure that `stop` is not in vain: beside it, for each time that it is called. Safe from any thread.
+        As `stop`, but a `stop` that follows is the first of its kind and hurries nothing. Call it in the loop.
+
+        Whoever takes a pod down asks it to drain and then sends its SIGTERM, which is meant as no hurry.
+        """
+        self._drains_by_wish = True
+        self._stop_asked.set()
+
+    def stop_for_certain(self, leave: Leave, *, by_wish: bool = False) -> None:
+        """
+        Make sure that `stop` (`by_wish`: `drain`) is not in vain: beside it, each time. Safe from any thread.
 
         When a drain would be over and the handlers' loop is blocked, the control thread hands everything back and
         calls `leave`, which ends the process.
         """
         if self._stand_in is not None:
-            self._stand_in.told_to_stop(leave)
+            self._stand_in.told_to_stop(leave, by_wish=by_wish)
 
     @property
     def loop_lag_s(self) -> float:
@@ -190,7 +207,7 @@ class Worker:
     # Opening -----------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._stop_asked, self._hurry_asked = asyncio.Event(), asyncio.Event()
         hello = hello_for(self._settings, self._of_pool(Pool.PROCESS), self._child_setup)
         self._store = Store(self._settings, by=self.name)
@@ -253,6 +270,13 @@ class Worker:
 
     def superseded(self, attempt: Attempt, state: str) -> None:
         self._runner.superseded(attempt, state)
+
+    def asked_to_drain(self, whole: Whole) -> None:
+        """The bus, or whoever keeps this worker, asks it to drain. Safe from any thread, and to repeat."""
+        self.empties_pod |= whole is Whole.POD
+        events.tell(log, events.WORKER_ASKED_TO_DRAIN, worker=self.name, whole=str(whole))
+        self._told_to_drain()
+        self._loop.call_soon_threadsafe(self.drain)
 
     def _wear_out(self, count: int) -> None:
         """More abandoned code runs in here than a process should carry: drain, so that a fresh one can take over."""
