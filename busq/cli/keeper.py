@@ -30,6 +30,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -45,6 +46,7 @@ GIVEN_UP_AFTER = 5  # bad lives in a row; it is started again all the same
 ASK_EVERY_S = 1.0
 ASK_FIRST_EVERY_S = 0.1  # until the first has started, for the others wait for it
 LOOK_S = 2.0  # the most that counts as silence from one look to the next: we may have been stopped ourselves
+FIGURES_S = 2.0  # a scrape waits for a worker's figures
 SLOW_S = 3.0  # without an answer: then it is said not to be ready
 SILENT_S = 30.0
 NOES = 3
@@ -107,6 +109,8 @@ class Keeper:
         self._last_end = ""
         self._kill: asyncio.TimerHandle | None = None
         self._line: asyncio.StreamWriter | None = None
+        self._figures: asyncio.Future[str] | None = None  # somebody waits for them
+        self._hurry = asyncio.Event()
         self._forget()
 
     def _forget(self) -> None:
@@ -216,7 +220,8 @@ class Keeper:
         self._line = writer
         try:
             while True:
-                writer.write(line.ASK)
+                self._hurry.clear()
+                writer.write(line.ASK if self._figures is None else line.ASK_MEASURED)
                 words = b""
                 while not words:
                     try:
@@ -229,7 +234,9 @@ class Keeper:
                         if not words:
                             return  # its process is ending, or has given up the line; that is told elsewhere
                 self._hear(msgspec.json.decode(words, type=line.Answer))
-                await asyncio.sleep(ASK_EVERY_S if self.started.is_set() else ASK_FIRST_EVERY_S)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_EVERY_S if self.started.is_set() else ASK_FIRST_EVERY_S):
+                        await self._hurry.wait()
         except OSError:
             return
         finally:
@@ -272,6 +279,9 @@ class Keeper:
             no = answer.lifeless
             self._hear_nothing("its loop has not answered")
             self._mute_from_s = self._silent_s
+        if answer.figures and self._figures is not None:
+            self._figures.set_result(answer.figures)
+            self._figures = None
         if answer.empties_pod:
             self.pod_emptied.set()
         self._noes = self._noes + 1 if no else 0
@@ -284,6 +294,16 @@ class Keeper:
             self._ask_to_end()
 
     # Ending ------------------------------------------------------------------------------------------------
+
+    async def figures(self) -> str:
+        """What its worker counts, as a page for Prometheus; "" when that does not answer soon."""
+        if self._figures is None:
+            self._figures = asyncio.get_running_loop().create_future()
+            self._hurry.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIGURES_S):
+                return await asyncio.shield(self._figures)
+        return ""
 
     def stop(self) -> None:
         """Drain and end; called again: hurry. What has not ended in its time is killed."""

@@ -16,13 +16,14 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from http import HTTPStatus
 
 import msgspec
 
 from busq import events, tasks
 from busq.cli import exits, health, logs, loop, redaction, serving
 from busq.cli.children import how_it_ended
-from busq.cli.health import Address
+from busq.cli.health import METRICS, Address, Answer
 from busq.cli.keeper import Keeper, ProcessHealth
 from busq.cli.worker import Work
 from busq.config import Settings
@@ -123,6 +124,14 @@ class Supervisor:
             },
         )
 
+    async def metrics(self) -> Answer:
+        """The figures of all of them in one page; of one that does not answer now there are none."""
+        from busq.cli import metrics
+
+        pages = await asyncio.gather(*(keeper.figures() for keeper in self._keepers))
+        told = {keeper.number: page for keeper, page in zip(self._keepers, pages, strict=True) if page}
+        return HTTPStatus.OK, METRICS, metrics.merged(told, [keeper.health for keeper in self._keepers])
+
     @staticmethod
     def _given_up(keepers: Iterable[Keeper]) -> str:
         if not all(keeper.given_up for keeper in keepers):
@@ -146,7 +155,7 @@ def run(work: Work, processes: int, address: Address | None) -> int:
     supervisor = Supervisor(work, processes)
 
     async def supervise() -> None:
-        async with health.served(address, supervisor.health):
+        async with health.served(address, supervisor.health, {"/metrics": supervisor.metrics}):
             await serving.until_stopped(supervisor.run(), stop=supervisor.stop, started=lambda: True)
 
     loop.run(supervise())

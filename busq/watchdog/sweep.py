@@ -15,7 +15,7 @@ Any number of watchdogs may do this at once: each step is a guarded script, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -49,12 +49,15 @@ class Sweeper:
     """
     One watchdog's view of one shard; `sightings` is what it remembers from pass to pass.
 
-    `done` counts by event what came of its passes, and `job.promoted` beside them; for the health page.
+    `done` counts by event what came of its passes, and `job.promoted` beside them; for the health page. `final` is told
+    of each cancel that it ended, in seconds since the request.
     """
 
     def __init__(
-        self, settings: Settings, store: Store, shard: int, clock: Clock, *, done: Counter[str] | None = None
-    ) -> None:
+        self, settings: Settings, store: Store, shard: int, clock: Clock, *, done: Counter[str] | None = None,
+        final: Callable[[float], object] = lambda seconds: None,
+    ) -> None:  # fmt: skip
+        self._final = final
         self._done: Counter[str] = Counter() if done is None else done
         self._settings = settings
         self._store = store
@@ -121,9 +124,10 @@ class Sweeper:
             for queue, jobs in _by_queue(due.jobs).items():
                 overdue = [(jid, owner in gone) for jid, owner in jobs]
                 answers = await self._store.finalize(self._shard, queue, overdue)
-                for (jid, _), (word, _) in zip(overdue, answers, strict=True):
+                for (jid, _), (word, _, asked_s) in zip(overdue, answers, strict=True):
                     if word == "finalized":
                         self._done[events.JOB_FINALIZED] += 1
+                        self._final(asked_s)
                         events.tell(log, events.JOB_FINALIZED, jid=jid, queue=queue)
         return AT_ONCE if due.jobs else due.next_ms
 

@@ -13,11 +13,15 @@ import random
 import secrets
 import socket
 from collections import Counter
+from collections.abc import Callable
 
 from busq import events
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
+from busq.store import figures
+from busq.store.figures import Figures
+from busq.store.reader import Reader
 from busq.store.roster import process_card
 from busq.store.store import Store
 from busq.watchdog import health
@@ -30,7 +34,15 @@ log = events.logger("busq.watchdog")
 
 
 class Watchdog:
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    """`final` is told of each cancel that it ended, in seconds since the request."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        final: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.reachable = True
         self.last_pass: float | None = None
@@ -44,6 +56,7 @@ class Watchdog:
         self._began = self._clock.monotonic()
         self._passes = 0
         self._done: Counter[str] = Counter()
+        self._final = final
 
     def stop(self) -> None:
         """End after the present pass. Safe in a signal handler of the loop."""
@@ -53,7 +66,7 @@ class Watchdog:
         """Watch until `stop` is called. Raise `BusUnavailable` or `ConfigError` when it cannot start."""
         await self._store.open()
         sweepers = [
-            Sweeper(self._settings, self._store, shard, self._clock, done=self._done)
+            Sweeper(self._settings, self._store, shard, self._clock, done=self._done, final=self._final)
             for shard in range(self._store.shards)
         ]
         self.started = True
@@ -83,6 +96,11 @@ class Watchdog:
             passes=self._passes,
             done=self._done,
         )
+
+    async def figures(self) -> Figures:
+        """The bus in figures. Raise `BusUnavailable`."""
+        await self._store.open()
+        return await figures.read(self._store, Reader(self._store))
 
     async def sweep_once(self) -> None:
         """One pass over every shard, for those who drive the watchdog themselves."""

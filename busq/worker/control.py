@@ -33,6 +33,7 @@ from busq.store.forms import Renewal, RenewAnswer
 from busq.store.listener import Listener
 from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
+from busq.worker.meter import UNMETERED, Meter
 from busq.worker.standin import StandIn
 
 UNREACHABLE_AFTER_S = 3.0  # without a good answer: then the worker says that it cannot reach Redis
@@ -64,6 +65,7 @@ class Control:
         info: Callable[[], bytes],
         occasions: Mapping[str, str],
         stand_in: StandIn,
+        meter: Meter = UNMETERED,
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         self._settings = settings
@@ -73,6 +75,7 @@ class Control:
         self._info = info
         self._occasions = occasions
         self._stand_in = stand_in
+        self._meter = meter
         self._loop_factory = loop_factory
         self._clock = SystemClock()
         self._thread = threading.Thread(target=self._main, name="busq-control", daemon=True)
@@ -309,7 +312,11 @@ class Control:
                 grace_s=answer.grace_ms / 1000,
                 left_s=answer.left_ms / 1000,
             )
-            attempt.deadline_at = self._clock.monotonic() + facts.left_s
+            now = self._clock.monotonic()
+            attempt.deadline_at = now + facts.left_s
+            if attempt.asked_at is None:
+                attempt.asked_at = now - answer.asked_ms / 1000
+                self._meter.signalled(heard_by, answer.asked_ms / 1000)
             attempt.token.trip(facts)
             self._handlers_loop.call_soon_threadsafe(self._owner.heard, attempt, facts, heard_by)
         else:

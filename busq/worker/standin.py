@@ -154,7 +154,7 @@ class StandIn:
     # Cancels past their deadline -----------------------------------------------------------------------------
 
     async def _finalize(self, store: Store, attempt: Attempt) -> None:
-        [(word, state)] = await store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)])
+        [(word, state, _)] = await store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)])
         if word == "early":
             return
         self._finalized.add(attempt)

@@ -41,6 +41,7 @@ from busq.worker.executors.thread import ThreadExecutor
 from busq.worker.intake import Intake
 from busq.worker.ladder import KILL_PATIENCE_S
 from busq.worker.loopwatch import LoopWatch
+from busq.worker.meter import UNMETERED, Meter
 from busq.worker.pace import Pace
 from busq.worker.reception import Reception
 from busq.worker.runner import Runner
@@ -71,6 +72,7 @@ class Worker:
         concurrency: int | None = None,
         child_setup: str = "",
         told_to_drain: Callable[[], object] = lambda: None,
+        meter: Meter = UNMETERED,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -82,6 +84,7 @@ class Worker:
         self._loop_factory = loop_factory
         self._child_setup = child_setup
         self._told_to_drain = told_to_drain
+        self._meter = meter
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._limits = {
             Pool.COROUTINE: concurrency or 100,
@@ -216,7 +219,9 @@ class Worker:
         await self._streams.open()
         self._pace = Pace()
         self._slots = Slots(self._limits, self._pace)
-        self._runner = Runner(self._settings, self._store, self._slots, loop, too_many_suspects=self._wear_out)
+        self._runner = Runner(
+            self._settings, self._store, self._slots, loop, too_many_suspects=self._wear_out, meter=self._meter
+        )
         self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
         self._processes = ProcessExecutor(
             loop, self._runner.reported, self._runner.begun, self._runner.hands, hello,
@@ -237,7 +242,7 @@ class Worker:
         self._card = process_card("worker")
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, occasions=reception.occasions,
-            stand_in=stand_in, loop_factory=self._loop_factory,
+            stand_in=stand_in, meter=self._meter, loop_factory=self._loop_factory,
         )  # fmt: skip
         self._intake = Intake(
             self._streams, self._slots, reception, served, self._runner.knows, beats=lambda: self._control.reachable
