@@ -20,7 +20,7 @@ async def snooze(seconds: float) -> float:
     job = busq.current_job()
     seconds = min(max(0.0, seconds), 86400.0)
     for step in range(100):
-        await job.progress(step / 100)
+        job.progress(step / 100)
         await asyncio.sleep(seconds / 100)
     return seconds
 
