@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,10 +62,11 @@ def drain(
     from busq.cli import loop
     from busq.cli.output import Column, print_json, print_table
     from busq.errors import UsageError
+    from busq.store.roster import host_name
 
     if (worker is None) != here:
         raise UsageError("drain takes the name of a worker or of a pod, or --here")
-    found = loop.run(_drain(place, worker or socket.gethostname(), wait))
+    found = loop.run(_drain(place, worker or host_name(place.settings()), wait))
     if output == "json":
         print_json(found)
     elif found:

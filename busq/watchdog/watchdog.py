@@ -8,10 +8,7 @@ stands on the roster like a worker, so that operators see whether one is there.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import secrets
-import socket
 from collections import Counter
 from collections.abc import Callable
 
@@ -22,7 +19,7 @@ from busq.errors import BusUnavailable
 from busq.store import figures
 from busq.store.figures import Figures
 from busq.store.reader import Reader
-from busq.store.roster import process_card
+from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.watchdog import health
 from busq.watchdog.sweep import Sweeper
@@ -43,14 +40,14 @@ class Watchdog:
         clock: Clock | None = None,
         final: Callable[[float], object] = lambda seconds: None,
     ) -> None:
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.name = process_name(settings)
         self.reachable = True
         self.last_pass: float | None = None
         self.started = False
         self._settings = settings
         self._clock = clock or SystemClock()
         self._store = Store(settings, by=self.name, clock=self._clock)
-        self._card = process_card("watchdog")
+        self._card = process_card("watchdog", settings)
         self._stop = asyncio.Event()
         self._seen_at = float("-inf")
         self._began = self._clock.monotonic()

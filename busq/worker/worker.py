@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +25,7 @@ from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.hook import hook_queue
 from busq.store import suspects
 from busq.store.drains import Whole
-from busq.store.roster import process_card
+from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.store.streams import Streams
 from busq.worker import health
@@ -75,7 +73,7 @@ class Worker:
         meter: Meter = UNMETERED,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.name = process_name(settings)
         self._settings = settings
         self._handlers = handlers
         self._queues = list(queues) or sorted(handlers.queues())
@@ -239,7 +237,7 @@ class Worker:
         served = {queue: self._handlers.of_queue(queue) for queue in self._served}
         watch = LoopWatch(loop, lambda: self._runner.running)
         stand_in = StandIn(self._settings, self._runner, watch, loop, name=self.name, queues=self._served)
-        self._card = process_card("worker")
+        self._card = process_card("worker", self._settings)
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, occasions=reception.occasions,
             stand_in=stand_in, meter=self._meter, loop_factory=self._loop_factory,

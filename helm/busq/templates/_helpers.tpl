@@ -121,6 +121,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ printf "%s://%s%s/%v" $tls $login $hosts $redis.database | quote }}
 {{- end }}
 {{- end }}
+- name: BUSQ_HOST
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
 - name: BUSQ_NAMESPACE
   value: {{ .root.Values.bus.namespace | quote }}
 {{- with .root.Values.bus.shards }}
