@@ -35,6 +35,12 @@ PRUNE_LIMIT = 500
 PROMOTED = "job.promoted"  # no events of their own: they are told by their own records, and counted here
 SETTLED = "job.settled_by_rule"
 CASCADED = "job.cancelled_with_parent"
+DONE = (
+    events.JOB_FINALIZED, events.JOB_RECLAIMED, events.JOB_LOST, events.JOB_EXPIRED, events.WORKER_FORGOTTEN,
+    events.SWEEP_FAILED, PROMOTED, SETTLED, CASCADED,
+)  # fmt: skip
+"""What is counted of its passes."""
+
 STEPS = 50  # steps of each kind in one pass, so that one flood does not keep the rest waiting
 PASS_SHARE = 0.9  # of the interval: what the steps that can wait may take together, over all shards
 SHARE = 1 / 3  # of what is left of that, for one kind of them; there are five in a pass

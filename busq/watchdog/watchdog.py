@@ -22,7 +22,7 @@ from busq.store.reader import Reader
 from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.watchdog import health
-from busq.watchdog.sweep import Sweeper
+from busq.watchdog.sweep import DONE, Sweeper
 
 SOONEST_S = 0.02  # between two passes, however soon something is due
 PAUSE_S = (0.1, 2.0)  # between tries while Redis is away: the first and the longest
@@ -52,7 +52,7 @@ class Watchdog:
         self._seen_at = float("-inf")
         self._began = self._clock.monotonic()
         self._passes = 0
-        self._done: Counter[str] = Counter()
+        self._done: Counter[str] = Counter(dict.fromkeys(DONE, 0))
         self._final = final
 
     def stop(self) -> None:
