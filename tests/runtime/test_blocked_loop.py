@@ -22,7 +22,7 @@ from busq.store.store import Store
 from busq.worker import standin
 from busq.worker.loopwatch import LoopWatch
 from busq.worker.runner import Runner
-from tests.runtime.bench import BUSY_S, Bench, bench, until
+from tests.runtime.bench import BUSY_S, SHORT_LEASE, Bench, bench, until
 
 LIMIT_S = 30.0
 
@@ -647,7 +647,7 @@ async def test_a_job_that_blocked_the_loop_too_long_for_any_honest_handler_costs
 ) -> None:
     """Its neighbours are handed back for nothing; and so is it, when the block began in a drain that was on."""
     monkeypatch.setattr(standin, "POISON_S", 0.5)
-    async with bench(redis_url, shutdown_timeout_s=1.0, cleanup_s=0.1) as b:
+    async with bench(redis_url, shutdown_timeout_s=1.0, cleanup_s=0.1, **SHORT_LEASE) as b:
         block, left, gate, seen = Block(), threading.Event(), b.gate(), []
 
         @b.bus.job
