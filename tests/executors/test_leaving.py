@@ -136,6 +136,7 @@ async def test_a_killed_workers_cancelled_job_never_starts_again(redis_url: str,
         handle = await h.running("swallows_for_ever", grace=0.2)
         pid = int(await h.at("running"))
         await h.work()
+        first.signal(signal.SIGSTOP)  # it hears nothing any more, however late the signal that ends it
         await handle.cancel()
         first.kill()
         await h.watch()

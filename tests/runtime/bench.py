@@ -40,6 +40,12 @@ QUICK: dict[str, Any] = {
 PATIENT: dict[str, Any] = {"grace_s": 20.0}
 """For stories in which the grace may not run out, however slow the machine is."""
 
+UNHURRIED: dict[str, Any] = {"beat_s": 3.0}
+"""
+For stories in which force shall be done before a watchdog finalizes: a deadline allows a beat for the hearing, which
+takes a notice no time, so that is what is left for a machine that stalls.
+"""
+
 SHORT_LEASE: dict[str, Any] = {"lease_s": 0.6}
 """For those who shall lose their lease; who shall keep it must not have this, for a machine may stall for as long."""
 

@@ -55,7 +55,7 @@ async def test_a_start_that_was_not_heard_of_before_sigterm_is_handed_back_witho
 
         async def leave_later(self: Intake) -> None:
             if cancelled:
-                assert (await b.bus.cancel(handle.jid)).verdict == "signalled"
+                assert (await b.bus.cancel("one")).verdict == "signalled"
             cancelling.set()
             await leave(self)
 
@@ -63,7 +63,7 @@ async def test_a_start_that_was_not_heard_of_before_sigterm_is_handed_back_witho
         worker = await b.work()
         with monkeypatch.context() as patched:
             lose_starts(patched, worker.stop)
-            handle = await b.bus.enqueue("short")
+            handle = await b.bus.options(jid="one").enqueue("short")
             await b.ended(worker)
         job = await handle.get()
         assert cancelling.is_set()
