@@ -306,6 +306,21 @@ async def test_a_cancelled_wait_leaves_nothing_behind(redis_url: str) -> None:
         assert not link._rung
 
 
+async def test_a_bus_that_waits_no_more_listens_no_more_and_listens_again_when_it_waits(redis_url: str) -> None:
+    """So one that is dropped without a close, as scripts do, leaves no task behind that is destroyed while pending."""
+    async with bench(redis_url) as b:
+        double = kinds(b.bus)
+        await b.work()
+        link = await b.bus._link()
+        link._listener._linger_s = 0.01
+        for n in (1, 2):
+            assert await (await double.enqueue(n)).result(timeout=20) == 2 * n
+            listening = link._listening
+            assert listening is not None
+            await until(listening.done)
+            assert listening.exception() is None
+
+
 async def test_an_unknown_jid_is_not_found(redis_url: str) -> None:
     async with busq.Bus(redis_url) as bus:
         for ask in (bus.get, bus.wait, bus.history, bus.result):

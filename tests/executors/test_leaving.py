@@ -106,8 +106,8 @@ async def test_a_worker_that_lost_its_lease_tells_the_handler_and_nothing_of_it_
     redis_url: str, executor: str, tmp_path: Path
 ) -> None:
     """It was frozen past its lease; another worker took the job over meanwhile."""
-    async with house(redis_url, executor, tmp_path, lease_s=1.0) as h:
-        first = h.apart()
+    async with house(redis_url, executor, tmp_path) as h:
+        first = h.apart(lease_s=1.0)
         handle = await h.running("waits")
         first.signal(signal.SIGSTOP)
         (tmp_path / "running").unlink()

@@ -129,8 +129,8 @@ async def test_a_task_that_a_handler_made_is_told_by_its_stack(redis_url: str) -
 
             worker = await b.work()
             await (await starts_others.enqueue()).result(timeout=10)
-    [line] = told(lines, "loop.blocked")
-    assert "in hogs" in line["stack"]
+    # A busy machine may hold the loop up elsewhere too.
+    assert len([line for line in told(lines, "loop.blocked") if "in hogs" in line["stack"]]) == 1
 
 
 async def test_a_loop_that_goes_on_is_not_told(redis_url: str) -> None:
@@ -695,7 +695,7 @@ async def test_a_loop_that_many_handlers_hold_up_in_turn_has_no_culprit() -> Non
             self.task, self.job, self.facts = task, None, {}
 
     async def first() -> None:
-        spin(lambda: watch.culprit()[1] > 0.6)
+        spin(lambda: watch.culprit()[1] > 1.5)
 
     async def second() -> None:
         spin(lambda: watch.culprit()[0] is running["second"])
@@ -715,8 +715,7 @@ async def test_a_loop_that_many_handlers_hold_up_in_turn_has_no_culprit() -> Non
     running.update(first=Running(asyncio.create_task(first())), second=Running(asyncio.create_task(second())))
     await asyncio.gather(*(each.task for each in running.values()))
     held_s, blocked_s = seen
-    assert blocked_s > 0.6
-    assert held_s < blocked_s - 0.5
+    assert held_s < blocked_s - 0.5, "the rest is room for time in which the watch itself did not get its turn"
     [task] = asyncio.all_tasks(watching)
     watching.call_soon_threadsafe(task.cancel)
     watcher.join(LIMIT_S)
