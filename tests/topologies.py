@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis, RedisError
+from redis.crc import key_slot
 
 from busq.cli.embedded import HOST, free_port, wait_until_serving
 from busq.cli.tied import end_process, tied_process
@@ -23,6 +24,7 @@ READY_WITHIN_S = 60.0
 SERVICE = "jobs"
 DOWN_AFTER_MS = 500
 NODE_TIMEOUT_MS = 1000
+SLOTS = 16384
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -115,3 +117,96 @@ class SentinelSet:
     def close(self) -> None:
         for each in (*self.sentinels, *self.servers):
             each.close()
+
+
+class ClusterSet:
+    """Three primaries that share all slots evenly, and a replica for each of them when `replicas` is 1."""
+
+    def __init__(self, start: Callable[..., RedisServer], *, primaries: int = 3, replicas: int = 0) -> None:
+        self.servers = [self._start(start) for _ in range(primaries * (1 + replicas))]
+        self.primaries, self.replicas = self.servers[:primaries], self.servers[primaries:]
+        first = self.servers[0]
+        share = SLOTS // primaries + 1
+        for place, server in enumerate(self.servers):
+            with server.client() as client:
+                client.execute_command("CLUSTER SET-CONFIG-EPOCH", place + 1)
+                if place < primaries:
+                    start_at = place * share
+                    client.execute_command("CLUSTER ADDSLOTSRANGE", start_at, min(start_at + share, SLOTS) - 1)
+                if server is not first:
+                    with first.client() as at_first:
+                        at_first.execute_command("CLUSTER MEET", HOST, server.port, _bus_port(server))
+        for server in self.servers:
+            self._until_it_knows_all(server)
+        for primary, replica in zip(self.primaries, self.replicas, strict=False):
+            with replica.client() as client:
+                client.execute_command("CLUSTER REPLICATE", self.id_of(primary))
+                wait_for(lambda client=client: client.info("replication")["master_link_status"] == "up", "a replica")
+        for server in self.servers:
+            self._until_it_knows_all(server)
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"{HOST}:{server.port}" for server in self.primaries)
+
+    def id_of(self, server: RedisServer) -> str:
+        with server.client() as client:
+            return str(client.execute_command("CLUSTER MYID").decode())
+
+    def holder(self, key: bytes) -> RedisServer:
+        """The primary that holds this key's slot, as most servers that answer see it."""
+        slot = key_slot(key)
+        for server in self.servers:
+            if not server.alive:
+                continue
+            with server.client() as client:
+                for first, last, (_, port, *_), *_ in client.execute_command("CLUSTER SLOTS"):
+                    if first <= slot <= last:
+                        return next(each for each in self.servers if each.port == port)
+        raise AssertionError(f"nobody holds slot {slot}")
+
+    def flush(self) -> None:
+        for server in self.primaries:
+            server.flush()
+
+    def promoted(self, lost: RedisServer, key: bytes) -> RedisServer:
+        """Wait until every other server says that another one than `lost` holds this key."""
+
+        def settled() -> bool:
+            for server in self.servers:
+                if server is lost:
+                    continue
+                with server.client() as client:
+                    ports = {port for first, last, (_, port, *_), *_ in client.execute_command("CLUSTER SLOTS")}
+                    if lost.port in ports or client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+                        return False
+            return True
+
+        wait_for(settled, "a cluster that has put a replica in the place of a primary")
+        return self.holder(key)
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.resume()
+            server.close()
+
+    def _start(self, start: Callable[..., RedisServer]) -> RedisServer:
+        return start(
+            options=[
+                *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
+                *("--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--repl-diskless-sync-delay", "0"),
+            ]
+        )
+
+    def _until_it_knows_all(self, server: RedisServer) -> None:
+        with server.client() as client:
+            wait_for(
+                lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok"
+                and int(client.execute_command("CLUSTER INFO")["cluster_known_nodes"]) == len(self.servers),
+                "a node that knows the cluster",
+            )
+
+
+def _bus_port(server: RedisServer) -> int:
+    with server.client() as client:
+        return int(client.config_get("cluster-port")["cluster-port"])

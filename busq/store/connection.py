@@ -26,9 +26,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from busq.config import Settings
-from busq.errors import BadRecord, BusUnavailable, ConfigError
+from busq.errors import BadRecord, BusUnavailable
 from busq.store.address import Address, Node, Shape, read_address, redact, require_url
+from busq.store.cluster import Cluster
 from busq.store.sentinel import Primary
+from busq.store.slots import SlotMap
 
 __all__ = ["BLOCK_MS", "RESENDS", "Client", "Connections", "reaching", "redact", "require_url"]
 
@@ -138,7 +140,7 @@ class _TlsConnection(_Ours, SSLConnection):
         except TimeoutError:
             # A server without TLS takes our greeting for the beginning of a command, and waits for the rest.
             raise redis_errors.TimeoutError(
-                f"{self.host}:{self.port} does not answer the TLS handshake; it is frozen, or speaks no TLS on this port"
+                f"{self.host}:{self.port} answers no TLS handshake: it is frozen, or speaks no TLS on this port"
             ) from None
 
 
@@ -180,24 +182,35 @@ class Connections:
         self._listening: Redis | None = None
         self.place = self._address.place
         """Where this leads, without secrets."""
+        self._slots: SlotMap | None = None
         if self._address.shape is Shape.CLUSTER:
-            raise ConfigError(f"url: {self.place!r} is a cluster, which busq cannot use yet")
+            self._slots = SlotMap(self._address.nodes, self._ask_for_slots, place=self.place)
+            self._seek = self._slots.seek
         if self._address.shape is Shape.SENTINEL:
             primary = Primary(self._address, self._sentinel)
             self._made.append(primary)
             self._seek = primary
-        self.commands: Client = self._client(
-            socket_timeout=settings.command_timeout_s,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RESENDS),
-        )
+        self.commands: Client = self._to_send(settings.command_timeout_s, resends=RESENDS)
+
+    @property
+    def apart(self) -> bool:
+        """Whether shards live on different servers, so that no call may touch two of them."""
+        return self._slots is not None
+
+    def near(self, key: bytes) -> Client:
+        """For commands without a key: `commands`, of the server that holds this one."""
+        return self.commands.near(key) if self.apart else self.commands
+
+    async def servers(self) -> list[tuple[str, Client]]:
+        """Every server that holds a part of the bus: its address without secrets, and a client of it alone."""
+        if self._slots is None:
+            return [(self.place, self.commands)]
+        await self._slots.refresh()
+        return [(f"{host}:{port}", self.commands.client((host, port))) for host, port in self._slots.primaries]
 
     def blocking(self) -> Client:
         """A client for blocking reads: raw answers, no re-sending."""
-        client = self._client(
-            socket_timeout=BLOCK_MS / 1000 + self._settings.command_timeout_s, retry=Retry(NoBackoff(), 0)
-        )
-        client.response_callbacks.pop("XREADGROUP", None)  # keep the bytes of entries that are not ours
-        return client
+        return self._to_send(BLOCK_MS / 1000 + self._settings.command_timeout_s, resends=0, raw="XREADGROUP")
 
     def listening(self) -> Redis:
         """
@@ -214,10 +227,29 @@ class Connections:
         for client in made:
             await client.aclose()
 
+    def _to_send(self, limit_s: float, *, resends: int, raw: str = "") -> Client:
+        """A client that waits so long for an answer, and sends again so often; that command's answers are left raw."""
+        if self._slots is not None:
+
+            def make(node: Node) -> Redis:
+                return _raw(
+                    self._of_pool(self._address.options, [node], socket_timeout=limit_s, retry=Retry(NoBackoff(), 0)),
+                    raw,
+                )
+
+            client = Cluster(self._slots, make, resends=resends, patience_s=self._settings.command_timeout_s)
+            self._made.append(client)
+            return client
+        again = ExponentialWithJitterBackoff(base=0.05, cap=0.5) if resends else NoBackoff()
+        return _raw(self._client(socket_timeout=limit_s, retry=Retry(again, resends)), raw)
+
     def _client(self, **more: Any) -> Redis:
         client = self._of_pool(self._address.options, self._address.nodes[:1], seek=self._seek, **more)
         self._made.append(client)
         return client
+
+    async def _ask_for_slots(self, node: Node) -> Any:
+        return await self.commands.client(node).execute_command("CLUSTER SLOTS")
 
     def _sentinel(self, node: Node) -> Redis:
         return self._of_pool(
@@ -242,6 +274,11 @@ class Connections:
             **more,
         )
         return Redis.from_pool(pool)
+
+
+def _raw(client: Redis, command: str) -> Redis:
+    client.response_callbacks.pop(command, None)  # keeps the bytes of entries that are not ours
+    return client
 
 
 def _connection_class(address: Address) -> type[_Ours]:

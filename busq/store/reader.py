@@ -258,7 +258,7 @@ class Reader:
     async def _queue(self, shard: int, queue: str) -> QueueStats:
         """Counted from the stream and its pending list; `lag` would be blind after some deletions."""
         stream = self._store.keys(shard).stream(queue)
-        now_ms = await watch.server_now_ms(self._store)
+        now_ms = await watch.server_now_ms(self._store, shard)
         with reaching(self._store.connections.place):
             length = await self._store.redis.xlen(stream)
             group: dict[str, Any] = {}
