@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,24 @@ class ClusterSet:
         for server in self.primaries:
             server.flush()
 
+    def move(self, key: bytes, to: RedisServer, *, step: int = 20) -> Iterator[int]:
+        """
+        Move this key's slot to another primary, `step` keys at a time, as `redis-cli --cluster reshard` does.
+
+        Gives how many keys were moved, after each step; the slot belongs to the other one when it has ended.
+        """
+        source, slot = self.holder(key), key_slot(key)
+        ours, theirs = self.id_of(source), self.id_of(to)
+        with source.client() as at_source, to.client() as at_target:
+            at_target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ours)
+            at_source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", theirs)
+            yield 0
+            while keys := at_source.execute_command("CLUSTER GETKEYSINSLOT", slot, step):
+                at_source.execute_command("MIGRATE", HOST, to.port, "", 0, 10_000, "KEYS", *keys)
+                yield len(keys)
+            at_target.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
+            at_source.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
+
     def promoted(self, lost: RedisServer, key: bytes) -> RedisServer:
         """Wait until every other server says that another one than `lost` holds this key."""
 
@@ -201,8 +219,10 @@ class ClusterSet:
     def _until_it_knows_all(self, server: RedisServer) -> None:
         with server.client() as client:
             wait_for(
-                lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok"
-                and int(client.execute_command("CLUSTER INFO")["cluster_known_nodes"]) == len(self.servers),
+                lambda: (
+                    client.execute_command("CLUSTER INFO")["cluster_state"] == "ok"
+                    and int(client.execute_command("CLUSTER INFO")["cluster_known_nodes"]) == len(self.servers)
+                ),
                 "a node that knows the cluster",
             )
 
