@@ -25,7 +25,7 @@ from busq.store.streams import Streams
 from tests.runtime.bench import bench, taken, until
 from tests.servers import RedisServer
 from tests.store.bench import Bench as StoreBench
-from tests.topologies import ClusterSet
+from tests.topologies import ClusterSet, replicated
 
 SHARDS = 6
 SETTINGS: dict[str, Any] = {
@@ -264,3 +264,114 @@ async def test_nothing_is_lost_and_nothing_ends_twice_while_a_slot_moves_under_l
             assert ran[jid] <= 1
         assert all(ran[jid] == 1 for jid in jids if jid not in cancelled)
         assert set(verdicts.values()) <= {"cancelled", "signalled", "already_cancelling", "already_cancelled"}
+
+
+# A node that fails -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_nothing_is_lost_when_a_node_fails_while_jobs_run(
+    start_server: Callable[..., RedisServer], how: str
+) -> None:
+    cluster = ClusterSet(start_server, replicas=1)
+    own = ShardKeys("busq", 0)
+    try:
+        async with bench(cluster.url, **SETTINGS) as b:
+            held = {name: b.gate() for name in ("ends", "stops")}
+
+            @b.bus.job
+            async def hold(name: str) -> str:
+                await held[name].wait()
+                return name
+
+            @b.bus.job
+            async def short(n: int) -> int:
+                return n
+
+            worker = await b.work()
+            await b.watch()
+            ends, stops, *later = _jids(SHARDS, 7)
+            for jid, name in ((ends, "ends"), (stops, "stops")):
+                await hold.options(jid=jid).enqueue(name)
+                await taken(worker, jid)
+            lost = cluster.holder(own.counters)
+            replicated(lost, own.prefix + b"mark")  # what nobody has confirmed may be lost
+            if how == "killed":
+                lost.kill()
+            else:
+                lost.pause()
+            promoted = await asyncio.to_thread(cluster.promoted, lost, own.counters)
+
+            async def one(n: int, jid: str) -> None:
+                with suppress(JidInUse):  # the answer to an earlier try was lost
+                    await _persistently(lambda: short.options(jid=jid).enqueue(n))
+                assert (await _persistently(lambda: b.bus.wait(jid, timeout=60))).result == n
+
+            await asyncio.gather(*(one(n, jid) for n, jid in enumerate(later)))
+            assert (await _persistently(lambda: b.bus.cancel(stops))).verdict in ("signalled", "already_cancelling")
+            assert (await b.reaches(stops, State.CANCELLED)).ended == "confirmed"
+            held["ends"].open()
+            assert (await b.reaches(ends, State.SUCCEEDED)).attempt == 1
+            await until(lambda: not worker.unready)
+            with promoted.client() as client:
+                assert client.exists(own.job(ends))
+    finally:
+        cluster.close()
+
+
+async def test_a_listener_leaves_a_node_that_has_frozen(start_server: Callable[..., RedisServer]) -> None:
+    """Without a new place for its new connection it would stay deaf for as long as the node is."""
+    cluster = ClusterSet(start_server)
+    try:
+        async with bench(cluster.url, **SETTINGS) as b:
+            await b.work()
+            (ear,) = [server for server in cluster.primaries if _listeners(server)]
+            ear.pause()
+            others = [server for server in cluster.primaries if server is not ear]
+            await until(lambda: sum(map(_listeners, others)) == 1)
+    finally:
+        cluster.close()
+
+
+def _listeners(server: RedisServer) -> int:
+    with server.client() as client:
+        return int(client.pubsub_numsub("busq:rules")[0][1])
+
+
+async def test_jobs_of_other_nodes_are_looked_after_while_one_is_away(start_server: Callable[..., RedisServer]) -> None:
+    """Their leases are renewed, their cancels heard, and what is due is queued, in shards before and behind its own."""
+    cluster = ClusterSet(start_server)
+    jids, later = _jids(SHARDS, 2)[::2], _jids(SHARDS, 2)[1::2]
+    keys = [ShardKeys("busq", shard) for shard in range(SHARDS)]
+    try:
+        async with bench(cluster.url, **SETTINGS) as b:
+
+            @b.bus.job
+            async def hold() -> None:
+                await b.gate().wait()
+
+            worker = await b.work()
+            await b.watch()
+            for jid in jids:
+                await hold.options(jid=jid).enqueue()
+                await taken(worker, jid)
+            away = cluster.holder(keys[1].counters)
+            here = [shard for shard in range(SHARDS) if cluster.holder(keys[shard].counters) is not away]
+            assert here[-1] > 1, "one that is asked after it"
+            away.pause()
+            for shard in here:
+                with cluster.holder(keys[shard].counters).client() as client:
+
+                    def lease(client: Any = client, shard: int = shard) -> float:
+                        return float(client.zscore(keys[shard].workers, worker.name))
+
+                    at_first = lease()
+                    await until(lambda lease=lease, at_first=at_first: lease() > at_first + 1000)
+                await hold.options(jid=later[shard], delay=0.01).enqueue()
+                await b.bus.cancel(jids[shard])
+                assert (await b.reaches(jids[shard], State.CANCELLED)).ended == "confirmed"
+                await b.reaches(later[shard], State.QUEUED)
+            away.resume()
+            await until(lambda: not worker.unready)
+    finally:
+        cluster.close()
