@@ -74,6 +74,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Talking to Redis
     connect_timeout_s: Positive = 2.0
     command_timeout_s: Positive = 3.0
+    tls_ca_file: str | None = None
+    """PEM file of the authorities whose certificates are believed; left out: those of the system."""
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    """Certificate and key that we show, for servers that want one (PEM files)."""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+    """The login at Sentinels; that in the URL is for the servers that hold the data."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:

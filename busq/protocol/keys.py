@@ -35,6 +35,13 @@ class ShardKeys:
         return self.prefix + name.encode()
 
     @cached_property
+    def whole(self) -> bytes:
+        """
+        Never there. A script that names it is refused while its slot is on the move (see `store/scripts.py`).
+        """
+        return self._key("whole")
+
+    @cached_property
     def events(self) -> bytes:
         return self._key("events")
 

@@ -343,9 +343,10 @@ class Store:
         Lay out keys and arguments in the order of the script's header, and run it: for the verbs, here and in
         `scopes.py`.
         """
-        script = scripts.load(verb, flags_line=self._flags_line)
+        fenced = self.connections.apart
+        script = scripts.load(verb, flags_line=self._flags_line, fenced=fenced)
         own = self.keys(shard)
-        keys: list[bytes] = []
+        keys: list[bytes] = [own.whole] if fenced else []
         for name in script.keys:
             if name == "jobs...":
                 keys += map(own.job, jids)

@@ -75,7 +75,7 @@ class Sweeper:
     async def sweep(self) -> float | None:
         """One pass. Return in how many seconds the next deadline, moment or scheduled job is due, None for none."""
         self._over_at = self._clock.monotonic() + self._settings.watchdog_interval_s * PASS_SHARE / self._store.shards
-        now_ms = await watch.server_now_ms(self._store)
+        now_ms = await watch.server_now_ms(self._store, self._shard)
         waits = []
         for step in (
             self._finalize_overdue,

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from busq import events
+from busq import events, tasks
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
@@ -54,6 +54,7 @@ class Watchdog:
         self._passes = 0
         self._done: Counter[str] = Counter(dict.fromkeys(DONE, 0))
         self._final = final
+        self._rounds: tasks.Abreast[float | None] = tasks.Abreast()
 
     def stop(self) -> None:
         """End after the present pass. Safe in a signal handler of the loop."""
@@ -76,7 +77,10 @@ class Watchdog:
             except BusUnavailable as error:
                 self._lost(error)
                 wait, pause = pause * random.uniform(0.5, 1.0), min(PAUSE_S[1], pause * 2)
+                if self._store.connections.apart:  # the other servers' jobs are looked after as ever
+                    wait = min(wait, self._settings.watchdog_interval_s)
             await self._sleep(wait)
+        await self._rounds.end()
         await self._leave()
         events.tell(log, events.WATCHDOG_STOPPED, watchdog=self.name)
 
@@ -106,21 +110,31 @@ class Watchdog:
             await Sweeper(self._settings, self._store, shard, self._clock).sweep()
 
     async def _pass(self, sweepers: list[Sweeper]) -> float:
-        await self._be_seen()
-        waits = [await sweeper.sweep() for sweeper in sweepers]
+        """One pass over every shard. Return how long to wait for the next."""
+        interval_s, shards = self._settings.watchdog_interval_s, range(self._store.shards)
+        to_be_seen = self._clock.monotonic() - self._seen_at >= self._settings.beat_s
+
+        async def look_after(shard: int) -> float | None:
+            if to_be_seen:
+                await self._store.renew(shard, [], info=self._card.encoded())
+            return await sweepers[shard].sweep()
+
+        waits: list[float | None] | None
+        if self._store.connections.apart:  # one server that is away must not keep the jobs of others waiting
+            waits = await self._rounds.round(shards, look_after, within_s=interval_s)
+        else:
+            waits = [await look_after(shard) for shard in shards]
+        if to_be_seen:
+            self._seen_at = self._clock.monotonic()
+        if waits is None:
+            return SOONEST_S
         self.last_pass = self._clock.monotonic()
         self._passes += 1
         if not self.reachable:
             self.reachable = True
             events.tell(log, events.BUS_BACK)
-        soonest = min((wait for wait in waits if wait is not None), default=self._settings.watchdog_interval_s)
-        return min(self._settings.watchdog_interval_s, max(SOONEST_S, soonest))
-
-    async def _be_seen(self) -> None:
-        if self._clock.monotonic() - self._seen_at >= self._settings.beat_s:
-            for shard in range(self._store.shards):
-                await self._store.renew(shard, [], info=self._card.encoded())
-            self._seen_at = self._clock.monotonic()
+        soonest = min((wait for wait in waits if wait is not None), default=interval_s)
+        return min(interval_s, max(SOONEST_S, soonest))
 
     def _lost(self, error: BusUnavailable) -> None:
         if self.reachable:

@@ -86,6 +86,7 @@ class Control:
         self._services: dict[str, asyncio.Task[None]] = {}
         self._beats = 0
         self._asked_to_drain = False
+        self._rounds: tasks.Abreast[None] = tasks.Abreast()
 
     # From the handlers' loop -----------------------------------------------------------------------------
 
@@ -194,11 +195,13 @@ class Control:
         }
         await self._stop.wait()
         await tasks.end(*self._services.values())
+        await self._rounds.end()
         await self._store.close()
 
     async def _fall_silent(self) -> None:
         """End everything here that speaks to Redis, but for the caller's own task."""
         await tasks.end(*(task for task in self._questions if task is not asyncio.current_task()))
+        await self._rounds.end()
 
     async def _keep_beating(self) -> None:
         beat_s = self._settings.beat_s
@@ -207,19 +210,23 @@ class Control:
             due = max(due + beat_s, self._clock.monotonic())
             await asyncio.sleep(max(0.0, due - self._clock.monotonic()))
             try:
-                await self._beat()
+                await self._beat(within_s=beat_s if self._store.connections.apart else None)
             except Exception as error:  # whatever it was: a beat that gives up looks like a dead worker
                 self._missed(error)
 
-    async def _beat(self) -> None:
+    async def _beat(self, *, within_s: float | None = None) -> None:
         info = self._info()
         self._beats += 1
         fresh = info if info != self._sent_info or self._beats % CARD_EVERY == 0 else b""
-        attempts = list(self._owner.running.values())
-        for shard in range(self._store.shards):
-            own = [attempt for attempt in attempts if attempt.shard == shard]
+
+        async def ask(shard: int) -> None:
+            own = [attempt for attempt in list(self._owner.running.values()) if attempt.shard == shard]
             for start in range(0, max(1, len(own)), BATCH):
                 await self._ask(shard, own[start : start + BATCH], "beat", info=fresh)
+
+        # Leases in one shard must not run out because another one's server is away.
+        if await self._rounds.round(range(self._store.shards), ask, within_s=within_s) is None:
+            return
         if self._occasions and self._beats % CARD_EVERY == 1:
             await self._declare()
         await self._read_drain()
@@ -282,12 +289,16 @@ class Control:
             attempt = self._owner.running.get(jid)
             if attempt is not None:
                 by_shard.setdefault(attempt.shard, []).append(attempt)
-        try:
-            for shard, attempts in by_shard.items():
+
+        async def ask(shard: int) -> None:
+            attempts = by_shard[shard]
+            try:
                 for start in range(0, len(attempts), BATCH):
                     await self._ask(shard, attempts[start : start + BATCH], heard_by)
-        except Exception as error:
-            self._missed(error)  # the next beat, or the next confirmation, asks again
+            except Exception as error:
+                self._missed(error)  # the next beat, or the next confirmation, asks again
+
+        await asyncio.gather(*map(ask, by_shard))
 
     async def _ask(self, shard: int, attempts: list[Attempt], heard_by: str, *, info: bytes = b"") -> None:
         told = [attempt.progress for attempt in attempts]
