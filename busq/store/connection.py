@@ -31,6 +31,7 @@ RESENDS = 3
 
 # Answers of a server that is there but cannot serve this now; sending again later is right.
 _NOT_NOW = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY ", "TRYAGAIN")
+_REFUSED = ("The user executing the script", "ACL failure in script")
 
 
 def require_url(settings: Settings) -> str:
@@ -177,6 +178,8 @@ def reaching(place: str) -> Iterator[None]:
         what = str(error) or type(error).__name__
         raise BusUnavailable(f"Redis at {place} is not reachable: {what}") from error
     except redis_errors.ResponseError as error:
+        if str(error).startswith(_REFUSED):  # inside a script
+            raise BusUnavailable(f"Redis at {place} refused a command: {error}. Check the ACL of this user.") from error
         if str(error).startswith(_NOT_NOW) or isinstance(
             error, redis_errors.ReadOnlyError | redis_errors.NoScriptError
         ):

@@ -52,6 +52,7 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until `stop` is called. Raise `BusUnavailable` or `ConfigError` when it cannot start."""
         await self._store.open()
+        await self._store.keep_able()
         sweepers = [
             Sweeper(self._settings, self._store, shard, self._clock, done=self._done)
             for shard in range(self._store.shards)
@@ -103,6 +104,7 @@ class Watchdog:
 
     async def _be_seen(self) -> None:
         if self._clock.monotonic() - self._seen_at >= self._settings.beat_s:
+            await self._store.keep_able()
             for shard in range(self._store.shards):
                 await self._store.renew(shard, [], info=self._card.encoded())
             self._seen_at = self._clock.monotonic()
