@@ -84,7 +84,9 @@ def acl(
     if left_out is None:
         left_out = [each for each in roles.LATER_THAN_7_0 if each in found.commands]
         if left_out:
-            exits.tell(f"no server was asked what it knows; left out, because Redis 7.0 lacks it: {', '.join(left_out)}")
+            exits.tell(
+                f"no server was asked what it knows; left out, because Redis 7.0 lacks it: {', '.join(left_out)}"
+            )
     found = found.without(left_out)
     line = roles.user_line(name, found, secrets)
     command = line.replace("user ", "ACL SETUSER ", 1)

@@ -7,7 +7,7 @@ sent, not written down a second time. What its Python code sends beside them sta
 no role may send Lua of its own (EVAL), only the watchdog may load scripts, and it loads ours.
 
 What this cannot do: scripts of several roles write the same record of a job, so whoever may write one can end that job
-by hand, as any role but `reader` could. Roles keep a process inside its bus and away from everything else on the server.
+by hand, as any role but `reader` could. Roles keep a process inside its bus and away from all else on the server.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from enum import StrEnum
-from typing import Any
 
 import msgspec
 from redis.exceptions import ResponseError
@@ -70,21 +69,21 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 _HEARS = ("subscribe", "unsubscribe")
 _ALL_CHANNELS = (Channel.CANCEL, Channel.DONE, Channel.RULES)
 _CONFIRMS = ("wait", "waitaof")
-_ONE_JOB = {"reads": ("job:",), "hears": (Channel.DONE,)}
 
 PARTS: dict[Role, Part] = {
     Role.PRODUCER: Part(
         does="enqueues jobs, waits for them and reads them by their jid",
         scripts=("enqueue", "look"),
         commands=("hgetall", *_HEARS, *_CONFIRMS),
+        reads=("job:",),
+        hears=(Channel.DONE,),
         rings=_ALL_CHANNELS,  # a job that supersedes another one cancels that
-        **_ONE_JOB,
     ),
     Role.CANCELLER: Part(
         does="cancels jobs, by jid or by filter, waits for them and reads them by their jid",
         scripts=("cancel", "decide", "revoke", "survey", "look"),
         commands=("hgetall", "hget", "smembers", "time", *_HEARS, *_CONFIRMS),
-        reads=(*_ONE_JOB["reads"], "counters", "queues", "rules", "scope:", "walk"),
+        reads=("job:", "counters", "queues", "rules", "scope:", "walk"),
         hears=(Channel.DONE,),
         rings=_ALL_CHANNELS,
     ),

@@ -108,7 +108,7 @@ async def test_a_step_of_the_servers_clock_takes_no_job_from_a_live_worker(redis
         worker = await b.work()
         handle = await waits.enqueue()
         await b.reaches(handle.jid, "running")
-        dog = Watchdog(b.settings, clock=SteppedClock())
+        dog = Watchdog(b.settings_of("watchdog"), clock=SteppedClock())
         watching = asyncio.create_task(dog.run())
         beats: set[float] = set()
 
@@ -205,7 +205,7 @@ async def test_a_pass_prunes_all_that_has_expired_although_each_step_is_bounded(
         redis = (await b.bus._link()).store.redis
         [(newest, _)] = await redis.zrange("busq:{0}:cancelled", -1, -1, withscores=True)
         await until(lambda: _is_over(redis, newest, "cancelled"))
-        await Watchdog(b.settings).sweep_once()
+        await Watchdog(b.settings_of("watchdog")).sweep_once()
         assert await redis.zcard("busq:{0}:cancelled") == 0
 
 
@@ -263,7 +263,7 @@ async def test_a_pass_over_every_shard_is_over_within_the_interval_although_all_
     monkeypatch.setattr("busq.watchdog.sweep.watch.due", endless(Due([("jid", "q", "")], None)))
     monkeypatch.setattr(Sweeper, "_finalize_overdue", endless(None))
     async with bench(redis_url, shards=shards, watchdog_interval_s=0.5) as b:
-        await Watchdog(b.settings, clock=clock).sweep_once()
+        await Watchdog(b.settings_of("watchdog"), clock=clock).sweep_once()
         assert b.settings.watchdog_interval_s / 2 < clock.now <= b.settings.watchdog_interval_s
 
 
