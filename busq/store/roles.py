@@ -116,7 +116,7 @@ PARTS: dict[Role, Part] = {
         scripts=("look", "survey"),
         commands=(
             "info", "time", "exists", "hget", "hgetall", "hkeys", "smembers", "xinfo|groups", "xlen", "xrange",
-            "xrevrange", "zcard", "zcount", "zrange", *_HEARS,
+            "xrevrange", "zcard", "zcount", "zrange", "zrevrange", *_HEARS,
         ),
         reads=(
             "job:", "queue:", "queues", "scheduled", "waiting", "cancelled", "deadlines", "ended:", "workers",

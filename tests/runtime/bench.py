@@ -22,6 +22,7 @@ import busq
 from busq.client.jobs import Enqueuer
 from busq.config import Settings
 from busq.handlers import Handlers
+from busq.store.store import Store
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.attempt import Attempt
 from busq.worker.worker import Worker
@@ -188,6 +189,14 @@ class Bench:
         self.bus = busq.Bus(as_role(url, "client"), **self.given)
         self.gates: list[Gate] = []
         self._services: list[tuple[Worker | Watchdog, asyncio.Task[None]]] = []
+        self._store: Store | None = None
+
+    async def store(self) -> Store:
+        """A way past all roles, for a test that looks into Redis or plays a trick there."""
+        if self._store is None:
+            self._store = Store(self.settings_of("tester"), by="tester")
+            await self._store.open()
+        return self._store
 
     @property
     def settings(self) -> Settings:
@@ -242,6 +251,8 @@ class Bench:
             service.stop()  # hurry
         ended = await asyncio.gather(*(task for _, task in self._services), return_exceptions=True)
         await self.bus.close()
+        if self._store is not None:
+            await self._store.close()
         for each in ended:
             if isinstance(each, BaseException):
                 raise each

@@ -25,7 +25,7 @@ def quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def the_store(b: Bench) -> Store:
-    return (await b.bus._link()).store
+    return await b.store()
 
 
 async def letters(b: Bench) -> list[DeadLetter]:

@@ -69,6 +69,7 @@ async def test_a_worker_tells_its_slots_and_what_runs_in_them(redis_url: str) ->
 async def test_redis_away_makes_a_worker_unready_and_never_dead(own_server: RedisServer) -> None:
     async with bench(own_server.url, command_timeout_s=0.5) as b:
         worker, _ = await ready_with_handlers(b)
+        await b.watch()  # brings back what the server forgets: its scripts
         own_server.kill()
         await until(lambda: {"redis", "listener", "intake"} <= wrong(worker.health().ready))
         assert "no answer to the beat" in worker.health().ready["redis"]

@@ -298,7 +298,7 @@ async def test_workers_say_again_which_hooks_they_have(redis_url: str, monkeypat
     async with bench(redis_url) as b:
         note(takes(b), "coroutine")
         worker = await b.work()
-        store = worker._store
+        store = await b.store()
         key = store.keys(0).hooks
         assert (await store.redis.hget(key, "takes")).startswith(b"always ")
         assert await store.redis.hexists(key, "takes/on_cancel") == 0
@@ -607,11 +607,12 @@ async def test_a_worker_that_leaves_leaves_nothing_in_the_queues_of_hooks(redis_
         await b.reaches(handle.jid, "running")
         await handle.cancel()
         await hook_of(b, handle.jid)
-        other = await b.work()
-        stream = other._store.keys(0).stream("default/on_cancel")
+        await b.work()
+        store = await b.store()
+        stream = store.keys(0).stream("default/on_cancel")
 
         async def readers() -> set[str]:
-            return {each["name"].decode() for each in await other._store.redis.xinfo_consumers(stream, "busq")}
+            return {each["name"].decode() for each in await store.redis.xinfo_consumers(stream, "busq")}
 
         assert worker.name in await readers()
         await b.end(worker)

@@ -228,7 +228,7 @@ async def test_a_flood_of_jobs_whose_moment_has_come_does_not_keep_overdue_cance
     async with bench(redis_url) as b:
         past, later = b.bus.options(expires=0.01), b.bus.options(delay=0.01)
         handles = await b.bus.enqueue_many(each.spec("k") for each in (past, past, past, later, later, later))
-        store = (await b.bus._link()).store
+        store = await b.store()
         await until(lambda: _is_over(store.redis, handles[-1].jid, "scheduled"))
         sweeper = Sweeper(b.settings, store, 0, OurClock())
         for left in (2, 1, 0) if slow else (0,):
