@@ -140,7 +140,7 @@ async def load_missing(redis: Client, *, flags_line: bool = True) -> list[str]:
 def is_too_old(error: ResponseError) -> bool:
     """Whether this is how a server answers that knows neither flags lines nor EVALSHA_RO: one before 7.0, fakeredis."""
     words = str(error).lower()
-    return "compiling script" in words or ("unknown command" in words and "evalsha_ro" in words)
+    return "near '#'" in words or ("unknown command" in words and "evalsha_ro" in words)
 
 
 def _libraries(folder: Traversable, wanted: Sequence[str]) -> dict[str, str]:

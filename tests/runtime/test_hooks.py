@@ -297,7 +297,7 @@ async def test_workers_say_again_which_hooks_they_have(redis_url: str, monkeypat
     monkeypatch.setattr("busq.worker.control.CARD_EVERY", 2)
     async with bench(redis_url) as b:
         note(takes(b), "coroutine")
-        worker = await b.work()
+        await b.work()
         store = await b.store()
         key = store.keys(0).hooks
         assert (await store.redis.hget(key, "takes")).startswith(b"always ")

@@ -155,9 +155,10 @@ def test_no_role_may_use_a_key_or_channel_of_another_bus(server: RedisServer, ro
     [
         ("EVAL", "return 1", "0"), ("EVAL_RO", "return 1", "0"), ("FCALL", "f", "0"), ("FUNCTION", "LOAD", "x"),
         ("FLUSHALL",), ("FLUSHDB",), ("KEYS", "*"), ("SCAN", "0"), ("CONFIG", "SET", "maxmemory", "1"), ("SHUTDOWN",),
-        ("SCRIPT", "FLUSH"), ("SCRIPT", "KILL"), ("ACL", "LIST"), ("ACL", "SETUSER", "u"), ("CLIENT", "KILL", "ID", "1"),
+        ("SCRIPT", "FLUSH"), ("SCRIPT", "KILL"), ("ACL", "LIST"), ("ACL", "SETUSER", "u"),
+        ("CLIENT", "KILL", "ID", "1"), ("REPLICAOF", "NO", "ONE"),
         ("MONITOR",), ("PSUBSCRIBE", "*"), ("PUBSUB", "CHANNELS"), ("EXEC",),
-        ("RENAME", OWN, "busq:{0}:job:two"), ("COPY", OWN, FOREIGN), ("RESTORE", OWN, "0", ""), ("REPLICAOF", "NO", "ONE"),
+        ("RENAME", OWN, "busq:{0}:job:two"), ("COPY", OWN, FOREIGN), ("RESTORE", OWN, "0", ""),
         ("HSET", FOREIGN, "a", "1"), ("HGETALL", FOREIGN), ("PUBLISH", FOREIGN_CHANNEL, "1"),
     ],
 )  # fmt: skip
@@ -184,9 +185,8 @@ def test_a_worker_rings_no_notices(server: RedisServer) -> None:
 @pytest.mark.parametrize("role", Role)
 def test_a_forged_hash_runs_nothing(server: RedisServer, role: Role) -> None:
     sha = "f" * 40
-    with Redis.from_url(server.url_for(role)) as client:
-        with pytest.raises(redis_errors.NoScriptError):
-            client.execute_command("EVALSHA_RO" if role is Role.READER else "EVALSHA", sha, 1, OWN)
+    with Redis.from_url(server.url_for(role)) as client, pytest.raises(redis_errors.NoScriptError):
+        client.execute_command("EVALSHA_RO" if role is Role.READER else "EVALSHA", sha, 1, OWN)
 
 
 async def test_a_script_of_somebody_else_does_no_more_than_its_caller_may(server: RedisServer) -> None:
