@@ -28,7 +28,7 @@ import msgspec
 from cyclopts import Parameter
 
 from busq import events, tasks
-from busq.cli.redaction import hide
+from busq.cli.safe import plain_json, shown
 from busq.errors import ConfigError
 
 HEAD_BYTES = 8192
@@ -183,7 +183,7 @@ class Page:
 
     def _page(self, request: _Request) -> tuple[HTTPStatus, str, str]:
         if request.path == "/":
-            return HTTPStatus.OK, JSON, msgspec.json.encode(document(self._report())).decode() + "\n"
+            return HTTPStatus.OK, JSON, plain_json(document(self._report())) + "\n"
         probe = request.path[1:]
         if probe not in ("livez", "readyz", "startupz"):
             return HTTPStatus.NOT_FOUND, TEXT, "There are /livez, /readyz, /startupz and /\n"
@@ -196,8 +196,8 @@ class Page:
         ok = not any(checks.values())
         status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
         if request.wants_json:
-            return status, JSON, msgspec.json.encode({"ok": ok, "checks": checks}).decode() + "\n"
-        lines = [f"[-]{name} {words}" if words else f"[+]{name} ok" for name, words in checks.items()]
+            return status, JSON, plain_json({"ok": ok, "checks": checks}) + "\n"
+        lines = [f"[-]{name} {shown(words)}" if words else f"[+]{name} ok" for name, words in checks.items()]
         return status, TEXT, "\n".join([*lines, f"{probe} check {'passed' if ok else 'failed'}", ""])
 
 
@@ -227,7 +227,7 @@ def _understood(head: bytes) -> _Request | HTTPStatus:
 def _response(
     status: HTTPStatus, body: str = "", kind: str = TEXT, *, more: tuple[str, ...] = (), head_only: bool = False
 ) -> bytes:
-    content = hide(body or f"{status.phrase}\n").encode()
+    content = (body or f"{status.phrase}\n").encode()
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}",
         f"Date: {formatdate(usegmt=True)}",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from busq.cli.redaction import guard
+from busq.redaction import guard
 
 if TYPE_CHECKING:
     from busq.client.bus import Bus

@@ -19,8 +19,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from busq import events
-from busq.cli import exits, health, logs, loop, redaction, serving
+from busq import events, redaction
+from busq.cli import exits, health, logs, loop, serving
 from busq.cli.children import how_it_ended
 from busq.cli.health import Address
 from busq.cli.keeper import Keeper, ProcessHealth

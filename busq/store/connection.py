@@ -24,6 +24,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from busq.config import Settings
 from busq.errors import BadRecord, BusUnavailable, ConfigError
+from busq.redaction import guard
 
 SCHEMES = ("redis", "rediss", "unix")
 BLOCK_MS = 2000  # a blocking read asks at least this often, so that a dead connection is found
@@ -116,6 +117,7 @@ class Connections:
 
     def __init__(self, settings: Settings) -> None:
         self._url = require_url(settings)
+        guard(self._url)
         self._settings = settings
         self._made: list[Redis] = []
         self.place = redact(self._url)
