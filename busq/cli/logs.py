@@ -171,7 +171,13 @@ def _make_safe(logger: WrappedLogger, method: str, line: EventDict) -> EventDict
 def _harmless(name: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
-    return safe(value if isinstance(value, str) else repr(value), newlines=name in ("exception", "stack"))
+    if not isinstance(value, str):
+        words = repr(value)
+        return value if words.isprintable() else safe(words)
+    if name not in ("exception", "stack"):
+        return safe(value)
+    # Set in, so that no line of a message looks like a line of the log.
+    return "\n".join("    " + each for each in safe(value, newlines=True).split("\n"))
 
 
 def _in_words(value: Any) -> str:
