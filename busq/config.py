@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from busq.errors import ConfigError
+from busq.redaction import hide
 
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -83,6 +84,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sentinel_password: str | None = None
     """The login at Sentinels; that in the URL is for the servers that hold the data."""
 
+    def __repr__(self) -> str:
+        shown = (f"{name}={hide(repr(getattr(self, name)))}" for name in self.__struct_fields__)
+        return f"Settings({', '.join(shown)})"
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:
         """
@@ -125,4 +130,4 @@ def _convert(settings: type[Settings], field: str, value: Any, called: str) -> A
     try:
         return msgspec.convert(value, wanted, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{called}: {value!r} will not do: {error}") from None
+        raise ConfigError(f"{called}: {hide(repr(value))} will not do: {error}") from None

@@ -281,6 +281,7 @@ ACKED = "redis.call('XACK', stream, group, unpack(acked))\n"
 DELETED = "redis.call('XDEL', stream, unpack(acked))\n"
 LATE = "keeps_late(job, told)"
 KEPT = f"outcome == 'succeeded' and {LATE}"
+no_notice = cancels.test_a_worker_tells_all_workers_of_a_job_that_it_had_superseded_and_rings_no_notice
 HASTENED = "if nearer < tonumber(deadline) then"
 CANCELLING_HELD = "elseif state == 'cancelling' and held then"
 
@@ -341,6 +342,10 @@ GUARDS = [
     Guard("cancel", "  if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'cancel') end\n",
           "  redis.call('PUBLISH', notice_prefix .. jid, 'other')\n",
           cancels.test_the_notice_rings_after_the_request_is_written),
+    Guard("enqueue", "local hushed = notice_prefix == ''", "local hushed = false", no_notice),
+    Guard("enqueue", "    if hushed and verdict == 'signalled' then announce('superseded') end", "", no_notice),
+    Guard("finalize", "    if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'finalized') end",
+          "    redis.call('PUBLISH', notice_prefix .. jid, 'finalized')", no_notice),
     Guard("cancel", "if was[5] then answer('signalled'", "if false then answer('signalled'",
           moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
     # moments: enqueue, expire, start, and every ending

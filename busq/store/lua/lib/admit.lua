@@ -44,7 +44,8 @@ local function supersede(key, jid, lives)
   local was = redis.call('HMGET', job, 'state', 'n', 'attempt')
   if LIVE[was[1]] then
     local wish = { cause = 'superseded', reason = 'superseded by ' .. jid, source = '' }
-    accept(job, was[1], tonumber(was[2]), was[3] or 0, wish, '')
+    local verdict = accept(job, was[1], tonumber(was[2]), was[3] or 0, wish, '')
+    if hushed and verdict == 'signalled' then announce('superseded') end -- by a worker: a word to all of them
   end
 end
 
