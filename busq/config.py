@@ -39,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shards: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """How many shards the bus has. Left out: what the bus says in Redis, and 1 for a new bus."""
 
-    host: str = ""
+    host: str | None = None
     """What this pod or machine is called on the roster. Left out: what the system calls it."""
 
     # Cancels

@@ -66,7 +66,7 @@ async def test_a_release_is_tested_upgraded_and_rolled_back() -> None:
 
 
 async def test_a_failing_test_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with double() as (cluster, config):
+    async with double() as (_, config):
         monkeypatch.setattr(Cluster, "failing", {"rel-busq-test-cancel"})
         await asyncio.to_thread(config.install, str(CHART), RELEASE, {})
         with pytest.raises(HelmError):
