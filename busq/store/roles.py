@@ -138,7 +138,7 @@ PARTS: dict[Role, Part] = {
         hears=(Channel.DONE,),
     ),
     Role.ADMIN: Part(
-        does="what people at the command line do: enqueues, cancels, looks, drains, empties dead letters, makes the bus",
+        does="what people at the command line do: enqueues, cancels, looks, drains, empties dead letters, makes buses",
         scripts=("drain",),
         commands=("xdel", "config|get", "command|info", "acl|dryrun", "hsetnx", "script|load", "script|exists"),
         writes=("dead", "meta"),
