@@ -13,9 +13,6 @@
   Holds    one walk settles every rule that was there when it began, and where it stands is kept in Redis: any number of
            watchdogs may call this. A job that moves meanwhile is judged by whoever moves it.
 ]]
--- Most of those that it comes by are hit: what ends them is asked for at once.
-for _, name in ipairs(TIES) do asked[name] = true end
-
 local walked = tonumber(redis.call('HGET', rules, 'walked') or 0)
 if newest == 0 then
   redis.call('DEL', walk) -- whatever it was for has been revoked

@@ -55,7 +55,7 @@ for i = jobs, #KEYS do
       end
       put(fields, name, value)
     end
-    if extra > 0 then put(fields, 'own', 1) end
+    if extra > 0 then put(fields, 'own', (own.parent or own.key or own.on_cancel) and 1 or ALONE) end
     if parent then put(fields, 'depth', parent.depth + 1) end
     if newest > 0 then put(fields, 'cleared', digits[newest]) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)

@@ -8,6 +8,8 @@ local function conditions()
   local function number_of(name) return function(facts) return tonumber(facts[name] or 0) end end
   local function text_of(name) return function(facts) return facts[name] end end
 
+  local PLAIN = { jid = true, kind = true, queue = true, group = true, parent = true, state = true }
+
   -- Which field of a record a name of the language reads, and how.
   local FIELDS = {
     jid = { nil, text_of('jid') },
@@ -107,6 +109,8 @@ local function conditions()
     local left, right, operator = operand(node[2], names), operand(node[3], names), OPERATORS[word]
     local literal = node[3].v
     if word == '==' and type(literal) == 'string' then -- nearly all conditions are of this sort
+      local name = node[2].f
+      if PLAIN[name] then return function(facts) return facts[name] == literal end end
       return function(facts) return left(facts) == literal end
     end
     return function(facts) return operator(left(facts), right(facts)) end

@@ -18,10 +18,12 @@ end
 
 -- Every live rule, the oldest first: the first cause stands.
 local judged -- the rules
-local asked = { state = true, seq = true, cleared = true, kind = true, parent = true } -- fields of a record
-local wanted -- the same as a list
+local FIRST = { 'state', 'seq', 'cleared', 'kind', 'own', 'n', 'attempt' } -- fields of a record that are always read
+local asked = {} -- further ones, as keys
+local wanted -- all of them
 local function want()
-  wanted = {}
+  wanted = { unpack(FIRST) }
+  for _, name in ipairs(FIRST) do asked[name] = nil end
   for name in pairs(asked) do wanted[#wanted + 1] = name end
 end
 
@@ -45,9 +47,12 @@ end
 
 local function facts_of(job)
   live_rules()
-  local values = redis.call('HMGET', job, unpack(wanted))
-  local facts = { jid = jid_of(job) }
-  for k = 1, #wanted do facts[wanted[k]] = values[k] or nil end
+  local was = redis.call('HMGET', job, unpack(wanted))
+  local facts = { -- made in one go, and not field by field
+    jid = jid_of(job), state = was[1] or nil, seq = was[2] or nil, cleared = was[3] or nil, kind = was[4] or nil,
+    own = was[5] or nil, n = was[6] or nil, attempt = was[7] or nil, at = 0,
+  }
+  for k = #FIRST + 1, #wanted do facts[wanted[k]] = was[k] or nil end
   return facts
 end
 
@@ -97,8 +102,10 @@ decided = function(job, depth)
   local facts = facts_of(job)
   if is_hook(facts.kind) then return nil, facts end
   local wish = LIVE[facts.state] and matching(facts)
-  if facts.parent and (LIVE[facts.state] or facts.state == 'failed') and not redis.call('HGET', job, 'policy') then
-    local down = from_above(facts, depth or 1)
+  if has_ties(facts.own) and (LIVE[facts.state] or facts.state == 'failed') then
+    local was = redis.call('HMGET', job, 'parent', 'policy')
+    facts.parent = was[1] or nil
+    local down = not was[2] and from_above(facts, depth or 1)
     if down and (not wish or down.at < wish.at) then wish = down end -- the first cause stands
   end
   return wish or nil, facts

@@ -7,7 +7,7 @@
 heed = function(job, later)
   local wish, facts = decided(job)
   if wish and LIVE[facts.state] then
-    local ties = asked.open and facts or ties_of(job)
+    local ties = (facts.attempt or has_ties(facts.own)) and ties_of(job) or facts
     accept(job, facts.state, tonumber(ties.n), ties.attempt or 0, wish, wish.grace or '', ties)
     return true
   end
@@ -25,6 +25,6 @@ end
 -- As heed, for those who have read these two fields anyway: nearly always they say that there is nothing to judge.
 -- A job without `own` has no parent; most of those with it have none either, and a whole judgement is dear.
 local function heed_known(job, own, cleared, later)
-  if newest <= tonumber(cleared or 0) and not (own and redis.call('HGET', job, 'parent')) then return false end
+  if newest <= tonumber(cleared or 0) and not (has_ties(own) and redis.call('HGET', job, 'parent')) then return false end
   return heed(job, later)
 end
