@@ -22,7 +22,7 @@ local was = redis.call('HMGET', walk, 'upto', 'places', 'place', 'cursor', 'coun
 if not was[1] then
   -- Standing rules whose time is over leave here.
   for _, rule in ipairs(live_rules()) do
-    if rule.number <= walked and rule.until_ms <= now then retire(rule.number, rule.id, 'settled') end
+    if rule.number <= walked and rule.until_ms <= now then retire(rule.number, wish_of(rule).scope, 'settled') end
   end
   if newest <= walked then return { 'idle' } end
   local places, total = {}, redis.call('ZCARD', scheduled) + redis.call('ZCARD', prefix .. 'waiting')
@@ -78,11 +78,12 @@ if place > #places and place > 0 then
   write_tallies() -- who says whether a scope is done reads them
   for _, rule in ipairs(live_rules()) do
     if rule.number <= upto then
+      local scope = wish_of(rule).scope
       if rule.until_ms > now then
-        redis.call('HSET', prefix .. 'scope:' .. rule.id, 'state', 'standing')
-        redis.call('PUBLISH', done_prefix .. rule.id, 'standing')
+        redis.call('HSET', prefix .. 'scope:' .. scope, 'state', 'standing')
+        redis.call('PUBLISH', done_prefix .. scope, 'standing')
       else
-        retire(rule.number, rule.id, 'settled')
+        retire(rule.number, scope, 'settled')
       end
     end
   end

@@ -45,3 +45,10 @@ local function put(fields, name, value)
 end
 
 local function is_hook(kind) return kind and string.find(kind, '/on_cancel', -#'/on_cancel', true) ~= nil end
+
+-- The jid that an entry of a queue names; nil for one that is no job.
+local function jid_in(entry)
+  for k = 1, #entry[2], 2 do
+    if entry[2][k] == 'jid' then return entry[2][k + 1] end
+  end
+end

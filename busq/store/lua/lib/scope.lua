@@ -7,7 +7,8 @@
 heed = function(job, later)
   local wish, facts = decided(job)
   if wish and LIVE[facts.state] then
-    local ties = (facts.attempt or has_ties(facts.own)) and ties_of(job) or facts
+    -- One line of history is that of its admission: it has never started.
+    local ties = (facts.n ~= '1' or has_ties(facts.own)) and ties_of(job) or facts
     accept(job, facts.state, tonumber(ties.n), ties.attempt or 0, wish, wish.grace or '', ties)
     return true
   end
