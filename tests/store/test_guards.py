@@ -24,6 +24,7 @@ from tests.store import test_cancels as cancels
 from tests.store import test_hooks as hooks
 from tests.store import test_moments as moments
 from tests.store import test_rules as rules
+from tests.store import test_settling as settling
 from tests.store import test_supersede as supersede
 from tests.store import test_transitions as transitions
 from tests.store import test_trees as trees
@@ -697,7 +698,7 @@ GUARDS = [
     Guard("carry_out", "if state == 'scheduled' then redis.call('ZREM', scheduled, jid) end", "",
           touched("walk, scheduled")),
     # born against a standing rule
-    Guard("enqueue", "local fenced = not tombstone and fence(jid, state, fields)",
+    Guard("enqueue", "local fenced = not tombstone and fence(jid, fields)",
           "local fenced = nil",
           rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
     Guard("enqueue", "      put(fields, 'born', 'fenced')\n", "",
@@ -792,7 +793,7 @@ GUARDS = [
           trees.test_a_job_that_takes_the_jid_of_one_long_gone_does_not_abandon_its_children),
     Guard("finalize", "if ended == 'abandoned' and not was[8] then", "if ended == 'abandoned' then",
           trees.test_the_code_of_a_parked_parent_that_has_ended_meanwhile_is_no_suspect_again),
-    Guard("enqueue", "and fence(jid, state, fields)", "and fence(jid, 'queued', fields)",
+    Guard("enqueue", "'state', state, 'n', '1'", "'state', 'queued', 'n', '1'",
           rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
     Guard("enqueue", "facts.at = born and now or rule.at", "facts.at = rule.at",
           rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
@@ -930,6 +931,38 @@ GUARDS = [
           bounds.test_pruning_takes_a_bounded_number_at_a_time),
     Guard("prune", "ZRANGEBYSCORE', index, '-inf', stamp", "ZRANGEBYSCORE', index, '-inf', '+inf'",
           lambda url: bounds.test_an_index_of_ended_jobs_forgets_a_job_when_its_record_expires(url, S.FAILED)),
+    # what the jobs of one call share
+    Guard("carry_out", "alike.wish == wish and ", "alike.wish and ",
+          settling.test_each_job_of_one_walk_is_told_why_it_itself_was_stopped),
+    Guard("carry_out", "alike.n == n and ", "", settling.test_a_walk_goes_on_with_the_history_that_each_job_has),
+    Guard("carry_out", " and alike.attempt == attempt then", " then",
+          settling.test_two_jobs_with_as_many_lines_and_other_attempts_are_told_apart),
+    Guard("carry_out", "facts.n ~= '1' or has_ties", "has_ties",
+          settling.test_a_walk_asks_a_job_for_the_hook_that_a_start_has_named),
+    Guard("carry_out", " or has_ties(facts.own)) and ties_of(job)", ") and ties_of(job)",
+          settling.test_a_job_of_a_key_that_a_walk_stops_leaves_the_key_free),
+    Guard("carry_out", "  if has_ties(facts.own) then spare = {} end\n", "",
+          settling.test_a_job_is_judged_by_what_it_is_and_not_by_its_parent),
+    Guard("carry_out", "facts.jid, facts.args, facts.tag = jid_of(job), nil, nil",
+          "facts.jid, facts.tag = jid_of(job), nil",
+          lambda url: settling.test_what_was_read_of_one_job_is_not_taken_for_the_next(url, "args.path == 'b'")),
+    Guard("carry_out", "facts.jid, facts.args, facts.tag = jid_of(job), nil, nil",
+          "facts.jid, facts.args = jid_of(job), nil",
+          lambda url: settling.test_what_was_read_of_one_job_is_not_taken_for_the_next(url, "tags.colour == 'b'")),
+    Guard("enqueue", "own.parent or ", "", settling.test_a_child_that_a_walk_stops_is_counted_out_by_its_parent),
+    Guard("enqueue", " or own.key or ", " or ", settling.test_a_job_of_a_key_that_a_walk_stops_leaves_the_key_free),
+    Guard("enqueue", " or own.on_cancel) and 1", ") and 1",
+          settling.test_a_walk_asks_a_job_for_the_hook_that_its_producer_named),
+    Guard("finish", "place < (told_at[jid] or 0) or ", "",
+          settling.test_the_log_keeps_the_order_of_a_jobs_lines_where_others_had_them_the_other_way_round),
+    Guard("carry_out", " or #told[place] == JIDS_IN_ENTRY then", " then",
+          settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
+    Guard("carry_out", " or jids + #sharing > JIDS_IN_ENTRY then", " then",
+          settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
+    Guard("carry_out", "#entry == LINES_IN_ENTRY * 2 or ", "",
+          settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
+    Guard("carry_out", "if not place or place < (told_at[jid] or 0)", "if true or place < (told_at[jid] or 0)",
+          settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
     Guard("prune", "string.format('%.0f', now - tonumber(suspect_ms))", "'+inf'",
           bounds.test_suspects_are_forgotten_after_their_time),
 ]  # fmt: skip

@@ -60,7 +60,7 @@ for i = jobs, #KEYS do
     if parent then put(fields, 'depth', parent.depth + 1) end
     if newest > 0 then put(fields, 'cleared', digits[newest]) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
-    local fenced = not tombstone and fence(jid, state, fields)
+    local fenced = not tombstone and fence(jid, fields)
     if tombstone then
       local cause, reason, source, requested_at = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t[^\t]*$')
       put(fields, 'born', 'tombstoned')
