@@ -187,3 +187,14 @@ async def test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs(u
         assert max(map(sum, sizes)) <= 32
         assert sum(map(sum, sizes)) == 3 * 112
         assert len(entries) < 112 + 20, "lines are shared"
+
+
+async def test_jobs_with_ties_count_as_two_of_those_that_one_step_may_stop(url: str) -> None:
+    async with Bench(url) as bench:
+        for n in range(6):
+            await bench.enqueue(key=f"k{n}", **MINE)
+        for _ in range(6):
+            await bench.enqueue(**MINE)
+        await bench.decide(**MINE)
+        hits = [(await bench.dog.carry_out(0, step=6, hits=4))[1] for _ in range(8)]
+        assert [hit for hit in hits if hit] == [2, 2, 2, 4, 2]

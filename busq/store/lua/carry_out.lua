@@ -5,7 +5,7 @@
   KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, queues, rules, walk
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix, step, hits
-           step: jobs looked at in one call; hits: jobs stopped in one call, of a queue
+           step: jobs looked at in one call; hits: jobs stopped in one call, of a queue; one with ties counts as two
   Uses     scope, rules
   Answers  {'idle'}             nothing is to be settled
            {'more', hit}        so many jobs were stopped by this step; call again
@@ -41,10 +41,12 @@ local upto, place, cursor = tonumber(was[1]), tonumber(was[3]), was[4]
 local places = {}
 for name in string.gmatch(was[2], '[^\n]+') do places[#places + 1] = name end
 
-local hit, examined = 0, 0
+local hit, spent, examined = 0, 0, 0
 local function judge(jid)
   examined = examined + 1
-  if jid and heed(key_of(jid)) then hit = hit + 1 end
+  if not jid then return end
+  local changed, _, tied = heed(key_of(jid))
+  if changed then hit, spent = hit + 1, spent + (tied and 2 or 1) end
 end
 
 -- Places -1 and 0 are the sorted sets of scheduled and waiting jobs, the others are streams. A scan of a set that changes
@@ -62,7 +64,7 @@ else
   end
   local left = #entries
   for _, entry in ipairs(entries) do
-    if hit >= tonumber(hits) then break end
+    if spent >= tonumber(hits) then break end
     left = left - 1
     judge(jid_in(entry))
     cursor = entry[1]
