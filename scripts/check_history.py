@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from judge.run import judge_run  # noqa: E402
-from judge.verdict import NAMES, Unusable, Verdict  # noqa: E402
+from judge.run import judge_run
+from judge.verdict import NAMES, Unusable, Verdict
 
 SHOWN = 10  # violations of one check that people are shown
 

@@ -56,8 +56,7 @@ class Log:
             if data.startswith(b"REDIS"):
                 raise Unusable(f"{path} is an RDB file: the server wants aof-use-rdb-preamble no")
             last = number == len(self._parts) - 1
-            for each in self._read(name, data, start, base, last):
-                yield each
+            yield from self._read(name, data, start, base, last)
             start += len(data)
 
     def _read(self, name: str, data: bytes, start: int, base: bool, last: bool) -> Iterator[Transaction]:

@@ -16,7 +16,9 @@ from judge.faults import Faults
 from judge.lives import Life
 from judge.verdict import Verdict
 
-STEP_S = 30  # two stamps of the log this far apart, or in the wrong order: a step of the clock, or a server that was away
+STEP_S = (
+    30  # two stamps of the log this far apart, or in the wrong order: a step of the clock, or a server that was away
+)
 
 
 class Clock:
@@ -60,6 +62,6 @@ def judge_bounds(
                     "C11",
                     life.jid,
                     life.terminal,
-                    f"ended {late:.0f} ms after its deadline; allowed were {most:.0f} ms, and {away:.0f} ms out of reach",
+                    f"ended {late:.0f} ms after its deadline; allowed were {most:.0f} ms and {away:.0f} ms of outage",
                 )
     return {"signalled": judged + excused, "judged": judged, "latest_after_deadline_ms": round(latest) if judged else 0}

@@ -47,7 +47,9 @@ def _accepted(jobs: Jobs, history: History, verdict: Verdict, lost_epochs: bool)
         if call.type == "info" and there:
             calls["recovered"] += 1
         if call.type == "fail" and there and call.jid not in invoked:
-            verdict.wrong("C2", call.jid or "", None, f"its enqueue was refused ({call.answer or _error(call)}), and it is there")
+            verdict.wrong(
+                "C2", call.jid or "", None, f"its enqueue was refused ({call.answer or _error(call)}), and it is there"
+            )
     verdict.figures["enqueues"] = dict(calls)
 
 
@@ -61,7 +63,9 @@ def _never_ended(jobs: Jobs, verdict: Verdict, drained: bool) -> None:
         ends[(life.state or b"nothing").decode()] += 1
         if drained and life.state not in TERMINAL and life.gone is None:
             state = (life.state or b"nothing").decode()
-            verdict.wrong("C1", life.jid, life.states[-1][0] if life.states else life.born, f"never ended: it is {state}")
+            verdict.wrong(
+                "C1", life.jid, life.states[-1][0] if life.states else life.born, f"never ended: it is {state}"
+            )
     verdict.figures["jobs"] = {"all": len(jobs.all), **ends}
 
 
@@ -87,7 +91,9 @@ def _cancels(jobs: Jobs, history: History, verdict: Verdict, lost_epochs: bool) 
         if answer in ACCEPTED and not any(life.requested is not None for life in lives):
             verdict.wrong("C9", call.jid, None, f"its cancel was answered {answer}, and the log has no request for it")
         elif answer == "already_finished" and all(life.state == CANCELLED for life in lives):
-            verdict.wrong("C9", call.jid, None, "its cancel was answered already_finished, and it neither succeeded nor failed")
+            verdict.wrong(
+                "C9", call.jid, None, "its cancel was answered already_finished, and it neither succeeded nor failed"
+            )
     verdict.figures["cancels"] = dict(told)
 
 
@@ -111,7 +117,12 @@ def _reads_forward(jobs: Jobs, history: History, verdict: Verdict) -> None:
         if after is None and seen == "cancelling":
             after = next((n for n in range(upto, len(states)) if states[n] == "cancelled"), None)
         if after is None:
-            verdict.wrong("C16", call.jid, None, f"{call.began.proc} read {seen} after {states[upto]}; the log has {', '.join(states)}")
+            verdict.wrong(
+                "C16",
+                call.jid,
+                None,
+                f"{call.began.proc} read {seen} after {states[upto]}; the log has {', '.join(states)}",
+            )
         else:
             at[key] = after
     verdict.figures["reads"] = reads
@@ -127,8 +138,7 @@ def _reads_in_time(jobs: Jobs, history: History, verdict: Verdict) -> None:
     for call in history.calls["read"]:
         seen = (call.answer or "").lower()
         if call.type == "ok" and call.jid and call.ended and seen.encode() in TERMINAL:
-            if call.jid not in final or call.ended.mono < final[call.jid][0]:
-                final[call.jid] = (call.ended.mono, seen)
+            final[call.jid] = min(final.get(call.jid, (call.ended.mono, seen)), (call.ended.mono, seen))
     for call in history.calls["cancel"]:
         if call.type == "ok" and call.jid and call.ended and (call.answer or "").lower() in ("cancelled", "signalled"):
             asked[call.jid] = min(call.ended.mono, asked.get(call.jid, call.ended.mono))

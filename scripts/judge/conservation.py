@@ -45,7 +45,9 @@ class Conservation:
         names, shard, jid = self._lives.names, life.shard, life.jid.encode()
         scheduled = self._model.score(names.alone(shard, "scheduled"), jid) is not None
         if scheduled != (life.state == SCHEDULED):
-            self._wrong("C7", life, f"{_text(life.state)}, and {'in' if scheduled else 'not in'} the set of scheduled jobs")
+            self._wrong(
+                "C7", life, f"{_text(life.state)}, and {'in' if scheduled else 'not in'} the set of scheduled jobs"
+            )
         entries = self._lives.entries.get(key, ())
         if life.state in (QUEUED, RUNNING) or (life.state == CANCELLING and s.PARKED not in life.record):
             self._judge_entry(key, life, entries)
@@ -66,7 +68,9 @@ class Conservation:
         stream = self._lives.names.queue(life.shard, record.get(s.QUEUE, b""))
         if len(entries) > ((stream, entry) in entries):
             others = sorted(name for at, name in entries if (at, name) != (stream, entry))
-            self._wrong("C4", life, f"{_text(life.state)} with entry {_text(entry)}, and has others: {_text(b' '.join(others))}")
+            self._wrong(
+                "C4", life, f"{_text(life.state)} with entry {_text(entry)}, and has others: {_text(b' '.join(others))}"
+            )
         where = self._model.stream(stream).whereabouts(s.GROUP, entry)
         if life.state == QUEUED:
             if where not in (Whereabouts.UNDELIVERED, Whereabouts.PENDING):
@@ -78,7 +82,9 @@ class Conservation:
         holder = self._model.stream(stream).consumer(s.GROUP, entry)
         if holder != record.get(s.OWNER):
             self._wrong(
-                "C7", life, f"owned by {_text(record.get(s.OWNER))}, and its entry {_text(entry)} is pending for {_text(holder)}"
+                "C7",
+                life,
+                f"owned by {_text(record.get(s.OWNER))}, and its entry {_text(entry)} is pending for {_text(holder)}",
             )
 
     def _judge_cancelling(self, life: Life, jid: bytes) -> None:
@@ -89,9 +95,7 @@ class Conservation:
         if deadline is None or deadline != float(life.record.get(s.DEADLINE, b"nan")):
             self._wrong("C9", life, "cancelling, and not on the list of deadlines with its own")
 
-    def _judge_ended(
-        self, key: bytes, life: Life, entries: set[tuple[bytes, bytes]] | tuple[()], jid: bytes
-    ) -> None:
+    def _judge_ended(self, key: bytes, life: Life, entries: set[tuple[bytes, bytes]] | tuple[()], jid: bytes) -> None:
         assert life.state in TERMINAL
         names = self._lives.names
         if key not in self._model.expiries:

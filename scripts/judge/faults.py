@@ -15,7 +15,19 @@ from judge.history import Event, History
 
 AFTER_S = 3.0
 # While one of these is on, Redis, or every watchdog, may be out of reach: bounds of time are not asked for then.
-KEEPS_FROM_REDIS = ("server", "redis", "watchdog", "proxy", "partition", "pause", "busy", "memory", "clock", "normal", "stop_")
+KEEPS_FROM_REDIS = (
+    "server",
+    "redis",
+    "watchdog",
+    "proxy",
+    "partition",
+    "pause",
+    "busy",
+    "memory",
+    "clock",
+    "normal",
+    "stop_",
+)
 
 
 class Span(NamedTuple):

@@ -1,9 +1,9 @@
 """
 What handlers saw from inside, beside the log: latency of cancels, false cancels, attempts side by side, the dead.
 
-A handler's token is tripped for a durable reason only (C12). Two attempts of one job may run side by side only when the
-first was taken from its owner, or given up as a suspect (C13). No code runs for more than a second after its process was
-killed (C14).
+A handler's token is tripped for a durable reason only (C12). Two attempts of one job may run side by side only when
+the first was taken from its owner, or given up as a suspect (C13). No code runs for more than a second after its
+process was killed (C14).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from judge.verdict import Verdict
 GRACE_OF_THE_DEAD_NS = 1_000_000_000
 
 
-def judge_handlers(jobs: Jobs, history: History, faults: Faults, verdict: Verdict, suspects: set[tuple[str, int]]) -> None:
+def judge_handlers(
+    jobs: Jobs, history: History, faults: Faults, verdict: Verdict, suspects: set[tuple[str, int]]
+) -> None:
     _false_cancels(jobs, history, verdict)
     _side_by_side(jobs, history, verdict, suspects)
     _after_death(history, faults, verdict)
@@ -39,7 +41,9 @@ def _false_cancels(jobs: Jobs, history: History, verdict: Verdict) -> None:
             continue
         if cause == "none" and any(_was_left(life.attempts, event.fence) for life in lives):
             continue
-        verdict.wrong("C12", event.jid, None, f"attempt {event.fence} saw a cancel (cause {cause}) that nobody had asked for")
+        verdict.wrong(
+            "C12", event.jid, None, f"attempt {event.fence} saw a cancel (cause {cause}) that nobody had asked for"
+        )
     verdict.figures["cancels_seen"] = dict(causes)
 
 
@@ -56,7 +60,9 @@ def _side_by_side(jobs: Jobs, history: History, verdict: Verdict, suspects: set[
         if event.jid and event.fence is not None:
             key = (event.jid, event.fence)
             if key in began and began[key].attempt != event.attempt:
-                verdict.wrong("C8", event.jid, None, f"attempt {event.fence} ran twice: in {began[key].proc} and in {event.proc}")
+                verdict.wrong(
+                    "C8", event.jid, None, f"attempt {event.fence} ran twice: in {began[key].proc} and in {event.proc}"
+                )
             began.setdefault(key, event)
             runs[event.jid].add(event.fence)
     for event in history.by_ev["h_end"]:
@@ -89,7 +95,12 @@ def _after_death(history: History, faults: Faults, verdict: Verdict) -> None:
                 death = faults.kills.get(int(pid)) if str(pid or "").isdigit() else None
                 if death is not None and event.mono > death + GRACE_OF_THE_DEAD_NS:
                     late = (event.mono - death) / 1e9
-                    verdict.wrong("C14", event.jid or "", None, f"{ev} of {event.proc} {late:.1f} s after process {pid} was killed")
+                    verdict.wrong(
+                        "C14",
+                        event.jid or "",
+                        None,
+                        f"{ev} of {event.proc} {late:.1f} s after process {pid} was killed",
+                    )
 
 
 def _latency(history: History, faults: Faults, verdict: Verdict) -> None:
@@ -115,4 +126,7 @@ def _latency(history: History, faults: Faults, verdict: Verdict) -> None:
 def _quantiles(values: list[float]) -> dict[str, float]:
     values.sort()
     at = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    return {"n": len(values), **{name: round(values[min(len(values) - 1, int(q * len(values)))], 2) for name, q in at.items()}}
+    return {
+        "n": len(values),
+        **{name: round(values[min(len(values) - 1, int(q * len(values)))], 2) for name, q in at.items()},
+    }

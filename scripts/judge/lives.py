@@ -22,8 +22,21 @@ class Life:
     """One record. `record` stays readable after it has expired."""
 
     __slots__ = (
-        "attempts", "born", "deadline", "excused", "finished", "gone", "jid", "kind", "requested", "requested_ms", "shard",
-        "state", "states", "terminal", "record",
+        "attempts",
+        "born",
+        "deadline",
+        "excused",
+        "finished",
+        "gone",
+        "jid",
+        "kind",
+        "record",
+        "requested",
+        "requested_ms",
+        "shard",
+        "state",
+        "states",
+        "terminal",
     )  # fmt: skip
 
     def __init__(self, shard: bytes, jid: str, born: int, kind: str, record: dict[bytes, bytes]) -> None:
@@ -219,7 +232,9 @@ class Lives:
         attempt = fields.get(s.ATTEMPT, before.get(s.ATTEMPT, b"0"))
         if line is not None and (line.name != b"finalized" or line.attempt != attempt):
             self.wrong(
-                "C8", life, f"ended by the line {_text(line.name)} of attempt {_text(line.attempt)}, not {_text(attempt)}"
+                "C8",
+                life,
+                f"ended by the line {_text(line.name)} of attempt {_text(line.attempt)}, not {_text(attempt)}",
             )
         if state == CANCELLED:
             how = fields.get(s.ENDED)

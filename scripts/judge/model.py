@@ -254,9 +254,7 @@ class Model:
     def _do_xgroup(self, key: Key, command: Command) -> None:
         word, name, group = command[1].upper(), command[2], command[3]
         stream = self.stream(name)
-        if word == b"CREATE":
-            stream.group(group).read_up_to(command[4])
-        elif word == b"SETID":
+        if word == b"CREATE" or word == b"SETID":
             stream.group(group).read_up_to(command[4])
         elif word == b"DELCONSUMER":
             held = stream.group(group).drop(command[4])

@@ -28,7 +28,7 @@ def judge_residue(model: Model, lives: Lives, verdict: Verdict, position: int) -
 
     for name, held in model.keys.items():
         key = model.names.apart(name)
-        if key is None or not held and not isinstance(held, Stream):
+        if key is None or (not held and not isinstance(held, Stream)):
             continue
         if not key.part:
             left(name, "is no key that the table names")
@@ -65,7 +65,9 @@ def _queue(name: bytes, stream: Stream, left: Any) -> None:
 
 
 def _roster(model: Model, verdict: Verdict) -> None:
-    suspects = sum(len(held) for name, held in model.keys.items() if (k := model.names.apart(name)) and k.part == "suspects")
+    suspects = sum(
+        len(held) for name, held in model.keys.items() if (k := model.names.apart(name)) and k.part == "suspects"
+    )
     verdict.figures["suspects"] = verdict.figures.get("suspects", 0) + suspects
 
 
@@ -100,11 +102,13 @@ def compare_with_dump(path: Path, models: list[Model], verdict: Verdict) -> None
     unknown = [key for key in unknown if names.apart(key.encode()) is not None]
     if missing or unknown:
         verdict.void.append(
-            f"the model is not the server: it has {missing[:SHOWN]} that the dump has not, the dump has {unknown[:SHOWN]}"
+            f"the model is not the server: only it has {missing[:SHOWN]}, only the dump has {unknown[:SHOWN]}"
         )
 
 
 def _some(members: Any) -> str:
-    shown = [each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in list(members)[:SHOWN]]
+    shown = [
+        each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in list(members)[:SHOWN]
+    ]
     more = len(members) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -76,16 +76,18 @@ class Rules:
                 rule.judged = False
                 continue
             if hit:
-                lives.wrong("C9", life, f"started after the cancel {rule.id} that covers it, decided at {rule.position}")
+                lives.wrong(
+                    "C9", life, f"started after the cancel {rule.id} that covers it, decided at {rule.position}"
+                )
 
 
 def matches(node: list[Any], jid: str, record: dict[bytes, bytes]) -> bool:
     """Whether a record fits a condition; raise `NotJudged`."""
     word, *rest = node
     if word == "and":
-        return all([matches(each, jid, record) for each in rest])
+        return all(matches(each, jid, record) for each in rest)
     if word == "or":
-        return any([matches(each, jid, record) for each in rest])
+        return any(matches(each, jid, record) for each in rest)
     if word == "not":
         return not matches(rest[0], jid, record)
     if word not in ("==", "!=", "^=", "<"):

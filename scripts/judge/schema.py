@@ -14,10 +14,22 @@ GROUP = b"busq"
 
 # What may stand after `<namespace>:{s}:`, and what stands there by itself. A key that fits neither is residue.
 WITH_NAME = ("job", "queue", "ended", "scope", "children", "fallen")
-ALONE = (
-    "queues scheduled cancelled tombstones deadlines timers workers worker_info suspects rules walk waiting cascades"
-    " keyed hooks dead events counters"
-).split()
+ALONE = frozenset(
+    {
+        *(
+            "queues",
+            "scheduled",
+            "cancelled",
+            "tombstones",
+            "deadlines",
+            "timers",
+            "workers",
+            "worker_info",
+            "suspects",
+        ),
+        *("rules", "walk", "waiting", "cascades", "keyed", "hooks", "dead", "events", "counters"),
+    }
+)
 OF_THE_BUS = ("meta",)
 
 # Keys that a drained bus holds nothing in, or nothing but what is said beside them.
