@@ -60,7 +60,8 @@ class Log:
             start += len(data)
 
     def _read(self, name: str, data: bytes, start: int, base: bool, last: bool) -> Iterator[Transaction]:
-        at, open_at, inside = 0, -1, []
+        at, open_at = 0, -1
+        inside: list[Command] = []
         whole_until = 0  # everything before this byte has been handed out
         position = 0
         while position < len(data):

@@ -16,9 +16,8 @@ from judge.faults import Faults
 from judge.lives import Life
 from judge.verdict import Verdict
 
-STEP_S = (
-    30  # two stamps of the log this far apart, or in the wrong order: a step of the clock, or a server that was away
-)
+# Two stamps of the log this far apart, or in the wrong order: a step of the clock, or a server that was away.
+STEP_S = 20
 
 
 class Clock:

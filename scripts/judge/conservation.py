@@ -30,7 +30,7 @@ class Conservation:
             if life is not None:
                 self.looked += 1
                 self._judge(key, life)
-        changed.clear()
+        self._lives.end_transaction()
 
     def _judge(self, key: bytes, life: Life) -> None:
         if life.excused == "tombstoned":

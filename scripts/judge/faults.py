@@ -15,19 +15,7 @@ from judge.history import Event, History
 
 AFTER_S = 3.0
 # While one of these is on, Redis, or every watchdog, may be out of reach: bounds of time are not asked for then.
-KEEPS_FROM_REDIS = (
-    "server",
-    "redis",
-    "watchdog",
-    "proxy",
-    "partition",
-    "pause",
-    "busy",
-    "memory",
-    "clock",
-    "normal",
-    "stop_",
-)
+KEEPS_FROM_REDIS = ("server", "redis", "watchdog", "proxy", "partition", "pause", "busy", "memory", "clock", "normal")
 
 
 class Span(NamedTuple):
@@ -35,8 +23,8 @@ class Span(NamedTuple):
     target: str
     began: int  # mono, ns
     ended: int
-    began_wall: int  # ms
-    ended_wall: int
+    began_ms: int  # by the server's clock
+    ended_ms: int
 
 
 class Faults:
@@ -44,6 +32,7 @@ class Faults:
         self.counts: Counter[str] = Counter()
         self.spans: list[Span] = []
         self.kills: dict[int, int] = {}  # pid -> mono of its death
+        self._steps: list[tuple[int, int]] = []  # mono, and by how much the server's clock is off from there on, in ms
         open_faults: dict[tuple[str, str], Event] = {}
         for event in history.events:
             if event.role != "nemesis" or event.ev not in ("fault", "heal"):
@@ -54,6 +43,10 @@ class Faults:
                 self.counts[name] += 1
                 open_faults[key] = event
                 self._killed(event, name)
+                if name == "clock_of_server":
+                    self._steps.append(
+                        (event.mono, self._off(event.mono) + round(1000 * float(event.told("seconds") or 0)))
+                    )
             elif event.ev == "heal" and event.type != "invoke" and key in open_faults:
                 self._span(open_faults.pop(key), event)
         for event in open_faults.values():
@@ -71,17 +64,20 @@ class Faults:
         if pid is not None:
             self.kills.setdefault(int(pid), event.mono)
 
+    def _off(self, mono: int) -> int:
+        return next((off for at, off in reversed(self._steps) if at <= mono), 0)
+
     def _span(self, began: Event, healed: Event | None) -> None:
         after = round(AFTER_S * 1000)
-        ended, wall = (began.mono, began.wall) if healed is None else (healed.mono, healed.wall)
+        last = began if healed is None else healed
         self.spans.append(
             Span(
                 str(began.told("fault")),
                 str(began.told("target") or ""),
                 began.mono,
-                ended + after * 1_000_000,
-                began.wall,
-                wall + after,
+                last.mono + after * 1_000_000,
+                began.wall + self._off(began.mono - 1),
+                last.wall + self._off(last.mono) + after,
             )
         )
 
@@ -95,16 +91,16 @@ class Faults:
                 found.add(self.spans[at].name)
         return found
 
-    def out_of_reach_ms(self, first_wall: float, last_wall: float) -> float:
+    def out_of_reach_ms(self, first_ms: float, last_ms: float) -> float:
         """For how long, between two moments, Redis or the watchdogs may have been out of reach."""
         found = sorted(
-            (max(span.began_wall, first_wall), min(span.ended_wall, last_wall))
+            (max(span.began_ms, first_ms), min(span.ended_ms, last_ms))
             for span in self.spans
             if any(word in span.name for word in KEEPS_FROM_REDIS)
-            and span.began_wall < last_wall
-            and span.ended_wall > first_wall
+            and span.began_ms < last_ms
+            and span.ended_ms > first_ms
         )
-        total, upto = 0.0, first_wall
+        total, upto = 0.0, first_ms
         for begin, end in found:
             total += max(0.0, end - max(begin, upto))
             upto = max(upto, end)

@@ -88,19 +88,24 @@ def _side_by_side(jobs: Jobs, history: History, verdict: Verdict, suspects: set[
 
 
 def _after_death(history: History, faults: Faults, verdict: Verdict) -> None:
+    """A handler's process is its own, and that of the worker above it where it says so (`ppid`)."""
+    first: dict[int, int] = {}
+    above: dict[int, int] = {}
+    for event in history.events:
+        if event.role == "handler":
+            first.setdefault(event.source, event.mono)
+            if event.told("ppid"):
+                above[event.source] = int(event.told("ppid"))
     for ev in ("h_tick", "h_effect"):
         for event in history.by_ev[ev]:
-            pids = [event.proc.rpartition(":")[2], event.told("worker_pid"), event.told("ppid")]
-            for pid in pids:
-                death = faults.kills.get(int(pid)) if str(pid or "").isdigit() else None
-                if death is not None and event.mono > death + GRACE_OF_THE_DEAD_NS:
-                    late = (event.mono - death) / 1e9
-                    verdict.wrong(
-                        "C14",
-                        event.jid or "",
-                        None,
-                        f"{ev} of {event.proc} {late:.1f} s after process {pid} was killed",
-                    )
+            own = event.proc.rpartition(":")[2]
+            for pid in (int(own) if own.isdigit() else None, above.get(event.source)):
+                death = faults.kills.get(pid) if pid is not None else None
+                # A process that began after that death has its number from the dead one.
+                if death is None or first[event.source] > death or event.mono <= death + GRACE_OF_THE_DEAD_NS:
+                    continue
+                late = (event.mono - death) / 1e9
+                verdict.wrong("C14", event.jid or "", None, f"{ev} of {event.proc} {late:.1f} s after {pid} was killed")
 
 
 def _latency(history: History, faults: Faults, verdict: Verdict) -> None:

@@ -33,6 +33,7 @@ class Event(NamedTuple):
     wall: int
     val: Any
     err: str | None
+    source: int  # which file: one for each process, also where a pid was given away again
 
     def told(self, name: str) -> Any:
         return self.val.get(name) if isinstance(self.val, dict) else None
@@ -100,7 +101,7 @@ class History:
 def read_history(folder: Path) -> History:
     events: list[Event] = []
     torn = 0
-    for path in sorted(folder.glob("*.jsonl")):
+    for source, path in enumerate(sorted(folder.glob("*.jsonl"))):
         data = path.read_bytes()
         lines = data.split(b"\n")
         torn += bool(lines[-1])
@@ -124,6 +125,7 @@ def read_history(folder: Path) -> History:
                         int(told["wall"]),
                         told.get("val"),
                         told.get("err"),
+                        source,
                     )
                 )
             except (ValueError, KeyError, TypeError) as error:

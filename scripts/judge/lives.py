@@ -82,6 +82,7 @@ class Lives:
         self.names = keys
         self._keep_kinds = keep_kinds
         self._tombstones: dict[bytes, float] = {}
+        self._unmarked: list[bytes] = []
 
     def wrong(self, check: str, life: Life | None, words: str, key: bytes = b"") -> None:
         jid = life.jid if life else self.jid(key)
@@ -155,6 +156,18 @@ class Lives:
         """A member of the cancelled set: with an expiry it is a tombstone."""
         if score != float("inf"):
             self._tombstones[job] = score
+        else:
+            self._tombstones.pop(job, None)
+
+    def unmarked(self, job: bytes) -> None:
+        """It left the cancelled set: by expiry, or because this very transaction makes a job of its jid."""
+        if job in self._tombstones:
+            self._unmarked.append(job)
+
+    def end_transaction(self) -> None:
+        self.changed.clear()
+        while self._unmarked:
+            self._tombstones.pop(self._unmarked.pop(), None)
 
     def vandalised(self, stream: bytes) -> None:
         """Somebody removed a queue or its group: nothing of busq does. Its jobs are not asked to be anywhere."""
@@ -217,7 +230,7 @@ class Lives:
             self.wrong("C6", life, f"moved from {_text(was)} to {_text(state)}")
         if line is None and state != b"waiting":
             self.wrong("C6", life, f"became {_text(state)} without a line of history")
-        if life.requested is not None and state in NEVER_AFTER_A_CANCEL and was not in TERMINAL:
+        if life.requested is not None and state in NEVER_AFTER_A_CANCEL:
             self.wrong("C9", life, f"became {_text(state)} after its cancel was accepted at {life.requested}")
         judge_end(self, life, was, before, fields, line)
         if state == RUNNING:

@@ -29,6 +29,7 @@ class Watcher(Protocol):
     def flushed(self) -> None: ...
     def field_written(self, key: Key, name: bytes, value: bytes) -> None: ...
     def marked(self, job: bytes, score: float) -> None: ...
+    def unmarked(self, job: bytes) -> None: ...
 
 
 class Model:
@@ -63,8 +64,8 @@ class Model:
             self._watcher.flushed()
             return
         if word in (b"DEL", b"UNLINK"):
-            for key in command[1:]:
-                self._remove(key)
+            for name in command[1:]:
+                self._remove(name)
             return
         name = command[2] if word == b"XGROUP" and len(command) > 2 else command[1] if len(command) > 1 else b""
         key = self.names.apart(name)
@@ -86,7 +87,7 @@ class Model:
 
     # Hashes --------------------------------------------------------------------------------------------
 
-    def _hash(self, name: bytes) -> dict[bytes, bytes]:
+    def _hash(self, name: bytes) -> dict[bytes, Any]:
         held = self.keys.get(name)
         if held is None:
             held = self.keys[name] = {}
@@ -146,7 +147,10 @@ class Model:
         part = key.part
         for member in command[2:]:
             if held.pop(member, None) is not None and part in ("scheduled", "cancelled", "deadlines", "waiting"):
-                self._watcher.touched(self.names.job(key.shard, member))
+                job = self.names.job(key.shard, member)
+                self._watcher.touched(job)
+                if part == "cancelled":
+                    self._watcher.unmarked(job)
         if not held:
             self._remove(command[1])
 

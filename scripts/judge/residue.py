@@ -2,7 +2,7 @@
 What is left when everything has ended (C15): nothing but what the table of keys names, with its expiry.
 
 The dump, where the run has one, is what the server itself said at the end. If the judge's model does not hold the same
-keys, the judge has misread the log and the run is void.
+records, the judge has misread the log and the run is void.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def suspects_of(model: Model, history: list[bytes]) -> set[tuple[str, int]]:
 
 
 def compare_with_dump(path: Path, models: list[Model], verdict: Verdict) -> None:
-    """Keys as the server named them at the end, beside the model's. Expired ones may be on either side."""
+    """Records as the server had them at the end, beside the model's; those that expire may be on one side only."""
     try:
         told = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -92,18 +92,23 @@ def compare_with_dump(path: Path, models: list[Model], verdict: Verdict) -> None
     if not isinstance(dumped, dict):
         verdict.remarks.append("the dump has no keys to compare the judge's model with")
         return
-    held = {name for model in models for name, value in model.keys.items() if value and model.names.apart(name)}
-    lasting = {name.decode("utf-8", "replace") for name in held if all(name not in model.expiries for model in models)}
-    missing = sorted(lasting - set(dumped))
-    known = {name.decode("utf-8", "replace") for name in held}
-    streams = {name.decode("utf-8", "replace") for model in models for name in model.keys}
-    unknown = sorted(set(dumped) - known - streams)
-    names = models[0].names
-    unknown = [key for key in unknown if names.apart(key.encode()) is not None]
-    if missing or unknown:
-        verdict.void.append(
-            f"the model is not the server: only it has {missing[:SHOWN]}, only the dump has {unknown[:SHOWN]}"
-        )
+    records = {
+        name.decode("latin-1"): model.record(name)
+        for model in models
+        for name in model.keys
+        if (key := model.names.apart(name)) and key.part == "job"
+    }
+    lasting = {name.decode("latin-1") for model in models for name in model.keys if name not in model.expiries}
+    apart = models[0].names.apart
+    theirs = {text for text in dumped if (key := apart(text.encode("latin-1"))) and key.part == "job"}
+    different = sorted((lasting & set(records)) - theirs | theirs - set(records))
+    for text in theirs & set(records):
+        value = dumped[text].get("value")
+        record = {name.decode("latin-1"): field.decode("latin-1") for name, field in records[text].items()}
+        if isinstance(value, dict) and value != record:
+            different.append(text)
+    if different:
+        verdict.void.append(f"the model is not what the server was in the end: {_some(different)}")
 
 
 def _some(members: Any) -> str:

@@ -99,7 +99,7 @@ def matches(node: list[Any], jid: str, record: dict[bytes, bytes]) -> bool:
     if word == "<":
         if field.get("f") != "enqueued":
             raise NotJudged
-        return isinstance(held, float) and held < wanted
+        return isinstance(held, float) and isinstance(wanted, int | float) and bool(held < wanted)
     if not isinstance(wanted, str):
         raise NotJudged
     if word == "^=":

@@ -56,7 +56,7 @@ class Played:
         for position, at, commands, whole, base in self.log.transactions():
             lives.position = position
             if lives.base and not base:
-                lives.changed.clear()  # a state has been loaded; what was written of it is no step of anybody
+                lives.end_transaction()  # a state has been loaded; what was written of it is no step of anybody
             lives.base = base
             if at != stamp:
                 self.clock.stamped(position, at)
