@@ -9,6 +9,7 @@ process was killed (C14).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from judge.clients import Jobs
@@ -21,12 +22,22 @@ GRACE_OF_THE_DEAD_NS = 1_000_000_000
 
 
 def judge_handlers(
-    jobs: Jobs, history: History, faults: Faults, verdict: Verdict, suspects: set[tuple[str, int]]
+    jobs: Jobs,
+    history: History,
+    faults: Faults,
+    verdict: Verdict,
+    *,
+    suspects: set[tuple[str, int]],
+    hears: Mapping[str, Any],
 ) -> None:
+    """`hears`, where a run has it: kinds whose handlers wait and so hear a cancel, and `within_s` of its acceptance."""
     _false_cancels(jobs, history, verdict)
     _side_by_side(jobs, history, verdict, suspects)
     _after_death(history, faults, verdict)
-    _latency(history, faults, verdict)
+    accepted = _accepted(history)
+    _latency(accepted, history, faults, verdict)
+    if hears:
+        _heard(accepted, jobs, history, verdict, hears)
 
 
 def _false_cancels(jobs: Jobs, history: History, verdict: Verdict) -> None:
@@ -108,12 +119,33 @@ def _after_death(history: History, faults: Faults, verdict: Verdict) -> None:
                 verdict.wrong("C14", event.jid or "", None, f"{ev} of {event.proc} {late:.1f} s after {pid} was killed")
 
 
-def _latency(history: History, faults: Faults, verdict: Verdict) -> None:
-    """From the accepted cancel to the handler's own sight of it (C10), in ms, by the faults that were on meanwhile."""
+def _accepted(history: History) -> dict[str, int]:
+    """When the first cancel of each job was answered."""
     accepted: dict[str, int] = {}
     for call in history.calls["cancel"]:
         if call.type == "ok" and call.jid and call.ended and (call.answer or "").lower() in ACCEPTED:
             accepted[call.jid] = min(call.ended.mono, accepted.get(call.jid, call.ended.mono))
+    return accepted
+
+
+def _heard(accepted: dict[str, int], jobs: Jobs, history: History, verdict: Verdict, hears: Mapping[str, Any]) -> None:
+    seen: dict[str, int] = {}
+    for event in history.by_ev["h_cancel_seen"]:
+        if event.jid and str(event.told("cause")) not in NO_CANCELS:
+            seen.setdefault(event.jid, event.mono)
+    for jid, at in accepted.items():
+        lives = jobs.by_jid.get(jid, [])
+        signalled = [life for life in lives if life.signalled and life.kind in hears["kinds"]]
+        if not signalled:
+            continue
+        took = (seen[jid] - at) / 1e9 if jid in seen else None
+        if took is None or took > float(hears["within_s"]):
+            how = "never" if took is None else f"after {took:.2f} s"
+            verdict.wrong("C10", jid, signalled[0].requested, f"its handler saw its cancel {how}")
+
+
+def _latency(accepted: dict[str, int], history: History, faults: Faults, verdict: Verdict) -> None:
+    """From the accepted cancel to the handler's own sight of it (C10), in ms, by the faults that were on meanwhile."""
     by_fault: dict[str, list[float]] = defaultdict(list)
     seen: set[str] = set()
     for event in history.by_ev["h_cancel_seen"]:

@@ -55,6 +55,12 @@ class Life:
         self.excused = ""  # why conservation is not asked of it
 
     @property
+    def signalled(self) -> bool:
+        """Whether its cancel found it running."""
+        states = [state for at, state in self.states if at == self.requested]
+        return CANCELLING in states and self.attempts != []
+
+    @property
     def made_by_busq(self) -> bool:
         """Whether a script made it: what cleans up after a job, or finishes a parent."""
         kind = self.kind.encode()

@@ -6,7 +6,12 @@ One run, judged: the log of each server is played, the histories are laid beside
       history/*.jsonl          what clients, handlers and the nemesis wrote down
       run.json                 run, seed, namespace, shards, settings, expect_drained; further, all optional: dump,
                                keep_kinds (kinds whose handlers turn a late cancel round), expect_faults (name: count),
-                               expect_moves ("queued -> running"), slack_s (what a busy machine may add to a bound)
+                               expect_moves ("queued -> running"), slack_s (what a busy machine may add to a bound),
+                               hears (kinds whose handlers hear a cancel at once, and within_s of its acceptance)
+
+The server is to run with `appendonly yes`, `appendfsync no` or `always`, `aof-use-rdb-preamble no`,
+`auto-aof-rewrite-percentage 0` and `aof-timestamp-enabled yes`. With `everysec` Redis puts a write off while an fsync
+is on, answers all the same, and a SIGKILL loses what was answered: the log is not the truth any more then.
 """
 
 from __future__ import annotations
@@ -101,7 +106,7 @@ def judge_run(folder: Path) -> Verdict:
     drained = bool(told.get("expect_drained"))
     judge_clients(jobs, history, verdict, drained=drained, lost_epochs=epochs > 0)
     suspects = {found for each in played for found in suspects_of(each.model, each.suspects)}
-    judge_handlers(jobs, history, faults, verdict, suspects)
+    judge_handlers(jobs, history, faults, verdict, suspects=suspects, hears=told.get("hears", {}))
     interval = float(told.get("settings", {}).get("watchdog_interval_s", 0.5))
     slack = float(told.get("slack_s", SLACK_S))
     verdict.figures["bounds"] = [

@@ -20,6 +20,7 @@ NAMES = {
     "C7": "conservation, at every step of the log",
     "C8": "fences",
     "C9": "the order of cancels",
+    "C10": "cancels that a running handler did not hear in time",
     "C11": "bounds of cancels",
     "C12": "cancels without a durable reason",
     "C13": "attempts side by side",
@@ -28,7 +29,7 @@ NAMES = {
     "C16": "reads that go backwards",
     "C17": "stale reads",
 }
-"""The checks that can be violated. C3, C10, C18 and C19 are figures; C20 is scripts/sabotage.py."""
+"""The checks that can be violated. C3, C18 and C19 are figures; C20 is scripts/sabotage.py."""
 
 LISTED = 1000  # violations of one check that are kept with their words; the others are counted
 

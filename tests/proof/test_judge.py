@@ -504,6 +504,27 @@ def _(s: Story) -> None:
     s.finish("a")
 
 
+@broken("C10", "a handler that waits and hears its cancel late")
+def _(s: Story) -> None:
+    s.told["hears"] = {"kinds": ["k"], "within_s": 1.0}
+    s.enqueue("a")
+    s.run("a")
+    s.signal("a")
+    s.confirm("a")
+    s.call("cancel", "a", "signalled", ms=0)
+    s.handler("h_cancel_seen", "a", 1, ms=1500, cause="user")
+
+
+@broken("C10", "a handler that waits and never hears its cancel")
+def _(s: Story) -> None:
+    s.told["hears"] = {"kinds": ["k"], "within_s": 1.0}
+    s.enqueue("a")
+    s.run("a")
+    s.signal("a")
+    s.confirm("a", ended="completed")
+    s.call("cancel", "a", "signalled", ms=0)
+
+
 @broken("C11", "a cancel that is finalized long after its deadline")
 def _(s: Story) -> None:
     s.enqueue("a")
