@@ -11,7 +11,9 @@ from typing import Any
 
 class Recorder:
     def __init__(self, folder: Path) -> None:
-        (folder / "history").mkdir(exist_ok=True)
+        (folder / "history").mkdir(parents=True, exist_ok=True)
+        (folder / "server").mkdir(exist_ok=True)
+        self._folder = folder
         self._file = (folder / "history" / "stage.jsonl").open("a", buffering=1)
         self._seq = 0
 
@@ -23,6 +25,10 @@ class Recorder:
             "attempt": None, "fence": None, "val": None, "err": None,
         }  # fmt: skip
         self._file.write(json.dumps(line | facts) + "\n")
+
+    def keep(self, name: str, told: dict[str, Any]) -> None:
+        """A document beside the histories."""
+        (self._folder / name).write_text(json.dumps(told))
 
     def asked(self, ev: str, jid: str) -> str:
         op = f"{ev}-{self._seq}"

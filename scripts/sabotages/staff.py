@@ -202,8 +202,9 @@ async def _act(staff: Staff) -> None:
     await staff.serve(second)
     staff.begun.discard(drained)
     await staff.end(first)
-    await staff.until(lambda: drained in staff.begun or unwanted in staff.begun)
+    await staff.until(lambda: drained in staff.begun)
     await staff.cancel(drained)
+    await staff.until(lambda: staff.has_ended(drained))
     staff.gate.set()
     for jid in [*staff.jids, "left-running", "left-asked", "left-read"]:
         await staff.until(lambda jid=jid: staff.has_ended(jid))  # type: ignore[misc]

@@ -13,7 +13,6 @@ something. What does not happen in time is left to the judge, too: the run alway
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import sys
@@ -24,12 +23,11 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
+from busq.cli.embedded import HOST, free_port, wait_until_serving  # noqa: E402
+from busq.cli.tied import end_process, tied_process  # noqa: E402
 from sabotages.ghost import haunt  # noqa: E402
 from sabotages.recorder import Recorder  # noqa: E402
 from sabotages.staff import employ  # noqa: E402
-
-from busq.cli.embedded import HOST, free_port, wait_until_serving  # noqa: E402
-from busq.cli.tied import end_process, tied_process  # noqa: E402
 
 AOF = (
     "--appendonly", "yes", "--appendfsync", "no", "--aof-use-rdb-preamble", "no", "--auto-aof-rewrite-percentage", "0",
@@ -44,7 +42,6 @@ HEARS_WITHIN_S = 3.0  # a handler that waits hears its cancel; what is promised 
 
 
 async def perform(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(folder)
     told = {
         "run": "stage", "seed": 0, "namespace": "busq", "shards": 1, "settings": SETTINGS, "expect_drained": True,
@@ -53,7 +50,7 @@ async def perform(folder: Path) -> None:
     async with server(folder / "server") as url:
         await haunt(url, SETTINGS, recorder)
         await employ(url, SETTINGS, recorder)
-    (folder / "run.json").write_text(json.dumps(told))
+    recorder.keep("run.json", told)
 
 
 @asynccontextmanager
@@ -62,7 +59,6 @@ async def server(folder: Path) -> AsyncIterator[str]:
     executable = os.environ.get("BUSQ_REDIS_SERVER") or shutil.which("redis-server")
     if executable is None:
         raise SystemExit("no redis-server on PATH and BUSQ_REDIS_SERVER is not set; `sh scripts/test` brings one")
-    folder.mkdir()
     for _ in range(PORT_TRIES):
         port = free_port()
         process = tied_process([executable, "--dir", str(folder), *AOF, "--bind", HOST, "--port", str(port)])
