@@ -25,6 +25,7 @@ from sabotages.ghost import QUEUE
 from sabotages.recorder import Recorder
 
 PATIENCE_S = 15.0  # for what nothing keeps from happening; in a sabotaged tree it may never happen
+SHORT_OF_PATIENCE_S = 0.3
 DEAF_S = 1.5
 CROWD = 120
 
@@ -40,6 +41,7 @@ class Staff:
         self.jids: list[str] = []
         self.gate = asyncio.Event()
         self._services: dict[Worker | Watchdog, asyncio.Task[None]] = {}
+        self._patience_s = PATIENCE_S
         self._declare()
 
     # Handlers --------------------------------------------------------------------------------------------
@@ -127,7 +129,7 @@ class Staff:
 
     async def until(self, true: Callable[[], Any]) -> bool:
         """Whether it came to be true in time."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + self._patience_s
         while time.monotonic() < end:
             answer = true()
             if isinstance(answer, Awaitable):
@@ -135,6 +137,7 @@ class Staff:
             if answer:
                 return True
             await asyncio.sleep(0.01)
+        self._patience_s = SHORT_OF_PATIENCE_S  # something is broken: the rest need not be waited for as long
         return False
 
     # Calls -----------------------------------------------------------------------------------------------
