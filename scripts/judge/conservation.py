@@ -105,7 +105,7 @@ class Conservation:
             self._wrong("C7", life, f"{_text(life.state)}, and has an entry, {_text(min(entries)[1])}")
         elif entries and mark != FOREVER:
             self._wrong("C7", life, "cancelled with an unread entry, and not in the cancelled set")
-        for part in ("deadlines", "waiting"):
+        for part in ("deadlines", "waiting", "timers"):
             if self._model.score(names.alone(life.shard, part), jid) is not None:
                 self._wrong("C7", life, f"{_text(life.state)}, and still among {part}")
 

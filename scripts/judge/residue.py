@@ -42,8 +42,10 @@ def judge_residue(model: Model, lives: Lives, verdict: Verdict, position: int) -
             _live_rules(name, held, model, left)
         elif key.part == "queue":
             _queue(name, held, left)
-        elif key.part in ("fallen",) and name not in model.expiries:
+        elif key.part == "fallen" and name not in model.expiries:
             left(name, "has no expiry")
+        elif key.part == "scope" and name not in model.expiries and held.get(b"state") != b"standing":
+            left(name, f"has no expiry, and its rule is {held.get(b'state', b'nothing').decode()}")
     _roster(model, verdict)
 
 

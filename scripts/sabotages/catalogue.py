@@ -129,7 +129,7 @@ SCRIPTS = [
     ),
     lua(
         "rules-without-a-cutoff", "a wide cancel hits those who come after it", "lib/judge",
-        "not born and seq <= rule.cutoff then", "not born then",
+        "not born and seq <= rule.cutoff)", "not born)",
         "tests/store/test_rules.py::test_a_job_that_comes_after_the_decision_is_left_alone",
     ),
     lua(
@@ -190,8 +190,7 @@ PROCESSES = [
                 " if channel in self.wanted)",
             ),
         ),
-        ("tests/store/test_listener.py::test_each_subscribe_is_answered_by_a_confirmation_of_its_own",
-         "tests/store/test_listener.py::test_no_cancel_is_missed_when_the_connection_is"),
+        ("tests/unit/test_subscriptions.py",),
     ),
     python(
         "drain-spends", "a drain counts as a failure of its jobs", "worker/outcome",

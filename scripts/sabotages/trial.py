@@ -92,7 +92,8 @@ def _tested(tree: Path, tests: tuple[str, ...]) -> tuple[Outcome, str]:
 
 
 def _run(command: list[str], tree: Path, limit_s: int) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "BUSQ_"))}
+    ours = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST", "BUSQ_")  # of the test run that we may be a part of
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     server = os.environ.get("BUSQ_REDIS_SERVER")
     environ = {**kept, "PYTHONPATH": str(tree), **({"BUSQ_REDIS_SERVER": server} if server else {})}
     try:
