@@ -130,7 +130,7 @@ SCRIPTS = [
     lua(
         "rules-without-a-cutoff", "a wide cancel hits those who come after it", "lib/judge",
         "not born and seq <= rule.cutoff)", "not born)",
-        "tests/store/test_rules.py::test_a_job_that_comes_after_the_decision_is_left_alone",
+        "tests/store/test_rules.py::test_what_came_after_the_survey_is_not_covered_by_its_decision",
     ),
     lua(
         "renewal-of-a-lost-token", "an attempt that lost its job is told that it runs", "renew",
