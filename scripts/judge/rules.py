@@ -63,12 +63,11 @@ class Rules:
     def judge_start(self, lives: Lives, life: Life, record: dict[bytes, bytes]) -> None:
         if life.kind.encode().endswith(s.HOOK_KIND):
             return
+        admission, enqueued = int(record.get(s.ADMISSION, b"0")), int(record.get(s.ENQUEUED, b"0"))
         for rule in self._rules.get(life.shard, {}).values():
-            if rule.revoked or not rule.judged:
-                continue
-            before = int(record.get(s.ADMISSION, b"0")) <= rule.cutoff
-            later = life.born > rule.position and rule.until > int(record.get(s.ENQUEUED, b"0"))
-            if not before and not later:
+            before = admission <= rule.cutoff
+            later = rule.until > enqueued and life.born > rule.position
+            if not (before or later) or rule.revoked or not rule.judged:
                 continue
             try:
                 hit = matches(rule.condition, life.jid, record)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,14 @@ class Played:
             verdict.remarks.append(f"{self.log.name}: the last {self.log.cut} bytes are half a write, and were cut off")
         if told.get("expect_drained"):
             judge_residue(model, lives, verdict, self.end)
+        self.place(verdict, first)
+
+    def place(self, verdict: Verdict, first: int = 0) -> None:
+        """Say where the violations that have a position stand, from the `first` of them on."""
         for number in range(first, len(verdict.violations)):
             each = verdict.violations[number]
             if each.position is not None and not each.place:
-                place = f"{self.log.name}/{self.log.place(each.position)}"
-                verdict.violations[number] = type(each)(each.check, each.jid, each.position, each.words, place)
+                verdict.violations[number] = replace(each, place=f"{self.log.name}/{self.log.place(each.position)}")
 
 
 def judge_run(folder: Path) -> Verdict:
@@ -114,6 +118,8 @@ def judge_run(folder: Path) -> Verdict:
     ]
     if told.get("dump"):
         compare_with_dump(folder / told["dump"], [each.model for each in played], verdict)
+    if len(played) == 1:
+        played[0].place(verdict)
     _coverage(played, faults, history.torn, verdict)
     _wanted(told, verdict)
     return verdict
