@@ -103,7 +103,7 @@ def matches(node: list[Any], jid: str, record: dict[bytes, bytes]) -> bool:
         raise NotJudged
     if word == "^=":
         return isinstance(held, str) and held.startswith(wanted)
-    return (held == wanted) == (word == "==")
+    return bool(bool(held == wanted) == (word == "=="))
 
 
 def _value(field: dict[str, Any], jid: str, record: dict[bytes, bytes]) -> str | float | None:

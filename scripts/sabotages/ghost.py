@@ -121,7 +121,7 @@ async def haunt(url: str, given: dict[str, Any], recorder: Recorder) -> None:
     await other.store.forget(0, other.name, [QUEUE], own_wish=True)
     await dog.store.forget(0, dog.name, [QUEUE], own_wish=True)
     # The ghost itself stays on the roster and is heard of no more: its lease is over in a moment.
-    lease = Store(Settings.load({}, url=url, **given), by=ghost.name)
+    lease = Store(Settings.load({}, url=url, **given | {"lease_s": 0.5}), by=ghost.name)
     await lease.open()
     await lease.renew(0, [])
     for store in (lease, ghost.store, other.store, dog.store):

@@ -27,6 +27,7 @@ from sabotages.recorder import Recorder
 PATIENCE_S = 15.0  # for what nothing keeps from happening; in a sabotaged tree it may never happen
 SHORT_OF_PATIENCE_S = 0.3
 DEAF_S = 1.5
+HOLD_GRACE_S = 6.0
 CROWD = 120
 
 
@@ -75,7 +76,8 @@ class Staff:
             with self.witnessed():
                 return n
 
-        @bus.job
+        # Time enough to hear a cancel, however busy the machine is: nobody else is to end it before.
+        @bus.job(grace=HOLD_GRACE_S)
         async def hold() -> None:
             with self.witnessed() as seen:
                 try:
