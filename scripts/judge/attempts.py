@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from judge import schema as s
-from judge.contract import CANCELLED, CANCELLING, FAILED, QUEUED, RUNNING
+from judge.contract import CANCELLED, CANCELLING, FAILED, QUEUED, RUNNING, TERMINAL
 from judge.schema import Line
 
 if TYPE_CHECKING:
@@ -65,6 +65,14 @@ def _judge_above(lives: Lives, life: Life, record: dict[bytes, bytes]) -> None:
             lives.wrong("C9", life, f"started below {parent.jid}, whose cancel was accepted at {parent.requested}")
             return
         own, above = parent.record, parent.record.get(s.PARENT)
+
+
+def judge_admission_below(lives: Lives, life: Life, above: bytes) -> None:
+    """Only a live job that nobody has asked to stop gains children."""
+    parent = lives.by_key.get(lives.names.job(life.shard, above))
+    if parent is None or parent.state in TERMINAL or parent.state == CANCELLING:
+        state = "gone" if parent is None else (parent.state or b"").decode()
+        lives.wrong("C9", life, f"admitted below {above.decode('utf-8', 'replace')}, which is {state}")
 
 
 def judge_end(

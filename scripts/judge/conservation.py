@@ -8,6 +8,7 @@ entry. Only jobs that a transaction touched are looked at, so the cost does not 
 from __future__ import annotations
 
 from judge import schema as s
+from judge.attempts import number_of
 from judge.contract import CANCELLED, CANCELLING, QUEUED, RUNNING, SCHEDULED, STATES, TERMINAL, WAITING
 from judge.lives import Life, Lives
 from judge.model import Model
@@ -100,6 +101,8 @@ class Conservation:
         names = self._lives.names
         if key not in self._model.expiries:
             self._wrong("C7", life, f"{_text(life.state)}, and its record has no expiry")
+        if life.state == CANCELLED and s.HOOK not in life.record and _wants_hook(life.record):
+            self._wrong("C7", life, "cancelled, and nobody was told to clean up after it")
         mark = self._model.score(names.alone(life.shard, "cancelled"), jid)
         if entries and life.state != CANCELLED:
             self._wrong("C7", life, f"{_text(life.state)}, and has an entry, {_text(min(entries)[1])}")
@@ -111,6 +114,14 @@ class Conservation:
 
     def _wrong(self, check: str, life: Life, words: str) -> None:
         self._lives.wrong(check, life, words)
+
+
+def _wants_hook(record: dict[bytes, bytes]) -> bool:
+    """Whether its own record says so; what workers have declared of its kind is not followed."""
+    occasion = record.get(s.ON_CANCEL)
+    if record.get(s.KIND, b"").endswith(s.HOOK_KIND):
+        return False
+    return occasion == b"always" or (occasion == b"attempted" and number_of(record, s.ATTEMPT) > 0)
 
 
 def _text(value: bytes | None) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 from judge import schema as s
-from judge.attempts import Attempt, judge_end, judge_start
+from judge.attempts import Attempt, judge_admission_below, judge_end, judge_start, number_of
 from judge.contract import CANCELLED, CANCELLING, ENDED, MOVES, NEVER_AFTER_A_CANCEL, RUNNING, SUCCEEDED, TERMINAL
 from judge.schema import Line, last_line
 from judge.verdict import Verdict
@@ -130,6 +130,8 @@ class Lives:
         self.all.append(life)
         if s.ENQUEUED not in fields:
             self.wrong("C6", life, f"a record that was not there is written without an admission: {_names(fields)}")
+        elif s.PARENT in fields and not self.base:
+            judge_admission_below(self, life, fields[s.PARENT])
         # Cancelled with its admission or in the next write of the same transaction: settled by conservation.py.
         if self._tombstones.get(key, 0.0) > float(fields.get(s.ENQUEUED, b"inf")) and not self.base:
             life.excused = "tombstoned"
@@ -262,6 +264,8 @@ class Lives:
                 self.wrong("C6", life, f"cancelled, and its execution ended as {_text(how)}")
             if life.requested is None:
                 self.wrong("C12", life, "cancelled, and nobody had asked for it")
+        elif state == SUCCEEDED and number_of(before, s.OPEN_CHILDREN) > 0:
+            self.wrong("C6", life, f"succeeded with {_text(before[s.OPEN_CHILDREN])} children that have not ended")
         elif life.requested is not None and not (state == SUCCEEDED and self.keeps_late(life, before)):
             self.wrong("C9", life, f"{_text(state)}, although its cancel was accepted at {life.requested}")
 

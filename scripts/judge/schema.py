@@ -41,6 +41,7 @@ ATTEMPT, TOKEN, OWNER, SETTLED_BY = b"attempt", b"token", b"owner", b"fin"
 REQUESTED, CAUSE, DEADLINE, ENDED, FINISHED = b"requested", b"cause", b"deadline", b"ended", b"finished"
 ENQUEUED, ADMISSION, PARENT, POLICY, PARKED = b"enqueued", b"seq", b"parent", b"policy", b"parked"
 LATE_SUCCESS, LINES = b"late", b"n"
+OPEN_CHILDREN, HOOK, ON_CANCEL = b"open", b"hook", b"on_cancel"
 GROUP_OF_JOB, TAGS, TERMS, CALL = b"group", b"tags", b"terms", b"call"
 
 # Written by an ending and never again.

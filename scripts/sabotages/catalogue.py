@@ -125,7 +125,6 @@ SCRIPTS = [
         "hook-not-durable", "the clean-up is not admitted with its job's ending", "lib/ending",
         "  close(job, fields, n, attempt, 'cancelled', ended)\n  clean_up_after(job, attempt, ended)\n",
         "  close(job, fields, n, attempt, 'cancelled', ended)\n",
-        "tests/store/test_hooks.py::test_whoever_makes_a_job_cancelled_admits_its_hook_once",
     ),
     lua(
         "rules-without-a-cutoff", "a wide cancel hits those who come after it", "lib/judge",
@@ -140,7 +139,6 @@ SCRIPTS = [
     lua(
         "parent-never-closed", "a cancelled parent gains children", "enqueue",
         "elseif parent and not parent.open then", "elseif false then",
-        "tests/store/test_trees.py::test_a_job_that_has_ended_or_was_asked_to_stop_gains_no_children",
     ),
     lua(
         "nobody-superseded", "the older job of a key goes on", "lib/admit",

@@ -55,7 +55,8 @@ class Ghost:
                      fields=tuple(each for pair in fields.items() for each in pair))  # fmt: skip
         op = self._recorder.asked("enqueue", jid)
         [(word, _)] = await self.store.enqueue([job], call=call or f"call-{jid}")
-        self._recorder.answered("enqueue", op, jid, word)
+        admitted = word in ("enqueued", "tombstoned", "fenced")
+        self._recorder.answered("enqueue", op, jid, word, kind="ok" if admitted else "fail")
         return word
 
     async def read(self) -> None:
@@ -203,6 +204,7 @@ async def _below_a_cancel(ghost: Ghost, other: Ghost, dog: Ghost, url: str) -> N
         await ghost.enqueue("child", parent="parent")
         await ghost.read()
         await ghost.cancel("parent")
+        await ghost.enqueue("late-child", parent="parent")
         await ghost.start("child")
         await ghost.end("child")
         await ghost.end("parent")

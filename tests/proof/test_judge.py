@@ -637,6 +637,36 @@ def _(s: Story) -> None:
     s.say(["HSET", PREFIX + "scope:s-1", "state", "settled"])
 
 
+@broken("C7", "a cancelled job whose clean-up is not admitted with its ending")
+def _(s: Story) -> None:
+    s.enqueue("a", "on_cancel", "attempted")
+    s.run("a")
+    s.signal("a")
+    s.confirm("a")
+
+
+@broken("C6", "a parent that succeeds before its children have ended")
+def _(s: Story) -> None:
+    s.enqueue("a")
+    s.run("a")
+    s.enqueue("b", "parent", "a")
+    s.say(["HINCRBY", PREFIX + "job:a", "open", 1])
+    s.finish("a")
+    s.run("b")
+    s.finish("b")
+
+
+@broken("C9", "a child of a parent that was cancelled before")
+def _(s: Story) -> None:
+    s.enqueue("a")
+    s.run("a")
+    s.signal("a")
+    s.enqueue("b", "parent", "a", "policy", "wait")
+    s.confirm("a")
+    s.run("b")
+    s.finish("b")
+
+
 @broken("C7", "a timer of a job that has ended")
 def _(s: Story) -> None:
     s.enqueue("a")
