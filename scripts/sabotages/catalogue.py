@@ -156,8 +156,7 @@ SCRIPTS = [
 PROCESSES = [
     python(
         "ack-before-finish", "entries are read as acknowledged", "store/streams",
-        '"XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", each]',
-        '"XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", each, "NOACK"]',
+        '"COUNT", each, *block, "STREAMS", *streams,', '"COUNT", each, *block, "NOACK", "STREAMS", *streams,',
     ),
     python(
         "notice-believed", "a message is a cancel, whatever the record says", "worker/control",
