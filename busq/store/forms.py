@@ -86,7 +86,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 class StartAnswer(msgspec.Struct, frozen=True):
     """
-    `word` is started, stale, other_kind, newer or missing; the rest is set for started, or explains.
+    `word` is started, stale, other_kind, newer, unjudged or missing; the rest is set for started, or explains.
 
     Of a hook or a finalizer, `payload` is what it is told of the job that it is about.
     """

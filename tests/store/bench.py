@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import msgspec
+
 from busq.clock import ManualClock
 from busq.config import Settings
 from busq.protocol.cancel import CancelAnswer, CancelRequest, Cause
@@ -222,6 +224,12 @@ class Bench:
             held.token, held.attempt = token, answer.attempt
         return answer
 
+    async def start_all(self, entries: Sequence[Entry]) -> list[StartAnswer]:
+        """Begin what was read from one queue of one shard, all in one call."""
+        terms = KindTerms(KIND, 0, 5, round(GRACE_S * 1000), round(SLACK_S * 1000))
+        deliveries = [Delivery(each.id, each.jid, each.kind, self.fresh("token")) for each in entries]
+        return await self.a.start(entries[0].shard, entries[0].queue, deliveries, [terms])
+
     async def run(
         self,
         jid: str | None = None,
@@ -395,3 +403,32 @@ async def put_in(
             held.settled = True
     assert await bench.state(held.jid) is state
     return held
+
+
+NEAR = ["near", {"f": "place"}, {"v": [52.5, 13.4]}]
+"""A condition of a busq that is yet to come."""
+
+
+async def make_newer(bench: Bench, scope: str, **change: Any) -> Callable[[], Awaitable[None]]:
+    """Write the live rule of a scope as a newer busq might; what comes back puts it as it was."""
+    return await rewrite_rule(bench.a, scope, **(change or {"condition": ["and", NEAR]}))
+
+
+async def rewrite_rule(store: Store, scope: str, **change: Any) -> Callable[[], Awaitable[None]]:
+    """Change the live rule of a scope, in every shard; what comes back puts it as it was."""
+    redis: Any = store.redis
+    shards = []
+    for shard in range(store.shards):
+        own = store.keys(shard)
+        number = await redis.hget(own.scope(scope), "number")
+        before = await redis.hget(own.rules, number)
+        *words, rule = before.split(b" ", 3)
+        newer = {**msgspec.json.decode(rule), **change}
+        await redis.hset(own.rules, number, b" ".join([*words, msgspec.json.encode(newer)]))
+        shards.append((own.rules, number, before))
+
+    async def back() -> None:
+        for key, number, before in shards:
+            await redis.hset(key, number, before)
+
+    return back

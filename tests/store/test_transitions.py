@@ -25,6 +25,7 @@ from tests.store.bench import (
     Bench,
     Held,
     but_history,
+    make_newer,
     put_in,
 )
 
@@ -97,6 +98,7 @@ def _start(
     kind: str = "k",
     version: int = 1,
     marked: bool = False,
+    newer_rule: bool = False,
     adopt: bool = False,
     after_s: float = 0.0,
 ) -> Call:
@@ -104,6 +106,8 @@ def _start(
         bench.clock.advance(after_s)
         if version > 1:
             await _write(bench, held, "v", version)
+        if newer_rule:
+            await make_newer(bench, await bench.decide(where=f"jid == '{held.jid}'"))
         if marked and await bench.state(held.jid) is None:
             # Cancelled while nobody had read its entry, and so long ago that the record has expired.
             await bench.enqueue(held.jid)
@@ -276,6 +280,8 @@ CASES: Mapping[Verb, list[Case]] = {
         Case("a foreign entry", _start(foreign=True)),
         Case("another kind", _start(kind="other")),
         Case("a record of a newer version", _start(version=9)),
+        Case("a rule of a newer version", _start(newer_rule=True)),
+        Case("a rule of a newer version, after a lost reply", _start(newer_rule=True, adopt=True)),
         Case("a record that expired after its cancel", _start(marked=True)),
         Case("found after a lost reply", _start(adopt=True)),
         Case("past its moment", _start(after_s=LATER_S), fields=DUE_BY),

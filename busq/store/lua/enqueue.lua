@@ -57,7 +57,7 @@ for i = jobs, #KEYS do
     end
     if extra > 0 then put(fields, 'own', 1) end
     if parent then put(fields, 'depth', parent.depth + 1) end
-    if newest > 0 then put(fields, 'cleared', digits[newest]) end
+    if #live_rules() > 0 then put(fields, 'cleared', digits[cleared_now()]) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
     local fenced = not tombstone and fence(jid, delay > 0 and 'scheduled' or 'queued', fields)
     if tombstone then
