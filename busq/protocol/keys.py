@@ -108,6 +108,9 @@ class ShardKeys:
     def children(self, jid: str) -> bytes:
         return self._key("children:" + jid)
 
+    def rate(self, what: str, name: str) -> bytes:
+        return self._key(f"rate:{what}:{name}")
+
     def fallen(self, jid: str) -> bytes:
         return self._key("fallen:" + jid)
 
@@ -210,6 +213,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "members leave when the children have been told",
     ),
     ("{s}:keyed", "hash", "enqueue", "fields leave when the newest job of their key ends"),
+    ("{s}:rate:<queue or group>", "string", "enqueue, where rates are set", "a minute after it has no say any more"),
     ("{s}:hooks", "hash", "declare", "fields leave when workers declare that the kind has no hook any more"),
     ("{s}:dead", "stream", "refuse, bury, finish", "until `busq dead purge` or `retry`"),
     ("{s}:events", "stream", "every script", "about the newest 100,000 entries"),

@@ -88,6 +88,8 @@ TRANSITIONS: Table = {
             fenced=_S.CANCELLED,
             orphan=None,
             too_deep=None,
+            full=None,
+            limited=None,
         ),
     ),
     Verb.PROMOTE: _rows(

@@ -26,7 +26,8 @@ class NewJob(msgspec.Struct, frozen=True):
     """
     A job to be admitted. `fields` are further fields of its record, names and values in turn.
 
-    Those called `expires` and `due_by` are given as lengths (ms) and written as moments of the server.
+    Those called `expires` and `due_by` are given as lengths (ms) and written as moments of the server. `most`: it is
+    refused when as many wait in its queue; 0 for what the settings say.
     """
 
     jid: str
@@ -35,6 +36,7 @@ class NewJob(msgspec.Struct, frozen=True):
     payload: bytes
     delay_ms: int = 0
     fields: tuple[str | int, ...] = ()
+    most: int = 0
 
     def said(self, name: str) -> str | None:
         """One of the further fields; None when it is not among them."""
@@ -52,6 +54,10 @@ class NewJob(msgspec.Struct, frozen=True):
             check_child(self.jid, parent, shards)
         if key is not None:
             check_keyed(self.jid, key, shards, parent=parent)
+
+
+Admission = tuple[str, State | None] | tuple[str, None, int] | tuple[str, None, str, int]
+"""What an enqueue was told of one job; see `Store.enqueue`."""
 
 
 class KindTerms(msgspec.Struct, frozen=True):
@@ -212,6 +218,15 @@ class Look(msgspec.Struct, frozen=True):
 
 
 # How answers are read --------------------------------------------------------------------------------------
+
+
+def admission(answer: Sequence[bytes]) -> Admission:
+    word = answer[0].decode()
+    if word == "full":
+        return word, None, int(answer[1])
+    if word == "limited":
+        return word, None, answer[1].decode(), int(answer[2])
+    return word, State(answer[1].decode()) if answer[1] else None
 
 
 def cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:

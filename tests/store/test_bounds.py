@@ -184,13 +184,14 @@ async def test_a_stale_call_does_not_keep_a_record_alive(url: str) -> None:
 
 def _pattern(named: str) -> re.Pattern[bytes]:
     place = re.escape(named).replace(re.escape("{s}"), r"\{\d+\}")
+    place = place.replace(re.escape("<queue or group>"), "(queue:[A-Za-z0-9_.:/-]+|group:.+)")
     place = re.sub(r"<(jid|queue|id)>", "[A-Za-z0-9_.:/-]+", place).replace("<state>", "(succeeded|failed|cancelled)")
     return re.compile(f"busq:{place}".encode())
 
 
 async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
-    kinds = {"hash", "stream", "set", "sorted set", "sorted sets"}
-    async with Bench(url) as bench:
+    kinds = {"hash", "stream", "set", "sorted set", "sorted sets", "string"}
+    async with Bench(url, queue_rate=1000) as bench:
         for state in State:
             await put_in(bench, state)
         await bench.cancel("nobody", tombstone_s=60)

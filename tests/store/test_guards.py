@@ -22,6 +22,7 @@ from tests.store import test_attempts as attempts
 from tests.store import test_bounds as bounds
 from tests.store import test_cancels as cancels
 from tests.store import test_hooks as hooks
+from tests.store import test_limits as limits
 from tests.store import test_moments as moments
 from tests.store import test_newer_rules as newer
 from tests.store import test_rules as rules
@@ -143,6 +144,16 @@ def no_hook(way: str) -> Keeper:
 
 def newer_rule(how: str) -> Keeper:
     return lambda url: in_time(newer.test_what_a_newer_rule_may_cover_does_not_start_and_is_left_as_it_is(url, how))
+
+
+def most(waiting: int) -> Keeper:
+    return lambda url: limits.test_a_queue_takes_as_many_as_its_limit_and_refuses_the_rest_of_a_call(
+        url, waiting, "by the job"
+    )
+
+
+def at_once(of: str, count: int) -> Keeper:
+    return lambda url: limits.test_what_comes_in_a_second_may_come_at_once_and_the_rest_later(url, of, count)
 
 
 def opted_out(way: str) -> Keeper:
@@ -901,6 +912,30 @@ GUARDS = [
     Guard("carry_out", "if not above or above == jid then return above == jid end",
           "if true then return above == jid end",
           trees.test_descendants_are_those_below_and_not_the_job_itself),
+    # limits
+    Guard("enqueue", "  elseif limits ~= '' and over_limit(own.group) then", "  elseif false then", most(6)),
+    Guard("enqueue", "waiting >= most_waiting", "waiting > most_waiting", most(6)),
+    Guard("enqueue", "waiting >= most_waiting", "waiting + 1 >= most_waiting", most(5)),
+    Guard("enqueue", "        if waiting then waiting = waiting + 1 end\n", "", most(6)),
+    Guard("enqueue", " - (held.err and 0 or held[1])", "", limits.test_jobs_that_workers_hold_do_not_count),
+    Guard("enqueue", "redis.pcall('XPENDING'", "redis.call('XPENDING'",
+          lambda url: in_time(limits.test_a_queue_that_nobody_has_read_yet_has_a_limit_too(url))),
+    Guard("enqueue", "if wait > ROUNDING_MS then", "if false then", at_once("queue", 6)),
+    Guard("enqueue", "if wait > ROUNDING_MS then", "if wait > 0 then", limits.test_parts_of_a_second_add_up),
+    Guard("enqueue", "group = group and tonumber(group_rate)", "group = nil", at_once("group", 6)),
+    Guard("enqueue", "math.max(ALLOWANCE_MS, step)", "ALLOWANCE_MS",
+          limits.test_less_than_one_a_second_lets_one_come_at_once),
+    Guard("enqueue", "math.max(ALLOWANCE_MS, step)", "step", at_once("queue", 5)),
+    Guard("enqueue", "or tonumber(redis.call('GET', key) or 0), now)", "or now, now)",
+          limits.test_room_for_one_more_comes_with_time_and_not_before),
+    Guard("enqueue", "math.max(due[key] or tonumber(redis.call('GET', key) or 0), now)",
+          "(due[key] or tonumber(redis.call('GET', key) or now))",
+          limits.test_room_for_one_more_comes_with_time_and_not_before),
+    Guard("enqueue", "  if refusal then return true end\n", "",
+          lambda url: in_time(limits.test_a_job_that_is_over_one_rate_costs_nothing_of_the_other(url))),
+    Guard("enqueue", "rate > 0 and not refusal then", "rate > 0 then", limits.test_a_full_queue_is_told_before_a_rate),
+    Guard("enqueue", ", 'PX', digits[math.ceil(math.max(0, at - now)) + KEPT_MS])", ")",
+          limits.test_a_rate_is_forgotten_a_minute_after_it_has_no_say_any_more),
     # rules of a newer busq
     Guard("start", "elseif doubt and", "elseif false and", newer_rule("another operator")),
     Guard("start", " or adopted) then", ") then",

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from busq.protocol.states import TRANSITIONS, State, Verb, allowed, is_terminal
 from busq.protocol.tree import DEEPEST
-from busq.store.forms import Note, Refusal
+from busq.store.forms import NewJob, Note, Refusal
+from busq.store.store import Store
 from tests.store.bench import (
     CHILD_DELAY_S,
     DEADLINE_S,
@@ -77,6 +79,25 @@ async def _enqueue_fenced(bench: Bench, held: Held) -> str:
     if await bench.state(held.jid) is None:
         await bench.decide(jid_prefix=held.jid, how={"standing": True})
     return (await bench.admit(held.jid))[0]
+
+
+async def _enqueue_to_full_queue(bench: Bench, held: Held) -> str:
+    await bench.enqueue()
+    job = NewJob(held.jid, "k", QUEUE, b"\x01p", most=1)
+    return (await bench.a.enqueue([job], call=bench.fresh("call")))[0][0]
+
+
+async def _enqueue_too_fast(bench: Bench, held: Held) -> str:
+    """One a second may come, and one has come right now."""
+    store = Store(msgspec.structs.replace(bench.settings, queue_rate=1.0), by="a", clock=bench.clock)
+    await store.open()
+    try:
+        job = NewJob(bench.fresh("job"), "k", QUEUE, b"\x01p")
+        await store.enqueue([job], call=bench.fresh("call"))
+        job = NewJob(held.jid, "k", QUEUE, b"\x01p")
+        return (await store.enqueue([job], call=bench.fresh("call")))[0][0]
+    finally:
+        await store.close()
 
 
 async def _enqueue_too_deep(bench: Bench, held: Held) -> str:
@@ -273,6 +294,8 @@ CASES: Mapping[Verb, list[Case]] = {
         Case("by a parent that there is not", _spawn),
         Case("against a standing rule", _enqueue_fenced),
         Case("one generation too many", _enqueue_too_deep),
+        Case("to a full queue", _enqueue_to_full_queue),
+        Case("too many a second", _enqueue_too_fast),
     ],
     Verb.PROMOTE: [Case("not due", _promote(DELAY_S - 1)), Case("due", _promote(DELAY_S))],
     Verb.START: [
