@@ -323,7 +323,10 @@ class Store:
 
     async def look(self, shard: int, jids: Sequence[str]) -> list[Look]:
         """Records as they are to be shown: with what has been decided and is not in them yet."""
-        return [forms.look(answer) for answer in await self.run("look", shard, jids, ())]
+        looks: list[Look] = []
+        while len(looks) < len(jids):  # one call answers for as many as are quickly told
+            looks += map(forms.look, await self.run("look", shard, jids[len(looks) :], ()))
+        return looks
 
     async def promote(self, shard: int, queue: str, jids: Sequence[str]) -> list[tuple[str, str]]:
         """Queue scheduled jobs that are due. Answers (promoted | early | stale | missing, …)."""

@@ -23,6 +23,7 @@ from tests.store import test_bounds as bounds
 from tests.store import test_cancels as cancels
 from tests.store import test_hooks as hooks
 from tests.store import test_limits as limits
+from tests.store import test_listing as listing
 from tests.store import test_moments as moments
 from tests.store import test_newer_rules as newer
 from tests.store import test_rules as rules
@@ -912,6 +913,8 @@ GUARDS = [
     Guard("carry_out", "if not above or above == jid then return above == jid end",
           "if true then return above == jid end",
           trees.test_descendants_are_those_below_and_not_the_job_itself),
+    Guard("look", "  if bytes > MOST_BYTES then break end\n", "",
+          lambda url: listing.test_large_records_are_told_in_several_short_calls(url, listing.MEBIBYTE)),
     # limits
     Guard("enqueue", "  elseif limits ~= '' and over_limit(own.group) then", "  elseif false then", most(6)),
     Guard("enqueue", "waiting >= most_waiting", "waiting > most_waiting", most(6)),
