@@ -60,7 +60,9 @@ async def test_a_rollout_with_cancels_in_the_middle_of_it(
                 return kinds.count("wait/on_cancel") == len(waits) + len(later)
 
             await until(tidied)
-            owners = {event.by for handle in waits for event in await bus.history(handle.jid) if event.name == "started"}
+            owners = {
+                event.by for handle in waits for event in await bus.history(handle.jid) if event.name == "started"
+            }
             assert owners == set(workers)
             stats = await bus.stats()
             assert (stats.dead, stats.suspects, stats.now["running"], stats.now["queued"]) == (0, 0, 0, 0)
