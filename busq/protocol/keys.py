@@ -219,3 +219,25 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("{s}:events", "stream", "every script", "about the newest 100,000 entries"),
     ("{s}:counters", "hash", "every script", "none: a dozen fields"),
 )
+
+LEFT_WHEN_DRAINED: dict[str, str] = {
+    "meta": "for good",
+    "{s}:job:<jid>": "expires",
+    "{s}:queue:<queue>": "for good, empty",
+    "{s}:queues": "for good",
+    "{s}:cancelled": "pruned",
+    "{s}:tombstones": "pruned",
+    "{s}:ended:<state>": "pruned",
+    "{s}:suspects": "pruned",
+    "{s}:scope:<id>": "expires",
+    "{s}:fallen:<jid>": "expires",
+    "{s}:rate:<queue or group>": "expires",
+    "{s}:hooks": "for good",
+    "{s}:dead": "for good",
+    "{s}:events": "for good",
+    "{s}:counters": "for good",
+}
+"""
+What a bus may still hold when all of its jobs have ended and its processes have left, by row of the table of keys. What
+expires has an expiry of its own; what is pruned holds members that a watchdog drops when their time is over.
+"""

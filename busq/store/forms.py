@@ -6,12 +6,14 @@ Plain facts, no behaviour. Milliseconds and bytes where something goes to a scri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from busq.errors import BadRecord
 from busq.protocol.cancel import CancelAnswer, Verdict
 from busq.protocol.hook import write_clean_up
 from busq.protocol.jids import check_child, check_keyed
@@ -217,7 +219,26 @@ class Look(msgspec.Struct, frozen=True):
     wish: tuple[str, str, str, str] | None = None
 
 
-# How answers are read --------------------------------------------------------------------------------------
+# How answers are read: a record may have been written by anybody ----------------------------------------------
+
+
+def _state(word: bytes) -> State:
+    try:
+        return State(word.decode("utf-8", "replace"))
+    except ValueError:
+        raise BadRecord(f"a record is in state {word[:40]!r}, which this busq does not know") from None
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        return 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def _whole(text: str) -> int:
+    return int(_number(text))
 
 
 def admission(answer: Sequence[bytes]) -> Admission:
@@ -226,7 +247,7 @@ def admission(answer: Sequence[bytes]) -> Admission:
         return word, None, int(answer[1])
     if word == "limited":
         return word, None, answer[1].decode(), int(answer[2])
-    return word, State(answer[1].decode()) if answer[1] else None
+    return word, _state(answer[1]) if answer[1] else None
 
 
 def cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:
@@ -236,7 +257,7 @@ def cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:
     if verdict is Verdict.TOMBSTONED:
         deadline = moment(answer[1])
     elif len(answer) > 1:
-        state = State(answer[1].decode())
+        state = _state(answer[1])
         deadline = moment(answer[2]) if len(answer) > 2 else None
     return CancelAnswer(jid=jid, verdict=verdict, state=state, deadline=deadline)
 
@@ -268,13 +289,13 @@ def start_answer(answer: Sequence[Any], terms: KindTerms) -> StartAnswer:
 
 def _clean_up(payload: bytes, about: Sequence[bytes], saved: bytes) -> bytes:
     jid, attempt, cause, reason, source, ended = (part.decode("utf-8", "replace") for part in about)
-    return write_clean_up(payload, jid, int(attempt or 0), cause, reason, source, ended, saved)
+    return write_clean_up(payload, jid, _whole(attempt), cause, reason, source, ended, saved)
 
 
 def _finished(payload: bytes, about: Sequence[bytes], saved: bytes) -> bytes:
     """What the job itself saved, and not its finalizer."""
     jid, attempt, children, failed, failed_children = (part.decode("utf-8", "replace") for part in about[:5])
-    counts = (int(attempt or 0), int(children or 0), int(failed or 0))
+    counts = (_whole(attempt), _whole(children), _whole(failed))
     return write_finished(payload, jid, *counts, failed_children.split(), about[5], about[6])
 
 
@@ -287,7 +308,7 @@ def renew_answer(answer: Sequence[Any]) -> RenewAnswer:
     if word != "cancelling":
         return RenewAnswer(word, answer[1].decode() if len(answer) > 1 else word)
     cause, reason, source, grace, left = (part.decode("utf-8", "replace") for part in answer[1:6])
-    return RenewAnswer(word, word, cause, reason, source, float(grace), float(left))
+    return RenewAnswer(word, word, cause, reason, source, _number(grace), _number(left))
 
 
 def look(answer: Sequence[Any]) -> Look:

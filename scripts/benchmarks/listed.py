@@ -21,9 +21,29 @@ from benchmarks.figures import Figure, Requirement, percentile
 from benchmarks.processes import Place, fresh_place
 from busq.store.reader import Reader
 
-AT_ONCE = 5000
-QUEUES = 4
+PATTERN = [("queued", f"q-{n % 4}") for n in range(7)] + [("scheduled", "q-0")] + [("cancelled", "q-1")] * 2
+AT_ONCE = 500  # copies made by one script call
 RARE = 100_000  # jobs has one of a rare kind and group
+COPY = """
+local record = redis.call('HGETALL', KEYS[1])
+local left = redis.call('PTTL', KEYS[1])
+local front = string.match(KEYS[1], '^(.*:job:)')
+for n = tonumber(ARGV[2]), ARGV[2] + ARGV[3] - 1 do
+  local jid = ARGV[1] .. string.format('%.0f', n)
+  redis.call('HSET', front .. jid, unpack(record))
+  local kind = 'common'
+  if n % ARGV[4] == math.floor(ARGV[4] / 2) then
+    kind = 'rare'
+    redis.call('HSET', front .. jid, 'kind', kind, 'group', kind)
+  end
+  if KEYS[3] == '' then
+    redis.call('HSET', front .. jid, 'entry', redis.call('XADD', KEYS[2], '*', 'jid', jid, 'kind', kind))
+  else
+    redis.call('ZADD', KEYS[3], redis.call('TIME')[1] * 1000 + 3600000 + n, jid)
+  end
+  if left > 0 then redis.call('PEXPIRE', front .. jid, left) end
+end
+"""
 SLOW_US = 20  # calls that took less are not told apart
 SECONDS = 2.0  # for which a question is asked again and again
 LONGEST = Requirement("at most", 10.0)
@@ -82,18 +102,20 @@ async def _measure(place: Place, jobs: int) -> list[Figure]:
 
 
 async def _fill(bus: Any, jobs: int) -> str:
-    jid = ""
-    for first in range(0, jobs, AT_ONCE):
-        specs = []
-        for n in range(first, min(first + AT_ONCE, jobs)):
-            rare = "rare" if n % RARE == RARE // 2 or n == jobs - 1 else None
-            delay = 3600 if n % 10 == 0 else None
-            options = bus.options(queue=f"q-{n % QUEUES}", group=rare or f"group-{n % 1000}", delay=delay)
-            specs.append(options.spec(rare or "common", n))
-        sent = await bus.enqueue_many(specs)
-        await bus.cancel_many([handle.jid for n, handle in enumerate(sent) if n % 10 in (1, 2)])
-        jid = sent[0].jid
-    return jid
+    """Some jobs by way of the bus, and as many copies of them as are wanted, made by the server."""
+    redis, keys = (await bus._link()).store.redis, (await bus._link()).store.keys(0)
+    per_pattern = jobs // len(PATTERN)
+    for n, (state, queue) in enumerate(PATTERN):
+        options = bus.options(queue=queue, group=f"group-{n}", delay=3600 if state == "scheduled" else None)
+        made = await options.enqueue("common", n)
+        if state == "cancelled":
+            await made.cancel()
+        index = {"queued": b"", "scheduled": keys.scheduled, "cancelled": keys.cancelled_jobs}[state]
+        for first in range(0, per_pattern, AT_ONCE):
+            count = min(AT_ONCE, per_pattern - first)
+            where = (keys.job(made.jid), keys.stream(queue), index)
+            await redis.eval(COPY, len(where), *where, f"copy-{n}-", first, count, RARE // len(PATTERN))
+    return str(made.jid)
 
 
 class _Ping:

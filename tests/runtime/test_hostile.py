@@ -14,7 +14,9 @@ import pytest
 from redis.asyncio import Redis
 
 import busq
+from busq.protocol.codec import EMPTY_PAYLOAD, encode_payload
 from busq.protocol.keys import ShardKeys
+from busq.store.forms import NewJob
 from tests.runtime.bench import NEVER_SO_LONG_S, PATIENT, Wait, bench, declare, taken, until
 from tests.unit.test_fuzz import BOMBS, CODED, SEED, mutants
 
@@ -52,6 +54,36 @@ async def test_hostile_entries_and_records_are_buried_and_every_good_job_succeed
         assert stats.dead == hostile
         assert len(failed) == len([n for n in range(GOOD) if n % len(ODD) == ODD.index("payload")])
         assert await (await good.enqueue(7)).result(timeout=NEVER_SO_LONG_S) == 7
+
+
+async def test_a_producer_that_checks_nothing_of_what_it_sends_harms_nobody_else(redis_url: str) -> None:
+    """Sizes are checked where a job is made; what comes without is run, or fails by itself."""
+    async with bench(redis_url, payload_bytes=1000) as b:
+
+        @b.bus.job
+        async def good(text: str = "") -> int:
+            return len(text)
+
+        store = (await b.bus._link()).store
+        large = encode_payload((), {"text": "x" * 3_000_000}, 4_000_000)
+        deep = b"\x01\x92\x91" + b"\x91" * 5000 + b"\x90\x80"
+        unchecked = [
+            NewJob("large", "good", "default", large),
+            NewJob("deep", "good", "default", deep),
+            NewJob("wordy", "good", "default", EMPTY_PAYLOAD, 0, ("group", "g\n" * 50_000, "tags", "[" * 5000)),
+            NewJob("odd", "good", "default", EMPTY_PAYLOAD, 0, ("state", "no state", "retries", "many", "grace", "x")),
+        ]
+        for job in unchecked:
+            await store.enqueue([job], call=job.jid)
+        handle = await good.enqueue("me")
+        await b.work()
+        await b.watch()
+        assert await handle.result(timeout=NEVER_SO_LONG_S) == 2
+        assert await b.bus.result("large", timeout=NEVER_SO_LONG_S) == 3_000_000
+        assert (await b.bus.wait("deep", timeout=NEVER_SO_LONG_S)).cause == "bad_payload"
+        assert (await b.bus.wait("wordy", timeout=NEVER_SO_LONG_S)).state == "succeeded"
+        assert (await b.bus.stats()).now["running"] == 0
+        assert await (await good.enqueue("again")).result(timeout=NEVER_SO_LONG_S) == 5
 
 
 ODD = ("payload", "string", "list", "no state", "no fields that fit", "missing")

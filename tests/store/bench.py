@@ -26,6 +26,7 @@ from busq.store.forms import Delivery, KindTerms, NewJob, Note, Renewal, RenewAn
 from busq.store.scopes import Scopes
 from busq.store.store import Store
 from busq.store.streams import Entry, Streams
+from tests.store.residue import complaints
 
 QUEUE = "q"
 KIND = "k"
@@ -54,10 +55,12 @@ class Bench:
     """
     `a` and `b` are workers, `dog` is a watchdog; all share `clock`.
 
-    Settings are the defaults but for what is given here.
+    Settings are the defaults but for what is given here. At the end of a test that went well, keys that should not be
+    there, or have a wrong expiry, fail it; `strict` False: not where the test itself writes over keys.
     """
 
-    def __init__(self, url: str, **settings: Any) -> None:
+    def __init__(self, url: str, *, strict: bool = True, **settings: Any) -> None:
+        self.strict = strict
         self.clock = ManualClock()
         self.settings = Settings.load({}, url=url, **settings)
         self._fresh = itertools.count(1)
@@ -71,9 +74,11 @@ class Bench:
         await Streams(self.a, [QUEUE]).open()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, error: object, *_: object) -> None:
+        found = await complaints(self.redis) if self.strict and error is None else []
         for store in (self.a, self.b, self.dog):
             await store.close()
+        assert found == []
 
     def fresh(self, what: str) -> str:
         """A name that nothing on this bench has yet."""

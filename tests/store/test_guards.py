@@ -915,6 +915,8 @@ GUARDS = [
           trees.test_descendants_are_those_below_and_not_the_job_itself),
     Guard("look", "  if bytes > MOST_BYTES then break end\n", "",
           lambda url: listing.test_large_records_are_told_in_several_short_calls(url, listing.MEBIBYTE)),
+    Guard("start", "      check_numbers(own, 7)\n", "",
+          lambda url: in_time(attempts.test_a_record_with_words_for_numbers_is_not_started(url))),
     # limits
     Guard("enqueue", "  elseif limits ~= '' and over_limit(own.group) then", "  elseif false then", most(6)),
     Guard("enqueue", "waiting >= most_waiting", "waiting > most_waiting", most(6)),

@@ -63,8 +63,8 @@ for i = jobs, #KEYS do
       local before = was[7] and terms_of(job) or {}
       local expires, due_by = moment_of(job, own[9], ARGV[kind_at + 6]), moment_of(job, own[10], ARGV[kind_at + 7])
       local passed = (expires or due_by) and not resent and over(was[7], expires, due_by)
-      local retries = own[2] or before.retries or ARGV[kind_at + 1]
-      local losses = own[3] or before.max_losses or ARGV[kind_at + 2]
+      check_numbers(own, 7)
+      local retries, losses = own[2] or before.retries or ARGV[kind_at + 1], own[3] or before.max_losses or ARGV[kind_at + 2]
       local grace = own[4] or before.grace or ARGV[kind_at + 3]
       local timeout = own[5] or before.timeout or ARGV[kind_at + 5]
       local terms = table.concat({ retries, losses, grace, ARGV[kind_at + 4], timeout }, ' ')
