@@ -963,7 +963,7 @@ GUARDS = [
     Guard("start", "assert(FIELDS[node.f])", "FIELDS[node.f] or { nil, text_of(node.f) }", newer_rule("another field")),
     Guard("start", "    assert(value ~= nil)\n", "", newer_rule("another sort of operand")),
     Guard("start", "assert(type(part) == 'string' or type(part) == 'number')", "", newer_rule("a path in other words")),
-    Guard("start", "then assert(node.p[1] ~= nil) end", "then node.p = node.p or {} end", newer_rule("no path")),
+    Guard("start", "      assert(node.p[1] ~= nil)\n", "      node.p = node.p or {}\n", newer_rule("no path")),
     Guard("start", "      assert(type(node[2]) == 'string')\n", "", newer_rule("descendants of something else")),
     Guard("start", "tonumber(cutoff) or math.huge", "tonumber(cutoff) or 0",
           newer.test_garbage_among_the_rules_keeps_everything_from_starting_and_nothing_from_ending),

@@ -48,13 +48,10 @@ local function conditions()
 
   local function operand(node, names)
     for _, part in ipairs(node.p or {}) do assert(type(part) == 'string' or type(part) == 'number') end
-    if (node.f == 'args' or node.f == 'tags') then assert(node.p[1] ~= nil) end
-    if node.f == 'args' then
-      names.payload = true
-      return argument_of(node.p)
-    elseif node.f == 'tags' then
-      names.tags = true
-      return tag_of(node.p)
+    if node.f == 'args' or node.f == 'tags' then
+      assert(node.p[1] ~= nil)
+      names[node.f == 'args' and 'payload' or 'tags'] = true
+      return (node.f == 'args' and argument_of or tag_of)(node.p)
     elseif node.f then
       local field = assert(FIELDS[node.f])
       if field[1] then names[field[1]] = true end
