@@ -15,8 +15,8 @@ GROUP = b"busq"
 # What may stand after `<namespace>:{s}:`, and what stands there by itself. A key that fits neither is residue.
 WITH_NAME = ("job", "queue", "ended", "scope", "children", "fallen", "rate")
 ALONE = frozenset({
-    "queues", "scheduled", "cancelled", "tombstones", "deadlines", "timers", "workers", "worker_info", "suspects", "rules",
-    "walk", "waiting", "cascades", "keyed", "hooks", "dead", "events", "counters", "drains", "birth",
+    "queues", "scheduled", "cancelled", "tombstones", "deadlines", "timers", "workers", "worker_info", "suspects",
+    "rules", "walk", "waiting", "cascades", "keyed", "hooks", "dead", "events", "counters", "drains", "birth",
 })  # fmt: skip
 OF_THE_BUS = ("meta",)
 
