@@ -13,7 +13,6 @@ makes a connection useless (an error, a silence, a primary that was demoted) als
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +30,7 @@ from busq.store.address import Address, Node, Shape, read_address, redact, requi
 from busq.store.cluster import Cluster
 from busq.store.sentinel import Primary
 from busq.store.slots import SlotMap
+from busq.store.tls import TlsRefused, explain, tls_trouble
 
 __all__ = ["BLOCK_MS", "RESENDS", "Client", "Connections", "reaching", "redact", "require_url"]
 
@@ -55,10 +55,6 @@ Client = Any
 
 Seek = Callable[[], Awaitable[Node]]
 """Says where a new connection shall lead."""
-
-
-class TlsRefused(redis_errors.RedisError):
-    """The two sides cannot agree on TLS. Not one of redis-py's connection errors: trying again is of no use."""
 
 
 class _Ours(AbstractConnection):
@@ -87,10 +83,10 @@ class _Ours(AbstractConnection):
             if self._seek is not None:
                 await self._require_primary()
         except (redis_errors.ConnectionError, OSError) as error:
-            trouble = _tls_trouble(error)
+            trouble = tls_trouble(error)
             if trouble is None:
                 raise
-            raise TlsRefused(_explain(trouble)) from error
+            raise TlsRefused(explain(trouble)) from error
 
     async def _require_primary(self) -> None:
         try:
@@ -146,29 +142,6 @@ class _TlsConnection(_Ours, SSLConnection):
 
 class _UnixConnection(_Ours, UnixDomainSocketConnection):
     pass
-
-
-def _tls_trouble(error: BaseException | None) -> ssl.SSLError | None:
-    """What TLS found wrong, if that is behind an error; a handshake that was cut off is none."""
-    while error is not None:
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _explain(trouble: ssl.SSLError) -> str:
-    if isinstance(trouble, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not accepted: {trouble.verify_message}. Give the authority that signed it by "
-            "BUSQ_TLS_CA_FILE, and use a host name that stands in it"
-        )
-    what = (trouble.reason or str(trouble)).replace("_", " ").lower()
-    if trouble.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
-        return f"it does not speak TLS on this port ({what}); write redis in place of rediss, or use its TLS port"
-    if "CERTIFICATE" in (trouble.reason or ""):
-        return f"it does not accept our certificate ({what}); set BUSQ_TLS_CERT_FILE and BUSQ_TLS_KEY_FILE"
-    return f"the two sides cannot agree on TLS: {what}"
 
 
 class Connections:
