@@ -32,6 +32,16 @@ RESENDS = 3
 # Answers of a server that is there but cannot serve this now; sending again later is right.
 _NOT_NOW = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY ", "TRYAGAIN")
 
+# The same, where redis-py has made the first word of the answer into a class and taken it away.
+_NOT_NOW_ERRORS = (
+    redis_errors.ReadOnlyError,
+    redis_errors.NoScriptError,
+    redis_errors.OutOfMemoryError,
+    redis_errors.MasterDownError,
+    redis_errors.ClusterDownError,
+    redis_errors.TryAgainError,
+)
+
 
 def require_url(settings: Settings) -> str:
     """The URL to talk to; `ConfigError` with what to do when there is none or it cannot be one."""
@@ -70,22 +80,28 @@ Client = Any
 
 class _Ours(AbstractConnection):
     """
-    Two things that redis-py's asyncio connections do not do.
+    Three things that redis-py's asyncio connections do not do.
 
     Commands are written by hiredis, as its blocking connections do: a batch has a thousand arguments. And a write
     is limited by `asyncio.timeout`: with `wait_for`, which redis-py uses, Python 3.11 loses a cancellation that comes
-    together with the end of the write, and a task that reads for ever never hears that it shall stop.
+    together with the end of the write, and a task that reads for ever never hears that it shall stop. And a connection
+    that ended while nobody looked says so by a `RuntimeError` under uvloop; here it is lost, like any other, and made anew.
     """
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
         limit_s, self.socket_timeout = self.socket_timeout, None
+        writer = self._writer
         try:
             async with asyncio.timeout(limit_s):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:
             raise redis_errors.TimeoutError("Timeout writing to socket") from None
+        except RuntimeError as error:
+            if writer is None or not writer.transport.is_closing():
+                raise
+            raise redis_errors.ConnectionError("Connection closed by server.") from error
         finally:
             self.socket_timeout = limit_s
 
@@ -177,8 +193,6 @@ def reaching(place: str) -> Iterator[None]:
         what = str(error) or type(error).__name__
         raise BusUnavailable(f"Redis at {place} is not reachable: {what}") from error
     except redis_errors.ResponseError as error:
-        if str(error).startswith(_NOT_NOW) or isinstance(
-            error, redis_errors.ReadOnlyError | redis_errors.NoScriptError
-        ):
+        if str(error).startswith(_NOT_NOW) or isinstance(error, _NOT_NOW_ERRORS):
             raise BusUnavailable(f"Redis at {place} cannot serve now: {error}") from error
         raise BadRecord(f"Redis at {place} holds something that busq cannot work with: {error}") from error
