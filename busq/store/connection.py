@@ -84,8 +84,8 @@ class _Ours(AbstractConnection):
 
     Commands are written by hiredis, as its blocking connections do: a batch has a thousand arguments. And a write
     is limited by `asyncio.timeout`: with `wait_for`, which redis-py uses, Python 3.11 loses a cancellation that comes
-    together with the end of the write, and a task that reads for ever never hears that it shall stop. And a connection
-    that ended while nobody looked says so by a `RuntimeError` under uvloop; here it is lost, like any other, and made anew.
+    together with the end of the write, and a task that reads for ever never hears that it shall stop. And uvloop
+    answers a write to a connection that has ended with a `RuntimeError`; here it is lost, like any other.
     """
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
