@@ -8,7 +8,8 @@ Everything goes wrong at once, on real processes, and the judge says whether bus
 
 A redis-server with an append-only file, workers of all three sorts, watchdogs, producers and cancellers; a nemesis
 kills, freezes, cuts, pauses, fills, forges, by a plan drawn from the seed. Then everything heals, the bus comes to
-rest, and what it did is judged. Printed are the seed, the counts of jobs, cancels, faults and transitions, and the verdict.
+rest, and what it did is judged. Printed are the seed, the counts of jobs, cancels, faults and transitions, and the
+verdict.
 Exit codes: 0 it holds, 1 it does not.
 """
 

@@ -2,8 +2,8 @@
 The application of a chaos run: handlers that behave, handlers that do not, and one witness in all of them.
 
 A handler says itself, from inside its code, that it began, goes on, has seen a cancel, has done its effect and
-ended; nothing of busq writes these lines. Queues: `co` for coroutines, `th` for threads, `pr` for child processes, so that each
-sort of worker can be killed by itself. Children of the process pool import this module by its name.
+ended; nothing of busq writes these lines. Queues: `co` for coroutines, `th` for threads, `pr` for child processes, so
+that each sort of worker can be killed by itself. Children of the process pool import this module by its name.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ async def dump(admin: Redis, namespace: str, before: dict[str, Any]) -> dict[str
         kind = (await admin.type(key)).decode()
         keys[_text(key)] = {"type": kind, "pttl": await admin.pttl(key), "value": await _value(admin, key, kind)}
     return {
-        "server_ms": _ms(await admin.time()), "info_before": _plain(before), "info": _plain(await admin.info()), "keys": keys,
+        "server_ms": _ms(await admin.time()), "info_before": _plain(before), "info": _plain(await admin.info()),
+        "keys": keys,
     }  # fmt: skip
 
 

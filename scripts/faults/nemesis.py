@@ -2,7 +2,7 @@
 The one who does it: carries out the steps of a plan on a bus of real processes, and writes down each of them.
 
 Faults of processes overlap as they fall. Faults of the server come one at a time, for two of them at once would only
-hide each other. A fault that finds nobody to hit is tried again a little later, so that a run does what its plan counts.
+hide each other. A fault that finds nobody to hit is tried again a little later, so a run does what its plan counts.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 A process that has imported everything once and forks the roles of a run: a worker is up in a tenth of a second.
 
 What it forks runs what the command line would run, `busq worker` and `busq watchdog` with their arguments, or the main
-function of a producer or a canceller. The nemesis talks to it in lines of JSON: it is asked for a process with {"id", "name",
-"argv", "env", "log"} and answers {"id", "pid"}; it says {"pid", "code"} of each that has ended, for it collects them.
+function of a producer or a canceller. It is talked to in lines of JSON: asked for a process with {"id", "argv", "env",
+"log"} it answers {"id", "pid"}, and it says {"pid", "code"} of each that has ended, for it collects them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """
 A producer: jobs of all sorts in batches, some of them sent twice, until its share is accepted.
 
-Jids are the producer's name, `q` or `s` for quick or slow, and a number from the tally, so that a canceller can name them.
+Jids are the producer's name, `q` or `s` for quick or slow, and a number from the tally, so that cancellers can name
+them.
 """
 
 from __future__ import annotations

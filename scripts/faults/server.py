@@ -1,5 +1,5 @@
 """
-The server of a run: redis-server with an append-only file that is never rewritten, so that it tells every write in order.
+The server of a run: redis-server with an append-only file that is never rewritten and tells every write in order.
 
 It can be killed and started again on its port, frozen, and have its clock stepped, where a C compiler is there to make
 the shim that stands between the server and its clock.

@@ -128,7 +128,7 @@ def _lost(lines: list[dict[str, Any]], states: dict[str, str]) -> list[str]:
 
 
 def _walk(folder: Path) -> tuple[Counter[str], list[str]]:
-    """Every change of a job's state in the server's order: how often each was seen, and terminal ones that were left."""
+    """Every change of a job's state in the server's order: how often each was seen, and ended jobs that changed."""
     now: dict[bytes, bytes] = {}
     seen: Counter[str] = Counter()
     wrong: list[str] = []
