@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"chaos: {error}", file=sys.stderr)
         return 2
     report = asyncio.run(Campaign(plan, folder).carry_out())
-    _print(asked.seed, report)
+    _print(report)
     if report.holds and asked.out is None:
         shutil.rmtree(folder.parent)
     return 0 if report.holds else 1
@@ -70,10 +70,9 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     return asked
 
 
-def _print(seed: int, report: Report) -> None:
-    print(f"seed          {seed}")
-    for name in ("jobs", "cancels", "scopes", "reads", "kills", "server_restarts", "pubsub_kills"):
-        print(f"{name.replace('_', ' '):<17} {getattr(report, name):,}")
+def _print(report: Report) -> None:
+    for name in ("seed", "jobs", "cancels", "scopes", "reads", "kills", "server_restarts", "pubsub_kills"):
+        print(f"{name.replace('_', ' '):<17} {getattr(report, name)}")
     for name in ("faults", "missed", "crashes", "endings", "verdicts", "transitions"):
         counts: dict[str, int] = getattr(report, name)
         print(f"{name}:")

@@ -58,13 +58,18 @@ class Witness:
 
 
 @contextmanager
-def witnessed() -> Iterator[Witness]:
-    """The body of a handler, with its beginning, the cancel that it sees and its end written down."""
+def witnessed(own: bool = False) -> Iterator[Witness]:
+    """
+    The body of a handler, with its beginning, the cancel that it sees and its end written down.
+
+    `own`: it raises a cancellation itself, which is nobody's cancel then.
+    """
     witness = Witness()
     try:
         yield witness
     except (asyncio.CancelledError, busq.Cancelled):
-        witness.cancel_seen()
+        if not own:
+            witness.cancel_seen()
         witness.end("cancelled")
         raise
     except BaseException as error:
@@ -140,7 +145,7 @@ async def blocks(ms: int) -> None:
 
 @bus.job(queue="co", retries=1)
 async def raises(what: str) -> None:
-    with witnessed():
+    with witnessed(own=True):
         errors: dict[str, BaseException] = {
             "exit": SystemExit(3),
             "interrupt": KeyboardInterrupt(),

@@ -51,7 +51,7 @@ class Crew:
         self._by_pid: dict[int, Place] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.places: list[Place] = []
-        self.crashes: Counter[str] = Counter()  # ends that nobody here brought about
+        self.crashes: Counter[tuple[str, int]] = Counter()  # ends that nobody here brought about
         (folder / "logs").mkdir()
         self._root = Path(__file__).resolve().parents[2]
 
@@ -127,7 +127,7 @@ class Crew:
         place.ended.set()
         place.done = code == 0 and place.role in ("producer", "canceller")
         if code != 0 and not place.killed:
-            self.crashes[f"{place.role} ended with {code}"] += 1
+            self.crashes[place.role, code] += 1
         if place.wanted and not place.done:
             self._start(self._again(place, AGAIN_S if place.killed or code == 0 else CRASHED_S))
 

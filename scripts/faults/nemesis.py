@@ -90,7 +90,9 @@ class Nemesis:
         return found
 
     def _tell(self, ev: str, fault: str, target: str, **more: Any) -> None:
-        self._history.tell(ev, "info", val={"fault": fault, "target": target, **more})
+        """One line; a fault and its end are told in the same task, and by that have the same operation."""
+        task = asyncio.current_task()
+        self._history.tell(ev, "info", op=task and task.get_name(), val={"fault": fault, "target": target, **more})
 
     # Processes -------------------------------------------------------------------------------------------
 

@@ -1,40 +1,37 @@
 """
 The counts of a run, and whether it holds.
 
-The judge proper is `scripts/check_history.py`, a program of its own that shares no code with busq or with this. What
-is added here is what only the run itself knows: what did not come to rest, and what clients were surprised by.
+The judge is `scripts/check_history.py`, a program of its own that shares no code with busq or with this. What is added
+here is what only the run itself knows: what did not come to rest, what clients were surprised by, which processes ended
+by themselves although nobody had touched them.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import hiredis
 import msgspec
 
 from faults.client import SURPRISE
-from faults.drain import TERMINAL
 from faults.history import read
 from faults.plan import KILLS, STOPS
 from faults.tally import Tally
 
-_STAMP = re.compile(rb"^(?:#TS:\d+\r\n)+(?=\*|\Z)", re.MULTILINE)
-
 JUDGE = Path(__file__).resolve().parents[1] / "check_history.py"
+OUR_MISTAKE = 70
+"""The exit code of a command of busq's that met an error which it does not know."""
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the run knows of itself."""
+    """What the run knows of itself. `crashes`: how processes ended that nobody had ended, by role and exit code."""
 
     faults: Counter[str]
     missed: Counter[str]
-    crashes: Counter[str]
+    crashes: Counter[tuple[str, int]]
     starts: int
     left: list[str]
     seconds: float
@@ -43,6 +40,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What `chaos.py` prints and writes to faults.json."""
 
+    seed: int
     jobs: int
     cancels: int
     scopes: int
@@ -64,42 +62,46 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return not self.violations
 
 
-def judge(folder: Path, facts: Facts, keys: dict[str, Any], tally: Tally) -> Report:
+def judge(folder: Path, seed: int, facts: Facts, keys: dict[str, Any], tally: Tally) -> Report:
     """Count, have the judge look at the folder, and say what is wrong."""
     lines = list(read(folder))
-    states = _states(keys)
-    transitions, second_thoughts = _walk(folder)
+    judged = _judged(folder)
     violations = [f"not at rest: {each}" for each in facts.left]
-    violations += _surprises(lines) + _lost(lines, states) + second_thoughts + _judged(folder)
+    violations += _surprises(lines) + _mistakes(facts.crashes) + _words(judged)
     report = Report(
-        jobs=tally.total("accepted"), cancels=tally.total("cancelled"), scopes=tally.total("scopes"),
+        seed=seed, jobs=tally.total("accepted"), cancels=tally.total("cancelled"), scopes=tally.total("scopes"),
         reads=tally.total("reads"), kills=sum(facts.faults[name] for name in (*KILLS, *STOPS)),
         server_restarts=facts.starts - 1, pubsub_kills=facts.faults["kill_pubsub"],
-        faults=dict(sorted(facts.faults.items())), missed=dict(facts.missed), crashes=dict(facts.crashes),
-        endings=dict(Counter(_ending(each["value"]) for each in _records(keys).values())),
+        faults=dict(sorted(facts.faults.items())), missed=dict(facts.missed),
+        crashes={f"{role} ended with {code}": count for (role, code), count in facts.crashes.items()},
+        endings=dict(Counter(_ending(each["value"]) for key, each in keys.items() if "}:job:" in key)),
         verdicts=dict(Counter(_verdict(line) for line in lines if line["ev"] == "cancel" and line["type"] == "ok")),
-        transitions=dict(sorted(transitions.items())), seconds=round(facts.seconds, 1), violations=violations,
+        transitions=judged["figures"].get("moves", {}), seconds=round(facts.seconds, 1), violations=violations,
     )  # fmt: skip
     (folder / "faults.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     return report
 
 
-def _judged(folder: Path) -> list[str]:
-    if not JUDGE.exists():
-        return []
-    done = subprocess.run([sys.executable, str(JUDGE), str(folder)], capture_output=True, text=True, check=False)
-    (folder / "judge.txt").write_text(done.stdout + done.stderr)
-    if done.returncode == 0:
-        return []
-    return [f"the judge: {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-20:]]
+def _judged(folder: Path) -> dict[str, Any]:
+    """What the judge says of the folder; `judge.json` keeps all of it."""
+    done = subprocess.run([sys.executable, str(JUDGE), "--json", str(folder)], capture_output=True, check=False)
+    (folder / "judge.json").write_bytes(done.stdout)
+    try:
+        found: dict[str, Any] = msgspec.json.decode(done.stdout)
+    except msgspec.DecodeError:
+        words = done.stderr.decode(errors="replace").strip()[-2000:]
+        return {
+            "verdict": "void",
+            "violations": [],
+            "void": [f"the judge did not come to an end: {words}"],
+            "figures": {},
+        }
+    return found
 
 
-def _records(keys: dict[str, Any]) -> dict[str, Any]:
-    return {key.partition(":job:")[2]: each for key, each in keys.items() if "}:job:" in key}
-
-
-def _states(keys: dict[str, Any]) -> dict[str, str]:
-    return {jid: each["value"].get("state", "") for jid, each in _records(keys).items()}
+def _words(judged: dict[str, Any]) -> list[str]:
+    found = [f"{each['check']} {each['jid']}: {each['words']} [{each['place']}]" for each in judged["violations"]]
+    return found + [f"void: {each}" for each in judged["void"]]
 
 
 def _ending(record: dict[str, str]) -> str:
@@ -118,49 +120,6 @@ def _surprises(lines: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _lost(lines: list[dict[str, Any]], states: dict[str, str]) -> list[str]:
-    accepted = {line["jid"] for line in lines if line["ev"] == "enqueue" and line["type"] == "ok"}
-    return [
-        f"accepted and not ended: {jid} ({states.get(jid, 'no record')})"
-        for jid in sorted(accepted)
-        if states.get(jid) not in TERMINAL
-    ]
-
-
-def _walk(folder: Path) -> tuple[Counter[str], list[str]]:
-    """Every change of a job's state in the server's order: how often each was seen, and ended jobs that changed."""
-    now: dict[bytes, bytes] = {}
-    seen: Counter[str] = Counter()
-    wrong: list[str] = []
-    for command in _commands(folder):
-        if command[0].upper() == b"HSET" and b"}:job:" in command[1]:
-            fields = dict(zip(command[2::2], command[3::2], strict=True))
-            state = fields.get(b"state")
-            before = now.get(command[1])
-            if state is None or state == before:
-                continue
-            seen[f"{(before or b'-').decode()} > {state.decode()}"] += 1
-            if before is not None and before.decode() in TERMINAL:
-                wrong.append(f"final was not final: {command[1].decode()} {before.decode()} > {state.decode()}")
-            now[command[1]] = state
-        elif command[0].upper() in (b"DEL", b"UNLINK"):
-            for key in command[1:]:
-                now.pop(key, None)
-    return seen, wrong
-
-
-def _commands(folder: Path) -> Any:
-    for path in sorted((folder / "server" / "appendonlydir").glob("*.aof"), key=_number):
-        reader = hiredis.Reader()
-        reader.feed(_STAMP.sub(b"", path.read_bytes()))
-        while (command := reader.gets()) is not False:
-            yield command
-
-
-def _number(path: Path) -> int:
-    found = re.search(r"\.(\d+)\.", path.name)
-    return int(found[1]) if found else 0
-
-
-def printed(report: Report) -> str:
-    return json.dumps(msgspec.to_builtins(report), indent=2)
+def _mistakes(crashes: Counter[tuple[str, int]]) -> list[str]:
+    """Processes that died of an error that busq does not know; the others could not reach the server."""
+    return [f"a {role} ended with {code}: see logs/" for role, code in crashes if code == OUR_MISTAKE]
