@@ -31,7 +31,7 @@ NAMESPACE = "busq"
 WORKERS = (("co", 3, 60), ("th", 1, 12), ("pr", 2, 2))  # queue, how many, concurrency of each
 WATCHDOGS = 3
 BY_PROXY = 0.5  # of all processes
-SLACK_S = 5.0  # what a busy machine may add to a bound: this run proves what happens, and a benchmark when
+SLACK_S = 10.0  # what a busy machine may add to a bound: this run proves what happens, and a benchmark when
 
 
 class Campaign:

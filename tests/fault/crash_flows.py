@@ -114,7 +114,7 @@ async def watch(url: str, direct: str) -> None:
     """Some passes over whatever is overdue."""
     dog = Watchdog(Settings.load({}, url=url, **SETTINGS))
     running = asyncio.create_task(dog.run())
-    await until(lambda: dog.health().passes >= 3 or running.done())
+    await until(lambda: dog.health().passes >= 2 or running.done())
     dog.stop()
     await running
 
