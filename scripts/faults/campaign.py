@@ -22,7 +22,7 @@ from faults.crew import Crew, Place
 from faults.history import FOLDER, RUN
 from faults.nemesis import Nemesis
 from faults.nursery import SKEW
-from faults.plan import SETTINGS, Plan, Urls
+from faults.plan import SETTINGS, Plan
 from faults.proxy import Proxy
 from faults.server import Server
 from faults.tally import CANCELLERS, PRODUCERS, Tally
@@ -101,8 +101,8 @@ class Campaign:
 
     def _command(self, place: Place) -> tuple[list[str], dict[str, str]]:
         """What the next process of a place runs, and its environment."""
-        urls = self._urls(by_proxy=self._chance.random() < BY_PROXY)
-        url = getattr(urls, place.role)
+        by_proxy = self._chance.random() < BY_PROXY
+        url = self._server.url(place.role, self._proxy.port if by_proxy else None)
         env = {f"BUSQ_{name.upper()}": str(value) for name, value in SETTINGS.items()}
         env |= {"BUSQ_URL": url, "BUSQ_LOG_LEVEL": "warning", SKEW: str(self._skew)}
         if place.role == "worker":
@@ -119,14 +119,6 @@ class Campaign:
             name=place.name, url=url, row=number if producer else PRODUCERS + number, share=-(-whole // parts),
             seed=self._chance.getrandbits(32), began=self._began, seconds=self.plan.minutes * 60,
             settings=dict(SETTINGS),
-        )  # fmt: skip
-
-    def _urls(self, *, by_proxy: bool) -> Urls:
-        url = self._server.url
-        if by_proxy:
-            url = url.replace(f":{self._server.port}/", f":{self._proxy.port}/")
-        return Urls(
-            producer=url, canceller=url, worker=url, watchdog=url, reader=url, admin=self._server.url,
         )  # fmt: skip
 
     def _set_skew(self, seconds: int) -> None:

@@ -35,10 +35,10 @@ SETTINGS: dict[str, float | int | str] = {
 """Short leases, so that what was killed is soon run again. The rest is a user's."""
 
 A_MINUTE: dict[str, float] = {
-    "kill_worker": 10, "kill_watchdog": 9, "kill_producer": 7, "kill_canceller": 7, "kill_child": 9,
-    "stop_worker": 12, "stop_watchdog": 11, "stop_producer": 8, "stop_canceller": 8, "stop_child": 10,
+    "kill_worker": 11, "kill_watchdog": 10, "kill_producer": 8, "kill_canceller": 8, "kill_child": 10,
+    "stop_worker": 13, "stop_watchdog": 13, "stop_producer": 9, "stop_canceller": 9, "stop_child": 11,
     "term_worker": 3, "term_watchdog": 2,
-    "kill_server": 9, "stop_server": 2, "client_pause": 3, "busy_script": 1, "script_flush": 8, "kill_pubsub": 32,
+    "kill_server": 9.6, "stop_server": 2, "client_pause": 3, "busy_script": 1, "script_flush": 8, "kill_pubsub": 34,
     "kill_normal": 2, "memory_full": 2,
     "proxy_delay": 2, "proxy_cut_reply": 8, "proxy_cut_request": 4, "proxy_half_open": 3, "proxy_dribble": 1,
     "proxy_reset": 3,
@@ -49,17 +49,6 @@ A_MINUTE: dict[str, float] = {
 
 KILLS = ("kill_worker", "kill_watchdog", "kill_producer", "kill_canceller", "kill_child")
 STOPS = ("stop_worker", "stop_watchdog", "stop_producer", "stop_canceller", "stop_child")
-
-
-class Urls(msgspec.Struct, frozen=True):
-    """Where each role connects to, with its own user; `admin` may do everything and is the nemesis's alone."""
-
-    producer: str
-    canceller: str
-    worker: str
-    watchdog: str
-    reader: str
-    admin: str
 
 
 class Step(msgspec.Struct, frozen=True):

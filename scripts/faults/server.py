@@ -13,12 +13,18 @@ import shutil
 import signal
 import struct
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
-from busq.cli.embedded import HOST, free_port, wait_until_serving
+from busq.cli.embedded import HOST, free_port
 from busq.cli.tied import end_process, tied_process
+from faults import users
 
 # `everysec` keeps writes back, answered ones too, while the disk is busy with the last sync: SIGKILL would lose them.
 # With `no` they are in the kernel's hands before they are answered, which outlives every fault but a power cut.
@@ -27,6 +33,8 @@ AOF = (
     "--auto-aof-rewrite-percentage", "0", "--aof-timestamp-enabled", "yes", "--save", "", "--bind", HOST,
     "--maxmemory-policy", "noeviction", "--busy-reply-threshold", "200",
 )  # fmt: skip
+
+START_S = 60.0  # with a long append-only file to be loaded
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -70,16 +78,20 @@ class Server:
         self.folder = folder
         self.starts = 0
         self.port = free_port()
+        self._users = users.Users(folder) if users.can_be_made() else None
         self._skew = folder / "skew"
         self._skew.write_bytes(struct.pack("q", 0))
         self._shim = _built(folder)
         self._command = [executable, "--dir", str(folder), *AOF, "--port", str(self.port)]
+        if self._users is not None:
+            self._command += ["--aclfile", str(self._users.file)]
         self._log = (folder / "server.log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def url(self) -> str:
-        return f"redis://{HOST}:{self.port}/0"
+    def url(self, user: str, port: int | None = None) -> str:
+        """Where this user connects to: `users.ADMIN`, or a role. `port`: that of a proxy before the server."""
+        port = port or self.port
+        return f"redis://{HOST}:{port}/0" if self._users is None else self._users.url(user, port)
 
     @property
     def has_own_clock(self) -> bool:
@@ -87,7 +99,8 @@ class Server:
 
     def admin(self) -> Redis:
         """A client that may do everything, for the nemesis and the drain."""
-        return Redis.from_url(self.url, socket_timeout=10, socket_connect_timeout=2)
+        retry = Retry(NoBackoff(), 0)
+        return Redis.from_url(self.url(users.ADMIN), socket_timeout=10, socket_connect_timeout=2, retry=retry)
 
     async def start(self) -> None:
         """Start it, and wait until it serves. Raise `RuntimeError` when it does not."""
@@ -95,11 +108,22 @@ class Server:
         if self._shim is not None:
             env |= {"LD_PRELOAD": str(self._shim), "SKEW_FILE": str(self._skew)}
         process = tied_process(self._command, stdout=self._log, stderr=self._log, env=env)
-        if not await asyncio.to_thread(wait_until_serving, process, self.port):
+        if not await self._serves(process):
             end_process(process)
             raise RuntimeError(f"redis-server does not come up; see {self.folder / 'server.log'}")
         self._process = process
         self.starts += 1
+
+    async def _serves(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether it comes to answer: it, and no other server that sits on its port."""
+        end = time.monotonic() + START_S
+        while process.poll() is None and time.monotonic() < end:
+            with suppress(RedisError, OSError):
+                async with self.admin() as admin:
+                    if (await admin.info("server"))["process_id"] == process.pid:
+                        return True
+            await asyncio.sleep(0.01)
+        return False
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
