@@ -35,6 +35,7 @@ class Link:
         self.cut_reply = False
         self.cut_request = False
         self.reset = False
+        self.subscribed = False
         self.asked = False  # since `cut_reply` was wished for
         self.passing = asyncio.Event()
         self.passing.set()
@@ -60,6 +61,8 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._upstream = port
         self.links: set[Link] = set()
+        self.deafened = 0
+        self._deaf = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
 
@@ -72,6 +75,12 @@ class Proxy:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def deafen(self) -> None:
+        """From now on nothing passes on a connection that carries a subscription; nobody is told."""
+        self._deaf = True
+        for link in self.links:
+            self._hear(link)
 
     def choose(self, chance: random.Random, part: float) -> list[Link]:
         """Some of the connections that are open now; one at least, if there is one."""
@@ -110,7 +119,14 @@ class Proxy:
             if link.cut_request:
                 break
             link.asked = True
+            link.subscribed |= b"SUBSCRIBE" in piece
+            self._hear(link)
             await _pass(link, link.server, piece)
+
+    def _hear(self, link: Link) -> None:
+        if self._deaf and link.subscribed and link.passing.is_set():
+            link.passing.clear()
+            self.deafened += 1
 
     async def _down(self, link: Link, reader: asyncio.StreamReader) -> None:
         while piece := await reader.read(PIECE):
