@@ -27,7 +27,7 @@ from faults.proxy import Link, Proxy
 from faults.server import Server
 
 AGAIN_S = 0.3  # until a fault that found nobody is tried again
-TRIES = 40
+TRIES = 200
 
 Fault = Callable[[random.Random], Awaitable[str | None]]
 """Does it, from begin to end; what was hit, or None when there was nobody."""
