@@ -15,22 +15,32 @@ SHORTEST = 4  # a shorter password would blank out half of every line
 
 # Without the scheme: on a terminal a colour may stand right before it, and its last letter looks like part of it.
 _LOGIN = re.compile(r"(://[^\s:/@\"'<>]*):[^\s\"'<>]*@")
-_IN_QUERY = re.compile(r"([?&](?:password|passwd|token|secret)=)[^\s&\"'<>]+", re.IGNORECASE)
+_IN_QUERY = re.compile(r"([?&]\w*(?:password|passwd|token|secret)=)[^\s&\"'<>]+", re.IGNORECASE)
 _NAMES = re.compile(r"passw|secret|token\b|api_?key|authorization|credential", re.IGNORECASE)
 
 _guarded: set[str] = set()
 
 
 def guard(url: str | None) -> None:
-    """From now on, never show the password of this URL, written as it is or as it was meant."""
+    """From now on, never show the passwords of this URL, written as they are or as they were meant."""
     if not url:
         return
     try:
-        password = urlsplit(url).password
+        parts = urlsplit(url)
+        password = parts.password
     except ValueError:
         return
-    if password:
-        _guarded.update(each for each in (password, unquote(password)) if len(each) >= SHORTEST)
+    guard_secret(password)
+    for each in parts.query.split("&"):
+        name, _, value = each.partition("=")
+        if is_secret(name):
+            guard_secret(value)
+
+
+def guard_secret(secret: str | None) -> None:
+    """From now on, never show this, written as it is or as it was meant."""
+    if secret:
+        _guarded.update(each for each in (secret, unquote(secret)) if len(each) >= SHORTEST)
 
 
 def hide(text: str) -> str:

@@ -231,7 +231,9 @@ class Reader:
             rules = max(rules, len(live))
             settling = max(settling, sum(number > int(walked or 0) for number in live))
             for name, count in counters.items():
-                total[name.decode()] = total.get(name.decode(), 0) + int(count)
+                so_far = total.get(name.decode(), 0)
+                # A rule is decided in every shard, and is one rule all the same.
+                total[name.decode()] = max(so_far, int(count)) if name == b"rules" else so_far + int(count)
             own = [await self._queue(shard, queue) for queue in await watch.queues(self._store, shard)]
             held = sum(each.held for each in own)
             now[State.SCHEDULED] += scheduled
@@ -258,7 +260,7 @@ class Reader:
     async def _queue(self, shard: int, queue: str) -> QueueStats:
         """Counted from the stream and its pending list; `lag` would be blind after some deletions."""
         stream = self._store.keys(shard).stream(queue)
-        now_ms = await watch.server_now_ms(self._store)
+        now_ms = await watch.server_now_ms(self._store, shard)
         with reaching(self._store.connections.place):
             length = await self._store.redis.xlen(stream)
             group: dict[str, Any] = {}

@@ -201,7 +201,7 @@ class Scopes:
         self, shard: int, condition: bytes, cutoff: int
     ) -> AsyncIterator[tuple[bytes, bytes, bytes, bytes]]:
         """Jid, kind, queue and state of what fits, step by step; perhaps twice when it moves meanwhile."""
-        at_ms = await watch.server_now_ms(self._store)
+        at_ms = await watch.server_now_ms(self._store, shard)
         queues = [f"queue:{queue}" for queue in await watch.queues(self._store, shard)]
         for place in ("scheduled", "waiting", *queues):
             cursor = b"0"

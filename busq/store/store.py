@@ -25,6 +25,7 @@ from busq.store import forms, scripts
 from busq.store.connection import Connections, reaching
 from busq.store.forms import (
     Delivery,
+    Finalized,
     KindTerms,
     Look,
     NewJob,
@@ -264,14 +265,11 @@ class Store:
 
     # Watchdog ------------------------------------------------------------------------------------------
 
-    async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[tuple[str, str]]:
-        """
-        End cancels past their deadline: (jid, owner's process known to be gone).
-
-        Answers (finalized | early | stale | missing, state or ms left).
-        """
+    async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[Finalized]:
+        """End cancels past their deadline: (jid, owner's process known to be gone)."""
         args = [int(gone) for _, gone in overdue]
-        return forms.words(await self.run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
+        heard = await self.run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue)
+        return [forms.finalized(answer) for answer in heard]
 
     async def reclaim(
         self, shard: int, queue: str, owner: str, held: Sequence[tuple[str, bytes]], *, owner_gone: bool, failure: bytes
@@ -345,9 +343,10 @@ class Store:
         Lay out keys and arguments in the order of the script's header, and run it: for the verbs, here and in
         `scopes.py`.
         """
-        script = scripts.load(verb, flags_line=self._flags_line)
+        fenced = self.connections.apart
+        script = scripts.load(verb, flags_line=self._flags_line, fenced=fenced)
         own = self.keys(shard)
-        keys: list[bytes] = []
+        keys: list[bytes] = [own.whole] if fenced else []
         for name in script.keys:
             if name == "jobs...":
                 keys += map(own.job, jids)

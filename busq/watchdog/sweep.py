@@ -15,7 +15,7 @@ Any number of watchdogs may do this at once: each step is a guarded script, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -35,6 +35,12 @@ PRUNE_LIMIT = 500
 PROMOTED = "job.promoted"  # no events of their own: they are told by their own records, and counted here
 SETTLED = "job.settled_by_rule"
 CASCADED = "job.cancelled_with_parent"
+DONE = (
+    events.JOB_FINALIZED, events.JOB_RECLAIMED, events.JOB_LOST, events.JOB_EXPIRED, events.WORKER_FORGOTTEN,
+    events.SWEEP_FAILED, PROMOTED, SETTLED, CASCADED,
+)  # fmt: skip
+"""What is counted of its passes."""
+
 STEPS = 50  # steps of each kind in one pass, so that one flood does not keep the rest waiting
 PASS_SHARE = 0.9  # of the interval: what the steps that can wait may take together, over all shards
 SHARE = 1 / 3  # of what is left of that, for one kind of them; there are five in a pass
@@ -49,12 +55,15 @@ class Sweeper:
     """
     One watchdog's view of one shard; `sightings` is what it remembers from pass to pass.
 
-    `done` counts by event what came of its passes, and `job.promoted` beside them; for the health page.
+    `done` counts by event what came of its passes, and `job.promoted` beside them; for the health page. `final` is told
+    of each cancel that it ended, in seconds since the request.
     """
 
     def __init__(
-        self, settings: Settings, store: Store, shard: int, clock: Clock, *, done: Counter[str] | None = None
-    ) -> None:
+        self, settings: Settings, store: Store, shard: int, clock: Clock, *, done: Counter[str] | None = None,
+        final: Callable[[float], object] = lambda seconds: None,
+    ) -> None:  # fmt: skip
+        self._final = final
         self._done: Counter[str] = Counter() if done is None else done
         self._settings = settings
         self._store = store
@@ -66,7 +75,7 @@ class Sweeper:
     async def sweep(self) -> float | None:
         """One pass. Return in how many seconds the next deadline, moment or scheduled job is due, None for none."""
         self._over_at = self._clock.monotonic() + self._settings.watchdog_interval_s * PASS_SHARE / self._store.shards
-        now_ms = await watch.server_now_ms(self._store)
+        now_ms = await watch.server_now_ms(self._store, self._shard)
         waits = []
         for step in (
             self._finalize_overdue,
@@ -121,9 +130,10 @@ class Sweeper:
             for queue, jobs in _by_queue(due.jobs).items():
                 overdue = [(jid, owner in gone) for jid, owner in jobs]
                 answers = await self._store.finalize(self._shard, queue, overdue)
-                for (jid, _), (word, _) in zip(overdue, answers, strict=True):
+                for (jid, _), (word, _, asked_s) in zip(overdue, answers, strict=True):
                     if word == "finalized":
                         self._done[events.JOB_FINALIZED] += 1
+                        self._final(asked_s)
                         events.tell(log, events.JOB_FINALIZED, jid=jid, queue=queue)
         return AT_ONCE if due.jobs else due.next_ms
 

@@ -134,8 +134,9 @@ class House:
     async def watch(self) -> None:
         await self.b.watch()
 
-    def apart(self) -> Apart:
-        self._aparts.append(Apart(self.b.url, self.executor, self._folder, self._given))
+    def apart(self, **settings: Any) -> Apart:
+        """A worker in a process of its own; `settings` are its alone."""
+        self._aparts.append(Apart(self.b.url, self.executor, self._folder, {**self._given, **settings}))
         return self._aparts[-1]
 
     async def close(self) -> None:

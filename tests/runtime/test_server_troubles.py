@@ -31,6 +31,7 @@ from tests.servers import RedisServer
         exceptions.ResponseError("MISCONF Redis is configured to save RDB snapshots"),
         exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."),
         exceptions.ResponseError("BUSY Redis is busy running a script."),
+        exceptions.ResponseError("Command # 2 (GET a(b) of) of pipeline caused error: ('BUSY Redis is busy.',)"),
     ],
 )
 def test_a_server_that_cannot_serve_now_is_not_a_bad_record(error: Exception) -> None:
