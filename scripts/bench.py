@@ -25,6 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import msgspec  # noqa: E402
 from benchmarks import (  # noqa: E402
     cancel,
+    comeback,
     drain,
     enqueue,
     idle,
@@ -87,7 +88,7 @@ def _benchmarks(asked: argparse.Namespace) -> dict[str, Measure]:
         "settle": lambda url: settle.measure(url, asked.pairs, asked.settled),
         "tell": lambda url: tell.measure(url, asked.pairs, asked.running),
         "rules": lambda url: rules.measure(url, asked.pairs, asked.jobs),
-        "recovery": lambda url: recovery.measure(url, asked.running, asked.cancels),
+        "recovery": lambda url: recovery.measure(url, asked.running, asked.cancels) + comeback.measure(url),
     }
     return {name: everything[name] for name in asked.only or everything}
 
