@@ -29,7 +29,7 @@ import msgspec
 from cyclopts import Parameter
 
 from busq import events, tasks
-from busq.cli.redaction import hide
+from busq.cli.safe import plain_json, shown
 from busq.errors import BusUnavailable, ConfigError
 
 HEAD_BYTES = 8192
@@ -211,7 +211,7 @@ class Page:
         if more is not None:
             return await more()
         if request.path == "/":
-            return HTTPStatus.OK, JSON, msgspec.json.encode(document(self._report())).decode() + "\n"
+            return HTTPStatus.OK, JSON, plain_json(document(self._report())) + "\n"
         probe = request.path[1:]
         if probe not in ("livez", "readyz", "startupz"):
             there = ", ".join(["/livez", "/readyz", "/startupz", *sorted(self._pages)])
@@ -225,8 +225,8 @@ class Page:
         ok = not any(checks.values())
         status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
         if request.wants_json:
-            return status, JSON, msgspec.json.encode({"ok": ok, "checks": checks}).decode() + "\n"
-        lines = [f"[-]{name} {words}" if words else f"[+]{name} ok" for name, words in checks.items()]
+            return status, JSON, plain_json({"ok": ok, "checks": checks}) + "\n"
+        lines = [f"[-]{name} {shown(words)}" if words else f"[+]{name} ok" for name, words in checks.items()]
         return status, TEXT, "\n".join([*lines, f"{probe} check {'passed' if ok else 'failed'}", ""])
 
 
@@ -256,7 +256,7 @@ def _understood(head: bytes) -> _Request | HTTPStatus:
 def _response(
     status: HTTPStatus, body: str = "", kind: str = TEXT, *, more: tuple[str, ...] = (), head_only: bool = False
 ) -> bytes:
-    content = hide(body or f"{status.phrase}\n").encode()
+    content = (body or f"{status.phrase}\n").encode()
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}",
         f"Date: {formatdate(usegmt=True)}",

@@ -165,6 +165,8 @@ class Keeper:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = process = self._start(theirs)
+        # Not on its command line, which everybody on the machine can read: there may be a password in it.
+        ours.sendall(msgspec.json.encode(self._work) + b"\n")
         events.tell(log, events.PROCESS_STARTED, number=self.number, pid=process.pid)
         watching = asyncio.create_task(self._watch(ours))
         try:
@@ -182,7 +184,6 @@ class Keeper:
     def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         return start_busq(
             str(theirs.fileno()),
-            msgspec.json.encode(self._work).decode(),
             environ=os.environ,
             stdout=sys.stdout.fileno(),
             stderr=sys.stderr.fileno(),

@@ -120,13 +120,16 @@ class _Waiting:
 
 
 def serve() -> None:
-    """Run the worker that the words after the line's descriptor describe."""
+    """Run the worker that the first line on the line describes; its descriptor is the only word of ours."""
     from busq.cli import exits
     from busq.cli.worker import Work, run
 
     def work() -> Any:
         number = int(sys.argv[1])
         os.set_inheritable(number, False)
-        return run(msgspec.json.decode(sys.argv[2], type=Work), line=socket.socket(fileno=number))
+        line = socket.socket(fileno=number)
+        with line.makefile("rb", buffering=0) as words:
+            told = words.readline()
+        return run(msgspec.json.decode(told, type=Work), line=line) if told else exits.NO
 
     sys.exit(exits.run(work))

@@ -20,8 +20,8 @@ from http import HTTPStatus
 
 import msgspec
 
-from busq import events, tasks
-from busq.cli import exits, health, logs, loop, redaction, serving
+from busq import events, redaction, tasks
+from busq.cli import exits, health, logs, loop, serving
 from busq.cli.children import how_it_ended
 from busq.cli.health import METRICS, Address, Answer
 from busq.cli.keeper import Keeper, ProcessHealth

@@ -63,6 +63,7 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until `stop` is called. Raise `BusUnavailable` or `ConfigError` when it cannot start."""
         await self._store.open()
+        await self._store.keep_able()
         sweepers = [
             Sweeper(self._settings, self._store, shard, self._clock, done=self._done, final=self._final)
             for shard in range(self._store.shards)
@@ -119,6 +120,8 @@ class Watchdog:
                 await self._store.renew(shard, [], info=self._card.encoded())
             return await sweepers[shard].sweep()
 
+        if to_be_seen:
+            await self._store.keep_able()
         waits: list[float | None] | None
         if self._store.connections.apart:  # one server that is away must not keep the jobs of others waiting
             waits = await self._rounds.round(shards, look_after, within_s=interval_s)

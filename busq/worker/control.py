@@ -170,7 +170,7 @@ class Control:
         self._all_asked = False
         self._asking_all: asyncio.Task[None] | None = None
         self._questions: set[asyncio.Task[None]] = set()
-        self._store = Store(self._settings, by=self._by)
+        self._store = Store(self._settings, by=self._by, rings=False)
         self._listener = Listener(
             self._store.connections.listening,
             on_notice=lambda channel, message: self._notice(channel),

@@ -211,7 +211,7 @@ class Worker:
         self._loop = loop = asyncio.get_running_loop()
         self._stop_asked, self._hurry_asked = asyncio.Event(), asyncio.Event()
         hello = hello_for(self._settings, self._of_pool(Pool.PROCESS), self._child_setup)
-        self._store = Store(self._settings, by=self.name)
+        self._store = Store(self._settings, by=self.name, rings=False)
         await self._store.open()
         self._streams = Streams(self._store, self._served)
         await self._streams.open()

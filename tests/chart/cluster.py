@@ -7,7 +7,7 @@ Overrides private methods of a young package, so its version is pinned and this 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import kmock
 import yaml
@@ -24,7 +24,7 @@ CUSTOM = {
 class Cluster(kmock.KubernetesEmulator):
     """Deployments are rolled out at once, and pods of tests succeed unless their name is in `failing`."""
 
-    failing: set[str] = set()
+    failing: ClassVar[set[str]] = set()
 
     async def _serve_version(self, request: Any) -> Any:
         document = dict(await super()._serve_version(request))
@@ -82,13 +82,14 @@ class Cluster(kmock.KubernetesEmulator):
 
 
 def kubeconfig(url: object) -> str:
+    context = {"cluster": "double", "user": "tester", "namespace": NAMESPACE}
     return yaml.safe_dump(
         {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "double", "cluster": {"server": str(url)}}],
             "users": [{"name": "tester", "user": {"token": "none"}}],
-            "contexts": [{"name": "double", "context": {"cluster": "double", "user": "tester", "namespace": NAMESPACE}}],
+            "contexts": [{"name": "double", "context": context}],
             "current-context": "double",
         }
     )

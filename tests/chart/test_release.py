@@ -59,17 +59,15 @@ async def test_a_release_is_tested_upgraded_and_rolled_back() -> None:
         await asyncio.to_thread(config.install, str(CHART), RELEASE, {})
         await asyncio.to_thread(config.test, RELEASE, timeout=WAIT_S)
         more: dict[str, Any] = {"pools": {"media": {"queues": ["video"]}}, "watchdog": {"mode": "both"}}
-        await asyncio.to_thread(
-            lambda: config.upgrade(str(CHART), RELEASE, more, wait="watcher", timeout=WAIT_S)
-        )
+        await asyncio.to_thread(lambda: config.upgrade(str(CHART), RELEASE, more, wait="watcher", timeout=WAIT_S))
         assert there(cluster, "Deployment") == {"rel-busq-default", "rel-busq-media", "rel-busq-watchdog"}
         await asyncio.to_thread(config.rollback, RELEASE)
         assert there(cluster, "Deployment") == {"rel-busq-default"}
 
 
-async def test_a_failing_test_is_told() -> None:
-    async with double() as (cluster, config):
-        cluster.failing = {"rel-busq-test-cancel"}
+async def test_a_failing_test_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with double() as (_, config):
+        monkeypatch.setattr(Cluster, "failing", {"rel-busq-test-cancel"})
         await asyncio.to_thread(config.install, str(CHART), RELEASE, {})
         with pytest.raises(HelmError):
             await asyncio.to_thread(config.test, RELEASE, timeout=WAIT_S)

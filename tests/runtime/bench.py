@@ -16,13 +16,17 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar, overload
 
+import msgspec
+
 import busq
 from busq.client.jobs import Enqueuer
 from busq.config import Settings
 from busq.handlers import Handlers
+from busq.store.store import Store
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.attempt import Attempt
 from busq.worker.worker import Worker
+from tests.roles import as_role, as_tester, deploy
 
 EXECUTORS = ("coroutine", "thread")
 CANCELLATIONS = (asyncio.CancelledError, busq.Cancelled)
@@ -190,13 +194,26 @@ class Bench:
     def __init__(self, url: str, **settings: Any) -> None:
         self.url = url
         self.given = {**QUICK, **settings}
-        self.bus = busq.Bus(url, **self.given)
+        self.bus = busq.Bus(as_role(url, "client"), **self.given)
         self.gates: list[Gate] = []
         self._services: list[tuple[Worker | Watchdog, asyncio.Task[None]]] = []
+        self._store: Store | None = None
+
+    async def store(self) -> Store:
+        """A way past all roles, for a test that looks into Redis or plays a trick there."""
+        if self._store is None:
+            self._store = Store(self.settings_of("tester"), by="tester")
+            await self._store.open()
+        return self._store
 
     @property
     def settings(self) -> Settings:
         return self.bus.settings
+
+    def settings_of(self, role: str, bus: busq.Bus | None = None) -> Settings:
+        """Those of a bus, ours when left out, for a process of this role: its URL is that of the role's user."""
+        settings = (bus or self.bus).settings
+        return msgspec.structs.replace(settings, url=as_role(as_tester(settings.url or ""), role))
 
     def gate(self) -> Gate:
         """A gate that opens at the end at the latest."""
@@ -206,13 +223,13 @@ class Bench:
     async def work(self, bus: busq.Bus | None = None, *, handlers: Handlers | None = None, **how: Any) -> Worker:
         """Start a worker; returns when it takes jobs. `handlers`: those of another application, with our settings."""
         bus = bus or self.bus
-        worker = Worker(bus.settings, bus.handlers if handlers is None else handlers, **how)
+        worker = Worker(self.settings_of("worker", bus), bus.handlers if handlers is None else handlers, **how)
         await self._serve(worker, lambda: worker.ready)
         return worker
 
     async def watch(self) -> Watchdog:
         """Start a watchdog; returns after its first pass."""
-        dog = Watchdog(self.settings)
+        dog = Watchdog(self.settings_of("watchdog"))
         await self._serve(dog, lambda: dog.last_pass is not None)
         return dog
 
@@ -242,6 +259,8 @@ class Bench:
             service.stop()  # hurry
         ended = await asyncio.gather(*(task for _, task in self._services), return_exceptions=True)
         await self.bus.close()
+        if self._store is not None:
+            await self._store.close()
         for each in ended:
             if isinstance(each, BaseException):
                 raise each
@@ -286,6 +305,7 @@ async def taken(worker: Worker, jid: str) -> Attempt:
 async def bench(url: str, **settings: Any) -> AsyncIterator[Bench]:
     """A bench with quick settings, and `settings` on top."""
     made = Bench(url, **settings)
+    await deploy(url, **made.given)
     try:
         yield made
     finally:

@@ -16,6 +16,7 @@ from busq.store import scripts
 from busq.store.store import Store
 from busq.worker.intake import Intake
 from tests.fault.proxy import Proxy
+from tests.roles import as_role, elsewhere
 from tests.runtime.bench import Bench, bench, until
 from tests.servers import RedisServer
 
@@ -151,7 +152,7 @@ async def test_a_start_whose_replies_are_cut_off_while_it_is_cancelled_ends_befo
     start = scripts.load("start").sha.encode()
     async with bench(own_server.url, **LONG) as b, Proxy(own_server.port) as proxy:
         ran: list[int] = []
-        far = busq.Bus(proxy.url, **b.given)
+        far = busq.Bus(as_role(elsewhere(b.url, proxy.place), "worker"), **b.given)
 
         @far.job
         async def short() -> None:

@@ -260,7 +260,7 @@ async def test_a_worker_does_not_start_with_such_a_handler(redis_url: str) -> No
         def local() -> None: ...
 
         with pytest.raises(busq.ConfigError, match="inside another function"):
-            await Worker(b.settings, b.bus.handlers).run()
+            await Worker(b.settings_of("worker"), b.bus.handlers).run()
 
 
 async def test_a_child_that_cannot_start_fails_the_job_with_the_reason_and_not_in_a_hot_loop(

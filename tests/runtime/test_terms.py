@@ -13,6 +13,7 @@ import pytest
 
 import busq
 from busq.protocol.cancel import Cause
+from tests.roles import as_role
 from tests.runtime import process_handlers
 from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, UNHURRIED, Bench, Wait, bench, declare, until
 
@@ -79,7 +80,7 @@ async def test_a_handlers_own_expires_counts_for_producers_without_its_code(redi
         async def short() -> None:
             ran.append(1)
 
-        async with busq.Bus(redis_url, **b.given) as far:
+        async with busq.Bus(as_role(redis_url, "client"), **b.given) as far:
             handle = await far.enqueue("short")
         await asyncio.sleep(LATE_S * 2)  # so old it has to be
         await b.work()

@@ -20,6 +20,7 @@ import pytest
 
 import busq
 from busq.protocol.cancel import Cause, Ended
+from tests.roles import as_role
 from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, UNHURRIED, Ask, Bench, Wait, bench, declare, until
 
 Steps = Generator[Wait | Ask, Any, Any]
@@ -255,7 +256,7 @@ async def test_a_coroutine_that_blocked_its_loop_did_not_observe(redis_url: str)
             jid = busq.current_job().jid
 
             def ask() -> None:
-                with_its_own = busq.Bus(redis_url)
+                with_its_own = busq.Bus(as_role(redis_url, "client"))
                 verdicts.append(with_its_own.blocking.cancel(jid).verdict)
                 with_its_own.blocking.close()
 
@@ -873,7 +874,7 @@ async def test_arguments_that_do_not_fit_fail_the_job_at_once_and_are_not_retrie
                 return a + b
 
         await b.work()
-        async with busq.Bus(redis_url) as other:
+        async with busq.Bus(as_role(redis_url, "client")) as other:
             for args in ([], ["one"], [1, 2, 3]):
                 job = await (await other.enqueue("adds", *args)).wait(timeout=10)
                 assert (job.state, job.cause, job.attempt) == ("failed", "bad_arguments", 1)

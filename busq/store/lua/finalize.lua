@@ -43,7 +43,7 @@ for i = jobs, #KEYS do
     end
     close_cancelled(job, {}, tonumber(was[2]), attempt, ended)
     -- The worker, if it lives, learns that nothing of this attempt will be applied, and counts a suspect.
-    redis.call('PUBLISH', notice_prefix .. jid, 'finalized')
+    if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'finalized') end
     answers[#answers + 1] = { 'finalized', 'cancelled', string.format('%.0f', now - tonumber(was[9] or now)) }
   end
   at = at + 1
