@@ -39,6 +39,8 @@ MOST_CONNECTIONS = 32  # of one client to one server
 
 # Answers of a server that is there but cannot serve this now; sending again later is right.
 _NOT_NOW = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY ", "TRYAGAIN")
+# Stands before them in a pipeline.
+_IN_PIPELINE = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: \(['\"]", re.DOTALL)
 _REFUSED = ("The user executing the script", "ACL failure in script")
 _NOT_NOW_ERRORS = (
     redis_errors.ReadOnlyError,
@@ -188,8 +190,9 @@ def reaching(place: str) -> Iterator[None]:
             "Write redis+cluster:// in place of redis://, and busq finds each node."
         ) from error
     except redis_errors.ResponseError as error:
-        if str(error).startswith(_REFUSED):  # inside a script
+        told = _IN_PIPELINE.sub("", str(error))
+        if told.startswith(_REFUSED):  # inside a script
             raise BusUnavailable(f"Redis at {place} refused a command: {error}. Check the ACL of this user.") from error
-        if str(error).startswith(_NOT_NOW) or isinstance(error, _NOT_NOW_ERRORS):
+        if told.startswith(_NOT_NOW) or isinstance(error, _NOT_NOW_ERRORS):
             raise BusUnavailable(f"Redis at {place} cannot serve now: {error}") from error
         raise BadRecord(f"Redis at {place} holds something that busq cannot work with: {error}") from error

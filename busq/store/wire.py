@@ -33,6 +33,7 @@ class Ours(AbstractConnection):
 
     With `seek` a connection asks at each connect where it shall lead, and there for the role: a replica is no use.
     One that is answered READONLY is closed, and so asks again. Trouble with TLS is told as such and not tried again.
+    uvloop answers a write to a connection that has ended with a `RuntimeError`; here it is lost, like any other.
     """
 
     def __init__(self, *, seek: Seek | None = None, **how: Any) -> None:
@@ -77,11 +78,16 @@ class Ours(AbstractConnection):
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
         limit_s, self.socket_timeout = self.socket_timeout, None
+        writer = self._writer
         try:
             async with asyncio.timeout(limit_s):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:
             raise redis_errors.TimeoutError("Timeout writing to socket") from None
+        except RuntimeError as error:
+            if writer is None or not writer.transport.is_closing():
+                raise
+            raise redis_errors.ConnectionError("Connection closed by server.") from error
         finally:
             self.socket_timeout = limit_s
 
