@@ -12,6 +12,7 @@ makes a connection useless (an error, a silence, a primary that was demoted) als
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
