@@ -18,6 +18,7 @@ import gc
 import json
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verdict = judge_run(folder)
         except Unusable as error:
             verdict = Verdict(void=[str(error)])
+        except Exception as error:  # our own mistake, and no word about the run
+            traceback.print_exc()
+            verdict = Verdict(void=[f"the judge broke down: {error!r}"])
         verdict.figures["judged_in_s"] = round(time.monotonic() - began, 2)
         if asked.json:
             print(json.dumps({"run": str(folder), **verdict.as_json()}))

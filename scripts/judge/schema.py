@@ -116,3 +116,10 @@ def requester(fields: dict[bytes, bytes]) -> Line | None:
             parts = text.split(b"\t", 4)
             return Line(parts[0], int(parts[1]), parts[2], parts[3]) if len(parts) == 5 else None
     return None
+
+
+def number_of(record: dict[bytes, bytes], field: bytes) -> float:
+    try:
+        return float(record.get(field, b"0"))
+    except ValueError:
+        return 0.0

@@ -478,12 +478,11 @@ def _(s: Story) -> None:
     s.finish("b")
 
 
-def rule(s: Story, condition: object, cutoff: int, until: int = 0, *, apart: bool = False) -> None:
-    told = json.dumps({"id": "s-1"} if apart else {"id": "s-1", "condition": condition})
-    told = json.dumps(condition) + "\n" + told if apart else told
+def rule(s: Story, condition: object, cutoff: int, until: int = 0, *, version: int = 1) -> None:
+    told = f"{cutoff} {s.now} {until} {version} {json.dumps(condition)}\n{json.dumps({'id': 's-1'})}"
     s.say(
         ["HSET", PREFIX + "scope:s-1", "number", 1, "state", "settling"],
-        ["HSET", PREFIX + "rules", 1, f"{cutoff} {s.now} {until} {told}", "newest", 1],
+        ["HSET", PREFIX + "rules", 1, told, "newest", 1],
     )
 
 
@@ -509,7 +508,7 @@ def _(s: Story) -> None:
 
 @broken("C9", "a job that starts although a standing rule was there first")
 def _(s: Story) -> None:
-    rule(s, IN_G, 0, s.now + 60_000, apart=True)
+    rule(s, IN_G, 0, s.now + 60_000)
     s.enqueue("a", "group", "g")
     s.run("a")
     s.finish("a")
@@ -801,6 +800,21 @@ def test_a_bound_of_time_is_not_asked_for_while_the_server_was_away(tmp_path: Pa
     assert (verdict.exit_code, verdict.figures["faults"]) == (0, {"stop_server": 1})
 
 
+@pytest.mark.parametrize("stored", ["", "of a stranger", None])
+def test_a_rule_that_the_judge_cannot_read_is_counted_and_nobody_is_accused(tmp_path: Path, stored: str | None) -> None:
+    def tell(s: Story) -> None:
+        s.enqueue("a", "group", "g")
+        rule(s, IN_G, 1, version=2)
+        if stored is not None:
+            s.say(["HSET", PREFIX + "rules", 1, stored])
+        settle(s)
+        s.run("a")
+        s.finish("a")
+
+    verdict = judged(tmp_path, tell)
+    assert (verdict.exit_code, verdict.figures["rules_not_judged"]) == (0, 1)
+
+
 def test_latencies_are_told_by_the_faults_that_were_on(tmp_path: Path) -> None:
     def tell(s: Story) -> None:
         for jid, at in (("a", 0), ("b", 10_000)):
@@ -843,6 +857,9 @@ def test_the_command_says_which_job_which_place_and_what(tmp_path: Path) -> None
     assert [each["verdict"] for each in documents] == ["valid", "violations"]
     assert documents[1]["violations"][0]["check"] == "C5"
     assert judge(tmp_path / "nowhere").returncode == 2
+    (bad / "run.json").write_text('{"settings": 7}')
+    told = judge(bad)
+    assert (told.returncode, "Traceback" in told.stderr) == (2, True), "a mistake of its own is no violation"
 
 
 def test_the_judge_knows_every_key_that_the_readme_names() -> None:
