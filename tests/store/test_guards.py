@@ -236,7 +236,7 @@ async def in_time(test: Awaitable[None]) -> None:
     """A keeper that does not come to an assertion without its guard: it waits for ever, or a call is refused."""
     try:
         await asyncio.wait_for(test, 10)
-    except (TimeoutError, TypeError, BadRecord, TooManyRules, pytest.fail.Exception) as error:
+    except (TimeoutError, TypeError, ValueError, BadRecord, TooManyRules, pytest.fail.Exception) as error:
         raise AssertionError(type(error).__name__) from error
 
 
