@@ -943,7 +943,7 @@ GUARDS = [
           limits.test_a_rate_is_forgotten_a_minute_after_it_has_no_say_any_more),
     # rules of a newer busq
     Guard("start", "elseif doubt and", "elseif false and", newer_rule("another operator")),
-    Guard("start", " or adopted) then", ") then",
+    Guard("start", "(adopted or state", "(state",
           newer.test_a_start_that_is_sent_again_is_answered_as_before_whatever_was_decided_since),
     Guard("start", "  doubt = false\n  local changed", "  local changed",
           newer.test_a_job_beside_one_in_doubt_starts),
