@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from busq.errors import ConfigError
+from busq.redaction import hide
 
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -37,6 +38,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     namespace: str = "busq"
     shards: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """How many shards the bus has. Left out: what the bus says in Redis, and 1 for a new bus."""
+
+    host: str | None = None
+    """What this pod or machine is called on the roster. Left out: what the system calls it."""
 
     # Cancels
     beat_s: Positive = 1.0
@@ -77,6 +81,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Talking to Redis
     connect_timeout_s: Positive = 2.0
     command_timeout_s: Positive = 3.0
+    tls_ca_file: str | None = None
+    """PEM file of the authorities whose certificates are believed; left out: those of the system."""
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    """Certificate and key that we show, for servers that want one (PEM files)."""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+    """The login at Sentinels; that in the URL is for the servers that hold the data."""
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={hide(repr(getattr(self, name)))}" for name in self.__struct_fields__)
+        return f"Settings({', '.join(shown)})"
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:
@@ -120,4 +136,4 @@ def _convert(settings: type[Settings], field: str, value: Any, called: str) -> A
     try:
         return msgspec.convert(value, wanted, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{called}: {value!r} will not do: {error}") from None
+        raise ConfigError(f"{called}: {hide(repr(value))} will not do: {error}") from None

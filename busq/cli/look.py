@@ -175,9 +175,10 @@ def print_job(job: Job, output: str, *, hook: Job | None = None) -> None:
 
     _print(job, output, lambda: print_facts(_facts(job, hook)))
     if output == "table" and job.error is not None and job.error.traceback:
-        from busq.cli.safe import safe
+        from busq.cli.safe import shown
 
-        sys.stdout.write("\n" + safe(job.error.traceback, newlines=True).rstrip() + "\n")
+        lines = shown(job.error.traceback, newlines=True).rstrip().split("\n")
+        sys.stdout.write("\n" + "".join(f"  {line}\n" for line in lines))
 
 
 def _facts(job: Job, hook: Job | None) -> list[tuple[str, object]]:

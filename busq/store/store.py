@@ -11,11 +11,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
-from busq.errors import BadRecord, ConfigError
+from busq.errors import BadRecord, BusUnavailable, ConfigError
 from busq.protocol import keys as bus_keys
 from busq.protocol.cancel import CancelAnswer, CancelRequest
 from busq.protocol.jids import shard_of
@@ -26,6 +26,7 @@ from busq.store.connection import Connections, reaching
 from busq.store.forms import (
     Admission,
     Delivery,
+    Finalized,
     KindTerms,
     Look,
     NewJob,
@@ -44,9 +45,14 @@ BATCH_BYTES = 4 * 1024 * 1024  # payloads, tags and the like in one script call
 
 
 class Store:
-    """One process's way to the bus. `by` names the process in the history."""
+    """
+    One process's way to the bus. `by` names the process in the history.
 
-    def __init__(self, settings: Settings, *, by: str, clock: Clock | None = None) -> None:
+    `rings`: whether its scripts publish notices to single jobs. A worker's do not, and its Redis user may not: what it
+    decides is about its own jobs, and the rest it tells all workers on the channel of rules.
+    """
+
+    def __init__(self, settings: Settings, *, by: str, clock: Clock | None = None, rings: bool = True) -> None:
         self.settings = settings
         self.by = clean_name(by)
         self.clock = clock or SystemClock()
@@ -67,7 +73,7 @@ class Store:
             "group": GROUP,
             "keep_succeeded_ms": _ms(settings.keep_succeeded_s),
             "keep_ended_ms": _ms(settings.keep_ended_s),
-            "notice_prefix": self.notice_prefix,
+            "notice_prefix": self.notice_prefix if rings else b"",
             "done_prefix": self.done_prefix,
             "lease_ms": _ms(settings.lease_s),
             "default_grace_ms": _ms(settings.grace_s),
@@ -88,13 +94,10 @@ class Store:
             return
         settings = self.settings
         with reaching(self.connections.place):
-            self._flags_line = await self._takes_flags_line()
             meta = bus_keys.meta(settings.namespace)
             version, shards = await self.redis.hmget(meta, "v", "shards")
             if version is None:
-                # Shards first: who finds a version finds them too.
-                await self.redis.hsetnx(meta, "shards", settings.shards or 1)
-                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
+                await self._make_bus(meta)
                 version, shards = await self.redis.hmget(meta, "v", "shards")
         if not (version.isdigit() and shards is not None and shards.isdigit() and int(shards)):
             raise BadRecord(
@@ -118,12 +121,30 @@ class Store:
     async def close(self) -> None:
         await self.connections.close()
 
-    async def _takes_flags_line(self) -> bool:
+    async def _make_bus(self, meta: bytes) -> None:
         try:
-            await self.redis.execute_command("EVAL", "#!lua\nreturn 1", 0)
-        except ResponseError as error:
-            return "NOPERM" in str(error)  # a role that may only run scripts by their hash: supported servers take it
-        return True
+            # Shards first: who finds a version finds them too.
+            await self.redis.hsetnx(meta, "shards", self.settings.shards or 1)
+            await self.redis.hsetnx(meta, "v", WIRE_VERSION)
+        except NoPermissionError:
+            raise BusUnavailable(
+                f"there is no bus {self.settings.namespace!r} at {self.connections.place} yet, and this user may not "
+                "make one: start a watchdog first (`busq watchdog`)"
+            ) from None
+
+    async def keep_able(self) -> None:
+        """
+        See to it that every role can do its work: that the server has all scripts, and the bus its card.
+
+        A server that restarts, fails over or is flushed forgets scripts, and no role but the watchdog may load any.
+        """
+        settings = self.settings
+        with reaching(self.connections.place):
+            for _, server in await self.connections.servers():
+                await scripts.load_missing(server, flags_line=self._flags_line, fenced=self.connections.apart)
+            if self._opened and not await self.redis.exists(meta := bus_keys.meta(settings.namespace)):
+                await self.redis.hsetnx(meta, "shards", self.shards)
+                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
 
     # Where things are ----------------------------------------------------------------------------------
 
@@ -283,14 +304,11 @@ class Store:
 
     # Watchdog ------------------------------------------------------------------------------------------
 
-    async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[tuple[str, str]]:
-        """
-        End cancels past their deadline: (jid, owner's process known to be gone).
-
-        Answers (finalized | early | stale | missing, state or ms left).
-        """
+    async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[Finalized]:
+        """End cancels past their deadline: (jid, owner's process known to be gone)."""
         args = [int(gone) for _, gone in overdue]
-        return forms.words(await self.run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
+        heard = await self.run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue)
+        return [forms.finalized(answer) for answer in heard]
 
     async def reclaim(
         self, shard: int, queue: str, owner: str, held: Sequence[tuple[str, bytes]], *, owner_gone: bool, failure: bytes
@@ -367,7 +385,31 @@ class Store:
         Lay out keys and arguments in the order of the script's header, and run it: for the verbs, here and in
         `scopes.py`.
         """
-        script = scripts.load(verb, flags_line=self._flags_line)
+        fenced = self.connections.apart
+        script = scripts.load(verb, flags_line=self._flags_line, fenced=fenced)
+        keys, argv = self._laid_out(script, shard, jids, args, queue, named, streams)
+        if fenced:
+            keys.insert(0, self.keys(shard).whole)
+        with reaching(self.connections.place):
+            try:
+                return await script.run(self.redis, keys, argv)
+            except ResponseError as error:
+                if not (self._flags_line and scripts.is_too_old(error)):
+                    raise
+            # Only for tries and tests: the packaged 6.2 server and fakeredis.
+            self._flags_line = False
+            return await scripts.load(verb, flags_line=False).run(self.redis, keys, argv)
+
+    def _laid_out(
+        self,
+        script: scripts.Script,
+        shard: int,
+        jids: Sequence[str],
+        args: Sequence[Value],
+        queue: str | None,
+        named: dict[str, Value] | None,
+        streams: Sequence[bytes],
+    ) -> tuple[list[bytes], list[Value]]:
         own = self.keys(shard)
         keys: list[bytes] = []
         for name in script.keys:
@@ -387,8 +429,7 @@ class Store:
                 argv += args
             else:
                 argv.append(named[name] if named and name in named else self._constants[name])
-        with reaching(self.connections.place):
-            return await script.run(self.redis, keys, argv)
+        return keys, argv
 
     def _by_shard(self, jids: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
         """Places in `jids`, gathered by shard, at most a batch at a time."""

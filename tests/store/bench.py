@@ -308,8 +308,8 @@ class Bench:
         return await store.renew(shard, [Renewal(each.jid, each.token) for each in held], info=b"info")
 
     async def finalize(self, jid: str, *, gone: bool = False, queue: str = QUEUE) -> tuple[str, str]:
-        (answer,) = await self.dog.finalize(self.dog.shard_of(jid), queue, [(jid, gone)])
-        return answer
+        ((word, state, _),) = await self.dog.finalize(self.dog.shard_of(jid), queue, [(jid, gone)])
+        return word, state
 
     async def reclaim(self, held: Held, *, owner: str = "a", gone: bool = False) -> tuple[str, str]:
         (answer,) = await self.dog.reclaim(
@@ -427,9 +427,13 @@ async def rewrite_rule(store: Store, scope: str, **change: Any) -> Callable[[], 
         own = store.keys(shard)
         number = await redis.hget(own.scope(scope), "number")
         before = await redis.hget(own.rules, number)
-        *words, rule = before.split(b" ", 3)
-        newer = {**msgspec.json.decode(rule), **change}
-        await redis.hset(own.rules, number, b" ".join([*words, msgspec.json.encode(newer)]))
+        head, rest = before.split(b"\n", 1)
+        *words, version, condition = head.split(b" ", 4)
+        if "version" in change:
+            version = str(change["version"]).encode()
+        if "condition" in change:
+            condition = msgspec.json.encode(change["condition"])
+        await redis.hset(own.rules, number, b" ".join([*words, version, condition]) + b"\n" + rest)
         shards.append((own.rules, number, before))
 
     async def back() -> None:

@@ -29,9 +29,7 @@ NEWER: dict[str, dict[str, Any]] = {
     "no path": {"condition": ["==", {"f": "tags"}, {"v": 1}]},
     "descendants of something else": {"condition": ["under", {"group": "g"}]},
     "no condition": {"condition": None},
-    "a version in front": {"v": 2},
-    "no reason": {"reason": None},
-    "a source in other words": {"source": {"user": "u"}},
+    "a version in front": {"version": 2},
 }
 
 

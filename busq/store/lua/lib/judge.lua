@@ -7,11 +7,15 @@
 -- that has found nothing against it.
 local LIVE = { scheduled = true, queued = true, running = true, waiting = true }
 
+-- One table serves job after job, since making one is dear; that of a job with ties is kept by whoever asked for it, who
+-- goes on to ask about others.
+local spare = {}
 local function facts_of(job)
   live_rules()
-  local values = redis.call('HMGET', job, unpack(wanted))
-  local facts = { jid = jid_of(job) }
-  for k = 1, #wanted do facts[wanted[k]] = values[k] or nil end
+  local facts, was = spare, redis.call('HMGET', job, unpack(wanted))
+  facts.jid, facts.args, facts.tag = jid_of(job), nil, nil
+  for k = 1, #wanted do facts[wanted[k]] = was[k] or nil end
+  if has_ties(facts.own) then spare = {} end
   return facts
 end
 
@@ -32,15 +36,8 @@ local function matching(facts, born)
     if facts.at and not rule.matches then
       doubt = true
     elseif facts.at and rule.matches(facts) then
-      return rule.wish
+      return wish_of(rule)
     end
-  end
-end
-
--- The jid that an entry of a queue names; nil for one that is no job.
-local function jid_in(entry)
-  for k = 1, #entry[2], 2 do
-    if entry[2][k] == 'jid' then return entry[2][k + 1] end
   end
 end
 
@@ -76,8 +73,10 @@ decided = function(job, depth)
   local facts = facts_of(job)
   if is_hook(facts.kind) then return nil, facts end
   local wish = LIVE[facts.state] and matching(facts)
-  if facts.parent and (LIVE[facts.state] or facts.state == 'failed') and not redis.call('HGET', job, 'policy') then
-    local down = from_above(facts, depth or 1)
+  if has_ties(facts.own) and (LIVE[facts.state] or facts.state == 'failed') then
+    local was = redis.call('HMGET', job, 'parent', 'policy')
+    facts.parent = was[1] or nil
+    local down = not was[2] and from_above(facts, depth or 1)
     if down and (not wish or down.at < wish.at) then wish = down end -- the first cause stands
   end
   return wish or nil, facts
