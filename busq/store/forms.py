@@ -40,6 +40,13 @@ class NewJob(msgspec.Struct, frozen=True):
     fields: tuple[str | int, ...] = ()
     most: int = 0
 
+    @property
+    def size(self) -> int:
+        """About how many bytes are sent for it."""
+        if not self.fields:  # as nearly all
+            return len(self.payload)
+        return len(self.payload) + sum(len(each) for each in self.fields if isinstance(each, str))
+
     def said(self, name: str) -> str | None:
         """One of the further fields; None when it is not among them."""
         for i in range(0, len(self.fields), 2):

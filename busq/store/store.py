@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
-from busq.errors import BusUnavailable, ConfigError
+from busq.errors import BadRecord, BusUnavailable, ConfigError
 from busq.protocol import keys as bus_keys
 from busq.protocol.cancel import CancelAnswer, CancelRequest
 from busq.protocol.jids import shard_of
@@ -41,7 +41,7 @@ from busq.store.forms import (
 
 WIRE_VERSION = 1
 BATCH = 250  # jobs in one script call: long enough to be cheap, short enough (about 3 ms) to let others in
-BATCH_BYTES = 4 * 1024 * 1024  # payload in one script call
+BATCH_BYTES = 4 * 1024 * 1024  # payloads, tags and the like in one script call
 
 
 class Store:
@@ -99,9 +99,15 @@ class Store:
             if version is None:
                 await self._make_bus(meta)
                 version, shards = await self.redis.hmget(meta, "v", "shards")
+        if not (version.isdigit() and shards is not None and shards.isdigit() and int(shards)):
+            raise BadRecord(
+                f"{meta.decode()} at {self.connections.place} holds version {version!r} and shards {shards!r}, which "
+                "no busq has written; is the namespace somebody else's?"
+            )
         if int(version) > WIRE_VERSION:
             raise ConfigError(
-                f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}"
+                f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}, so "
+                "upgrade it, or use another namespace"
             )
         if settings.shards is not None and settings.shards != int(shards):
             raise ConfigError(
@@ -444,7 +450,7 @@ class Store:
             size = 0
             for place in places:
                 batch.append(place)
-                size += len(jobs[place].payload)
+                size += jobs[place].size
                 if len(batch) == BATCH or size >= BATCH_BYTES:
                     yield shard, queue, batch
                     batch, size = [], 0

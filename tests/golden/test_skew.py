@@ -46,9 +46,9 @@ class OldStore(Store):
 def old_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = scripts.load
 
-    def load(name: str, *, flags_line: bool = True) -> scripts.Script:
+    def load(name: str, **how: Any) -> scripts.Script:
         release = _sent.get()
-        return now(name, flags_line=flags_line) if release is None else release[name]
+        return now(name, **how) if release is None else release[name]
 
     monkeypatch.setattr(scripts, "load", load)
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from busq.errors import BadPayload, ConfigError
+from busq.errors import BadPayload, BadRecord, ConfigError
 from busq.protocol import keys
 from busq.protocol.codec import (
     decode_error,
@@ -152,6 +152,16 @@ async def test_a_bus_of_a_newer_wire_version_is_refused_with_both_versions(redis
     with pytest.raises(ConfigError, match=f"speaks version {WIRE_VERSION + 1}; this busq knows {WIRE_VERSION}"):
         await bench.a.open()
     assert await bench.redis.keys("*") == [keys.meta("busq")]
+    for store in (bench.a, bench.b, bench.dog):
+        await store.close()
+
+
+@pytest.mark.parametrize("card", [{"v": "x"}, {"v": 1}, {"v": 1, "shards": "x"}, {"v": 1, "shards": 0}])
+async def test_a_card_of_the_bus_that_no_busq_has_written_is_told(redis_url: str, card: dict[str, str]) -> None:
+    bench = Bench(redis_url)
+    await bench.redis.hset(keys.meta("busq"), mapping=card)
+    with pytest.raises(BadRecord, match=r"busq:meta at .* which no busq has written"):
+        await bench.a.open()
     for store in (bench.a, bench.b, bench.dog):
         await store.close()
 

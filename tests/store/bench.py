@@ -74,7 +74,7 @@ class Bench:
         await Streams(self.a, [QUEUE]).open()
         return self
 
-    async def __aexit__(self, error: object, *_: object) -> None:
+    async def __aexit__(self, error: object = None, *_: object) -> None:
         found = await complaints(self.redis) if self.strict and error is None else []
         for store in (self.a, self.b, self.dog):
             await store.close()

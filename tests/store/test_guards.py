@@ -237,7 +237,7 @@ async def in_time(test: Awaitable[None]) -> None:
     """A keeper that does not come to an assertion without its guard: it waits for ever, or a call is refused."""
     try:
         await asyncio.wait_for(test, 10)
-    except (TimeoutError, TypeError, BadRecord, TooManyRules, pytest.fail.Exception) as error:
+    except (TimeoutError, TypeError, ValueError, BadRecord, TooManyRules, pytest.fail.Exception) as error:
         raise AssertionError(type(error).__name__) from error
 
 
@@ -949,7 +949,7 @@ GUARDS = [
           limits.test_a_rate_is_forgotten_a_minute_after_it_has_no_say_any_more),
     # rules of a newer busq
     Guard("start", "elseif doubt and", "elseif false and", newer_rule("another operator")),
-    Guard("start", " or adopted) then", ") then",
+    Guard("start", "(adopted or state", "(state",
           newer.test_a_start_that_is_sent_again_is_answered_as_before_whatever_was_decided_since),
     Guard("start", "  doubt = false\n  local changed", "  local changed",
           newer.test_a_job_beside_one_in_doubt_starts),

@@ -80,12 +80,16 @@ async def test_no_call_takes_more_than_a_batch(
         assert len(calls) == 2 * max(2, shards)
 
 
-async def test_no_call_carries_more_payload_than_a_batch_may(
-    url: str, calls: list[tuple[str, list[bytes], int]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("payload", "tags"), [(400, 0), (10, 390)])
+async def test_no_call_carries_more_than_a_batch_may(
+    url: str, payload: int, tags: int, calls: list[tuple[str, list[bytes], int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "BATCH_BYTES", 1000)
+    fields = ("tags", "x" * tags) if tags else ()
     async with Bench(url) as bench:
-        await bench.a.enqueue([NewJob(f"job-{n}", "k", QUEUE, bytes(400)) for n in range(7)], call="one")
+        await bench.a.enqueue(
+            [NewJob(f"job-{n}", "k", QUEUE, bytes(payload), fields=fields) for n in range(7)], call="one"
+        )
         assert [len([key for key in keys if b"}:job:" in key]) for _, keys, _ in calls] == [3, 3, 1]
 
 

@@ -50,7 +50,7 @@ for i = jobs, #KEYS do
     end
   elseif (tonumber(was[3]) or math.huge) > WIRE then
     answers[#answers + 1] = { 'newer', was[3] or '?' }
-  elseif doubt and ((state == 'queued' and was[2] == entry) or adopted) then
+  elseif doubt and (adopted or state == 'queued' and was[2] == entry) then
     answers[#answers + 1] = { 'unjudged', digits[unjudged] }
   elseif (state == 'queued' and was[2] == entry) or resent or adopted then
     if was[4] ~= ARGV[kind_at] then
