@@ -11,16 +11,14 @@ import asyncio
 import secrets
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from redis import exceptions as redis_errors
 
 from busq.config import Settings
 from busq.errors import BusqError
 from busq.protocol import keys as bus_keys
-from busq.protocol.keys import GROUP, ShardKeys
-from busq.store import fitness, watch
+from busq.store import authority, fitness, watch
 from busq.store.connection import Connections, reaching
 from busq.store.fitness import Finding, Grade, Info
 from busq.store.listener import Listener
@@ -31,6 +29,7 @@ ROUNDS = 5
 ECHO_LIMIT_S = 3.0
 SKEW_S = 1.0
 SLOW_MS = 50.0
+ASK_A_READER = "Ask as a user of role reader or admin (`busq acl`)."
 
 Check = Callable[[], Awaitable[list[Finding]]]
 
@@ -54,7 +53,7 @@ async def look_over(settings: Settings) -> list[Finding]:
         findings += await _tried("version", server)
         findings += await _tried("persistence", lambda: _persistence(connections, info))
         findings += await _tried("replication", lambda: _replication(connections, info))
-        findings += await _tried("acl", lambda: _acl(connections, settings))
+        findings += await _tried("acl", lambda: _acl(connections, settings, info))
         findings += await _tried("clock", lambda: _clock(connections))
         findings += await _tried("pubsub", lambda: _round_trip(connections, settings))
         findings += await _tried("bus", lambda: _bus(connections, settings))
@@ -67,6 +66,10 @@ async def _tried(check: str, look: Check) -> list[Finding]:
     try:
         return await look()
     except (BusqError, redis_errors.RedisError, OSError, TimeoutError) as error:
+        if isinstance(error, redis_errors.NoPermissionError) or isinstance(
+            error.__cause__, redis_errors.NoPermissionError
+        ):
+            return [Finding(check=check, grade=Grade.SKIP, found="this user may not look at it", advice=ASK_A_READER)]
         return [Finding(check=check, grade=Grade.FAIL, found=str(error) or type(error).__name__)]
 
 
@@ -168,68 +171,9 @@ async def _replication(connections: Connections, info: Info) -> list[Finding]:
     ]
 
 
-async def _acl(connections: Connections, settings: Settings) -> list[Finding]:
-    try:
-        user: Any = await connections.commands.execute_command("ACL", "WHOAMI")
-        name = user.decode("utf-8", "replace") if isinstance(user, bytes) else str(user)
-    except redis_errors.ResponseError:
-        name = "this user (ACL WHOAMI is closed)"
-    refused = [
-        command[0] for command in _needed(settings, secrets.token_hex(6)) if not await _may(connections, command)
-    ]
-    if refused:
-        return [
-            Finding(
-                check="acl",
-                grade=Grade.FAIL,
-                found=f"{name} may not run {', '.join(dict.fromkeys(refused))} on the keys of {settings.namespace!r}",
-                advice=f"Grant these commands, the keys {settings.namespace}:* and the channels "
-                f"{bus_keys.notice_prefix(settings.namespace).decode()}* and {settings.namespace}:done:*.",
-            )
-        ]
-    return [Finding(check="acl", grade=Grade.OK, found=f"{name} may run all that a worker runs")]
-
-
-def _needed(settings: Settings, mark: str) -> list[tuple[Any, ...]]:
-    """Commands that tell by their refusal; but for the first two they change nothing, for there is no such key."""
-    keys = ShardKeys(settings.namespace, 0)
-    key = keys.job(f"doctor-{mark}")
-    stream = keys.stream(f"doctor-{mark}")
-    channel = bus_keys.notice_prefix(settings.namespace) + f"doctor-{mark}".encode()
-    return [
-        ("HSET", key, "doctor", mark),
-        ("PEXPIRE", key, 1000),
-        ("SCRIPT", "LOAD", "return 1"),
-        ("EVALSHA", "0" * 40, 1, key),
-        ("HGETALL", key),
-        ("HDEL", key, "doctor"),
-        ("DEL", key),
-        ("ZADD", key, "XX", 0, mark),
-        ("ZRANGE", key, 0, 0),
-        ("ZREM", key, mark),
-        ("SMEMBERS", key),
-        ("XADD", stream, "NOMKSTREAM", "*", "doctor", mark),
-        ("XLEN", stream),
-        ("XRANGE", stream, "-", "+"),
-        ("XDEL", stream, "0-1"),
-        ("XGROUP", "CREATE", stream, GROUP, "0"),
-        ("XREADGROUP", "GROUP", GROUP, "doctor", "STREAMS", stream, ">"),
-        ("XPENDING", stream, GROUP),
-        ("XCLAIM", stream, GROUP, "doctor", 0, "0-1"),
-        ("XACK", stream, GROUP, "0-1"),
-        ("TIME",),
-        ("PUBLISH", channel, mark),
-    ]
-
-
-async def _may(connections: Connections, command: Sequence[Any]) -> bool:
-    try:
-        await connections.commands.execute_command(*command)
-    except redis_errors.NoPermissionError:
-        return False
-    except redis_errors.ResponseError as error:
-        return "NOPERM" not in str(error)
-    return True
+async def _acl(connections: Connections, settings: Settings, info: Info) -> list[Finding]:
+    found = authority.judge(await authority.ask(connections, settings.namespace))
+    return [found, *await authority.of_default(connections, info)]
 
 
 async def _clock(connections: Connections) -> list[Finding]:
@@ -252,7 +196,14 @@ async def _clock(connections: Connections) -> list[Finding]:
 
 async def _round_trip(connections: Connections, settings: Settings) -> list[Finding]:
     """PUBLISH to the moment at which a subscriber of ours hears it, by the very listener that workers use."""
-    channel = bus_keys.notice_prefix(settings.namespace) + f"doctor-{secrets.token_hex(6)}".encode()
+    mark = f"doctor-{secrets.token_hex(6)}".encode()
+    for prefix in (bus_keys.notice_prefix(settings.namespace), bus_keys.done_prefix(settings.namespace)):
+        if await authority.may_ring_and_hear(connections, channel := prefix + mark):
+            return await _echo(connections, channel)
+    return [Finding(check="pubsub", grade=Grade.SKIP, found="this user may ring no channel that it may hear")]
+
+
+async def _echo(connections: Connections, channel: bytes) -> list[Finding]:
     heard = asyncio.Event()
     listener = Listener(connections.listening, on_notice=lambda *_: heard.set(), on_confirmed=lambda channels: None)
     listening = asyncio.create_task(listener.run())

@@ -39,7 +39,8 @@ COMMANDS = [
     ["cancel", "--where", SPELL], ["cancel", "--group", SPELL, "--dry-run"], ["get", SPELL], ["get", "not-there"],
     ["history", SPELL], ["enqueue", SPELL], ["enqueue", "k", SPELL], ["enqueue", "k", "--tag", SPELL],
     ["enqueue", "k", "--queue", SPELL], ["enqueue", "k", "--group", SPELL], ["dead", "retry", SPELL],
-    ["dead", "purge", SPELL], ["rules", "revoke", SPELL], ["list", "--state", SPELL], ["acl", "worker", "--user", SPELL],
+    ["dead", "purge", SPELL], ["rules", "revoke", SPELL], ["list", "--state", SPELL],
+    ["acl", "worker", "--user", SPELL],
     ["acl", "producer"], ["enqueue", "k", "--parent", SPELL], [SPELL], ["list", SPELL],
 ]  # fmt: skip
 
