@@ -318,7 +318,6 @@ async def test_why_the_default_user_keeps_its_rights(own_server: RedisServer, ru
     acl_file = Path(own_server.aof_folder).with_name("users.acl")
     acl_file.write_text(acl_file.read_text().replace(DEFAULT_OFF, f"user default off {rule}"))
     with own_server.client() as client:
-        client.execute_command("ACL", "LOAD")
         client.pipeline().set("one", 1).set("two", 2).execute()
     own_server.restart()
     with own_server.client() as client:
