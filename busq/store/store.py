@@ -132,7 +132,11 @@ class Store:
         """
         settings = self.settings
         with reaching(self.connections.place):
-            await scripts.load_missing(self.redis, flags_line=self._flags_line)
+            try:
+                await scripts.load_missing(self.redis, flags_line=self._flags_line)
+            except ResponseError as error:
+                self._meet_an_old_server(error)
+                await scripts.load_missing(self.redis, flags_line=False)
             if self._opened and not await self.redis.exists(meta := bus_keys.meta(settings.namespace)):
                 await self.redis.hsetnx(meta, "shards", self.shards)
                 await self.redis.hsetnx(meta, "v", WIRE_VERSION)
@@ -370,11 +374,14 @@ class Store:
             try:
                 return await script.run(self.redis, keys, argv)
             except ResponseError as error:
-                if not (self._flags_line and scripts.is_too_old(error)):
-                    raise
-            # Only for tries and tests: the packaged 6.2 server and fakeredis.
-            self._flags_line = False
+                self._meet_an_old_server(error)
             return await scripts.load(verb, flags_line=False).run(self.redis, keys, argv)
+
+    def _meet_an_old_server(self, error: ResponseError) -> None:
+        """Do without flags lines from now on where that is what `error` is about; else raise it."""
+        if not (self._flags_line and scripts.is_too_old(error)):
+            raise error
+        self._flags_line = False  # only for tries and tests: the packaged 6.2 server and fakeredis
 
     def _laid_out(
         self,
