@@ -39,6 +39,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shards: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """How many shards the bus has. Left out: what the bus says in Redis, and 1 for a new bus."""
 
+    host: str | None = None
+    """What this pod or machine is called on the roster. Left out: what the system calls it."""
+
     # Cancels
     beat_s: Positive = 1.0
     grace_s: NotNegative = 5.0
@@ -72,6 +75,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Talking to Redis
     connect_timeout_s: Positive = 2.0
     command_timeout_s: Positive = 3.0
+    tls_ca_file: str | None = None
+    """PEM file of the authorities whose certificates are believed; left out: those of the system."""
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    """Certificate and key that we show, for servers that want one (PEM files)."""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+    """The login at Sentinels; that in the URL is for the servers that hold the data."""
 
     def __repr__(self) -> str:
         shown = (f"{name}={hide(repr(getattr(self, name)))}" for name in self.__struct_fields__)

@@ -18,22 +18,34 @@ SHORTEST = 4  # a shorter password would blank out half of every line
 # Without the scheme: on a terminal a colour may stand right before it, and its last letter looks like part of it.
 # Bounded, so that a text made for it cannot make the search slow; a longer password is still found when guarded.
 _LOGIN = re.compile(r"(://[^\s:/@\"'<>]{0,256}):[^\s\"'<>]{0,512}@")
-_IN_QUERY = re.compile(r"([?&](?:password|passwd|token|secret)=)[^\s&\"'<>]+", re.IGNORECASE)
+_IN_QUERY = re.compile(r"([?&]\w*(?:password|passwd|token|secret)=)[^\s&\"'<>]+", re.IGNORECASE)
 _NAMES = re.compile(r"passw|secret|token\b|api_?key|authorization|credential", re.IGNORECASE)
 
 _guarded: list[str] = []
 
 
 def guard(url: str | None) -> None:
-    """From now on, never show the password of this URL: as it is written, as it was meant, or as others write it."""
+    """From now on, never show the passwords of this URL."""
     if not url:
         return
     try:
-        password = urlsplit(url).password
+        parts = urlsplit(url)
+        password = parts.password
     except ValueError:
         return
-    meant = unquote(password or "")
-    forms = {password or "", meant, quote(meant, safe=""), json.dumps(meant)[1:-1], repr(meant)[1:-1]}
+    guard_secret(password)
+    for each in parts.query.split("&"):
+        name, _, value = each.partition("=")
+        if is_secret(name):
+            guard_secret(value)
+
+
+def guard_secret(secret: str | None) -> None:
+    """From now on, never show this: as it is written, as it was meant, or as others write it."""
+    if not secret:
+        return
+    meant = unquote(secret)
+    forms = {secret, meant, quote(meant, safe=""), json.dumps(meant)[1:-1], repr(meant)[1:-1]}
     _guarded[:] = sorted({*_guarded, *(each for each in forms if len(each) >= SHORTEST)}, key=len, reverse=True)
 
 

@@ -29,6 +29,7 @@ COMMANDS: tuple[tuple[str, str, Group, str], ...] = (
     ),
     ("worker", "busq.cli.worker:worker", RUN_IT, "Run the jobs of an application."),
     ("watchdog", "busq.cli.watchdog:watchdog", RUN_IT, "Finalize overdue cancels, look after jobs of dead workers."),
+    ("drain", "busq.cli.drain:drain", RUN_IT, "Have workers take no more jobs, let those that run end, and leave."),
     ("doctor", "busq.cli.doctor:doctor", RUN_IT, "Check the server and the bus on it."),
     ("acl", "busq.cli.acl:acl", RUN_IT, "The rule of a Redis user for a role."),
     ("enqueue", "busq.cli.enqueue:enqueue", USE_IT, "Put a job on its queue."),

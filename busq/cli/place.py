@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from busq.redaction import guard
+from busq.redaction import guard, guard_secret
 
 if TYPE_CHECKING:
     from busq.client.bus import Bus
@@ -35,7 +35,7 @@ class Place:
     """Which bus."""
 
     url: str | None = None
-    """redis://, rediss:// or unix://; left out: BUSQ_URL."""
+    """redis://, unix://, redis+sentinel:// or redis+cluster://, with rediss for TLS; left out: BUSQ_URL."""
 
     namespace: str | None = None
     """The bus's name in Redis; left out: BUSQ_NAMESPACE, else busq."""
@@ -56,6 +56,7 @@ class Place:
         guard(self.url)
         settings = Settings.load(url=self.url, namespace=self.namespace, **given)
         guard(settings.url)
+        guard_secret(settings.sentinel_password)
         return settings
 
 

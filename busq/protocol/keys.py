@@ -35,6 +35,13 @@ class ShardKeys:
         return self.prefix + name.encode()
 
     @cached_property
+    def whole(self) -> bytes:
+        """
+        Never there. A script that names it is refused while its slot is on the move (see `store/scripts.py`).
+        """
+        return self._key("whole")
+
+    @cached_property
     def events(self) -> bytes:
         return self._key("events")
 
@@ -73,6 +80,10 @@ class ShardKeys:
     @cached_property
     def worker_info(self) -> bytes:
         return self._key("worker_info")
+
+    @cached_property
+    def drains(self) -> bytes:
+        return self._key("drains")
 
     @cached_property
     def suspects(self) -> bytes:
@@ -176,6 +187,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("{s}:ended:<state>", "sorted sets, by expiry", "every ending", "members leave when their record expires"),
     ("{s}:workers", "sorted set, by lease", "renew", "members leave when a worker leaves or is lost"),
     ("{s}:worker_info", "hash", "renew", "fields leave with the worker"),
+    ("{s}:drains", "hash", "drain", "fields leave with the worker"),
     (
         "{s}:suspects",
         "sorted set, by time",

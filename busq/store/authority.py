@@ -7,14 +7,15 @@ of them is ever run. That is open to every user who has these two commands; ACL 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 from redis.exceptions import NoPermissionError, ResponseError
 
 from busq.store import roles
-from busq.store.connection import Connections, reaching
+from busq.store.connection import Client
 from busq.store.fitness import Finding, Grade, Info
 from busq.store.roles import Grants, Role
 
@@ -39,10 +40,11 @@ _ARGUMENTS: dict[str, Words] = {
     "script|exists": ("0" * 40,),
     "client|setinfo": ("LIB-NAME", "busq"),
     "select": ("0",),
+    "client|unblock": ("0",),
     "wait": ("0", "1"),
     "waitaof": ("0", "0", "1"),
 }
-_NO_KEY = {"ping", "info", "time", "acl|whoami", "unsubscribe"}
+_NO_KEY = {"ping", "info", "time", "acl|whoami", "unsubscribe", "cluster|slots", "asking", "client|id"}
 _MORE = {
     "hget": 1, "hmget": 1, "hset": 2, "hsetnx": 2, "hdel": 1, "hexists": 1, "hincrby": 2, "pexpire": 1, "sadd": 1,
     "spop": 0, "xack": 2, "xadd": 3, "xclaim": 4, "xdel": 1, "xpending": 1, "xrange": 2, "xrevrange": 2, "zadd": 2,
@@ -60,21 +62,15 @@ class Authority(msgspec.Struct, frozen=True):
     any_lua: bool
 
 
-async def ask(connections: Connections, namespace: str) -> Authority | None:
-    """What the present user can be on this bus; None where it may not even ask. Raise `BusUnavailable`."""
-    client = connections.blocking()
-    with reaching(connections.place):
-        connection = await client.connection_pool.get_connection()
-        try:
-            user, began = await _answers(connection, [("ACL", "WHOAMI"), ("MULTI",)])
-            if isinstance(began, Exception):
-                return None
-            needs = {role: _needs(roles.grants([role], namespace)) for role in Role}
-            probes = list({words: None for wanted in needs.values() for words in wanted.values()})
-            *heard, lua, _ = await _answers(connection, [*probes, ("EVAL", "return 1", "0"), ("DISCARD",)])
-        finally:
-            await connection.disconnect()
-            await client.connection_pool.release(connection)
+async def ask(server: Client, namespace: str) -> Authority | None:
+    """What the present user can be on this bus; None where it may not even ask. Raises redis-py's errors."""
+    async with _connection_of(server) as connection:
+        user, began = await _answers(connection, [("ACL", "WHOAMI"), ("MULTI",)])
+        if isinstance(began, Exception):
+            return None
+        needs = {role: _needs(roles.grants([role], namespace)) for role in Role}
+        probes = list({words: None for wanted in needs.values() for words in wanted.values()})
+        *heard, lua, _ = await _answers(connection, [*probes, ("EVAL", "return 1", "0"), ("DISCARD",)])
     said = dict(zip(probes, heard, strict=True))
     lacks = {
         role: [need for need, words in wanted.items() if _is_lacking(need, said[words])]
@@ -84,18 +80,21 @@ async def ask(connections: Connections, namespace: str) -> Authority | None:
     return Authority(name, lacks, any_lua=not _is_refused(lua))
 
 
-async def may_ring_and_hear(connections: Connections, channel: bytes) -> bool:
-    """Whether this user may publish on a channel and hear it; True where it may not ask."""
-    client = connections.blocking()
-    with reaching(connections.place):
-        connection = await client.connection_pool.get_connection()
-        try:
-            asked = [("MULTI",), ("SUBSCRIBE", channel), ("PUBLISH", channel, ""), ("DISCARD",)]
-            began, *heard = await _answers(connection, asked)
-        finally:
-            await connection.disconnect()
-            await client.connection_pool.release(connection)
+async def may_ring_and_hear(server: Client, channel: bytes) -> bool:
+    """Whether this user may publish on a channel and hear it; True where it may not ask. Raises as `ask`."""
+    asked = [("MULTI",), ("SUBSCRIBE", channel), ("PUBLISH", channel, ""), ("DISCARD",)]
+    async with _connection_of(server) as connection:
+        began, *heard = await _answers(connection, asked)
     return isinstance(began, Exception) or not any(map(_is_refused, heard))
+
+
+async def unknown_commands(server: Client, found: Grants) -> list[str] | None:
+    """Those of a role's commands that the server does not know; None where this user may not ask."""
+    async with _connection_of(server) as connection:
+        (told,) = await _answers(connection, [("COMMAND", "INFO", *found.commands)])
+    if isinstance(told, Exception):
+        return None
+    return [name for name, about in zip(found.commands, told, strict=True) if about is None]
 
 
 def judge(found: Authority | None) -> Finding:
@@ -122,7 +121,7 @@ def judge(found: Authority | None) -> Finding:
     )
 
 
-async def of_default(connections: Connections, info: Info) -> list[Finding]:
+async def of_default(server: Client, info: Info) -> list[Finding]:
     """
     Whether the server will find its data again: it loads its append-only file as the user `default`.
 
@@ -131,9 +130,9 @@ async def of_default(connections: Connections, info: Info) -> list[Finding]:
     """
     if str(info.get("aof_enabled", "0")) != "1":
         return []
-    try:
-        told: Any = await connections.blocking().execute_command("ACL LIST")
-    except ResponseError:
+    async with _connection_of(server) as connection:
+        (told,) = await _answers(connection, [("ACL", "LIST")])
+    if isinstance(told, Exception):
         return []  # only an administrator may look
     lines = [line.decode("utf-8", "replace") if isinstance(line, bytes) else str(line) for line in told]
     rule = next((line.split() for line in lines if line.startswith("user default ")), [])
@@ -147,6 +146,17 @@ async def of_default(connections: Connections, info: Info) -> list[Finding]:
             advice="Switch it off and let it keep them: ACL SETUSER default off ~* &* +@all; the same in the aclfile.",
         )
     ]
+
+
+@asynccontextmanager
+async def _connection_of(server: Client) -> AsyncIterator[Any]:
+    """A connection of a client's pool for ourselves; it is closed behind us, whatever state it is in."""
+    connection = await server.connection_pool.get_connection()
+    try:
+        yield connection
+    finally:
+        await connection.disconnect()
+        await server.connection_pool.release(connection)
 
 
 async def _answers(connection: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -193,7 +193,7 @@ class Renewal(msgspec.Struct, frozen=True):
 
 
 class RenewAnswer(msgspec.Struct, frozen=True):
-    """`word` is running, cancelling, stale or missing; `left_ms` runs to the deadline."""
+    """`word` is running, cancelling, stale or missing; `left_ms` runs to the deadline, `asked_ms` from the request."""
 
     word: str
     state: str = ""
@@ -202,6 +202,15 @@ class RenewAnswer(msgspec.Struct, frozen=True):
     source: str = ""
     grace_ms: float = 0.0
     left_ms: float = 0.0
+    asked_ms: float = 0.0
+
+
+class Finalized(NamedTuple):
+    """`word` is finalized, early, stale or missing; `asked_s` runs from the request to the end, if this call is it."""
+
+    word: str
+    state: str
+    asked_s: float = 0.0
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -271,8 +280,13 @@ def renew_answer(answer: Sequence[Any]) -> RenewAnswer:
     word = answer[0].decode()
     if word != "cancelling":
         return RenewAnswer(word, answer[1].decode() if len(answer) > 1 else word)
-    cause, reason, source, grace, left = (part.decode("utf-8", "replace") for part in answer[1:6])
-    return RenewAnswer(word, word, cause, reason, source, float(grace), float(left))
+    cause, reason, source, grace, left, asked = (part.decode("utf-8", "replace") for part in answer[1:7])
+    return RenewAnswer(word, word, cause, reason, source, float(grace), float(left), float(asked))
+
+
+def finalized(answer: Sequence[Any]) -> Finalized:
+    word, state, asked_ms, *_ = *(part.decode() for part in answer), "", "", ""
+    return Finalized(word, state, float(asked_ms) / 1000 if word == "finalized" else 0.0)
 
 
 def look(answer: Sequence[Any]) -> Look:

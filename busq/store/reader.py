@@ -7,7 +7,7 @@ that has been decided to stop is shown so, whether its record says it yet or not
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -231,7 +231,9 @@ class Reader:
             rules = max(rules, len(live))
             settling = max(settling, sum(number > int(walked or 0) for number in live))
             for name, count in counters.items():
-                total[name.decode()] = total.get(name.decode(), 0) + int(count)
+                so_far = total.get(name.decode(), 0)
+                # A rule is decided in every shard, and is one rule all the same.
+                total[name.decode()] = max(so_far, int(count)) if name == b"rules" else so_far + int(count)
             own = [await self._queue(shard, queue) for queue in await watch.queues(self._store, shard)]
             held = sum(each.held for each in own)
             now[State.SCHEDULED] += scheduled
@@ -258,7 +260,7 @@ class Reader:
     async def _queue(self, shard: int, queue: str) -> QueueStats:
         """Counted from the stream and its pending list; `lag` would be blind after some deletions."""
         stream = self._store.keys(shard).stream(queue)
-        now_ms = await watch.server_now_ms(self._store)
+        now_ms = await watch.server_now_ms(self._store, shard)
         with reaching(self._store.connections.place):
             length = await self._store.redis.xlen(stream)
             group: dict[str, Any] = {}
@@ -311,7 +313,7 @@ class Reader:
             with reaching(self._store.connections.place):
                 entries = await self._store.redis.xrevrange(self._store.keys(shard).events, count=limit)
             for entry_id, fields in entries:
-                found += [_logged(shard, entry_id, place, line) for place, line in fields.items()]
+                found += _logged(shard, entry_id, fields.values())
         found.sort(key=lambda each: [int(part) for part in each.id.partition("/")[2].split("-")])
         return found[-limit:]
 
@@ -324,11 +326,15 @@ def _shown(jid: str, look: Look) -> Job:
     return decided(job, cause=cause, reason=reason, source=source, scope=scope)
 
 
-def _logged(shard: int, entry_id: bytes, place: bytes, line: bytes) -> LoggedEvent:
-    """One of the lines that share an entry; `place` is its number in there."""
-    jid, _, rest = line.partition(b"\t")
-    number = place.decode() if place.isdigit() else "0"
-    return LoggedEvent(id=f"{shard}/{entry_id.decode()}-{number}", jid=text(jid) or "", event=event_from_line(rest))
+def _logged(shard: int, entry_id: bytes, lines: Iterable[bytes]) -> Iterator[LoggedEvent]:
+    """The lines that share an entry, and the jobs that share a line: each is numbered in there."""
+    number = 0
+    for line in lines:
+        jids, _, rest = line.partition(b"\t")
+        event = event_from_line(rest)
+        for jid in jids.split(b" "):
+            number += 1
+            yield LoggedEvent(id=f"{shard}/{entry_id.decode()}-{number}", jid=text(jid) or "", event=event)
 
 
 def _together(one: QueueStats | None, other: QueueStats) -> QueueStats:

@@ -17,12 +17,10 @@ from collections.abc import Collection, Iterable
 from enum import StrEnum
 
 import msgspec
-from redis.exceptions import ResponseError
 
 from busq.protocol import keys as bus_keys
 from busq.protocol.keys import ShardKeys
 from busq.store import scripts
-from busq.store.connection import Connections
 
 
 class Role(StrEnum):
@@ -42,11 +40,19 @@ class Channel(StrEnum):
     RULES = "rules"
 
 
-EVERYBODY = ("ping", "select", "client|setinfo", "hmget", "acl|whoami", "multi", "discard")
-"""Connecting, meeting the bus, and what `busq doctor` finds out a role by: it queues commands and runs none of them."""
+EVERYBODY = (
+    "ping", "select", "client|setinfo", "hmget", "acl|whoami", "multi", "discard", "cluster|slots", "asking",
+)  # fmt: skip
+"""
+Connecting, to a cluster too, meeting the bus, and what `busq doctor` finds out a role by: it queues commands and runs
+none of them.
+"""
 
 LATER_THAN_7_0 = ("client|setinfo", "waitaof")
 """Commands that not every server has which we serve: one that does not know a command refuses a rule that names it."""
+
+FENCE = "whole"
+"""The key that never exists, which every script names first on a cluster."""
 
 # Keys that scripts touch without declaring them are made from `prefix` (lib/names.lua). These two are only read so.
 _ONLY_READ = {"rules", "hooks"}
@@ -92,8 +98,9 @@ PARTS: dict[Role, Part] = {
         scripts=(
             "start", "finish", "retry", "release", "refuse", "renew", "declare", "note", "bury", "forget", "finalize",
             "enqueue",  # children of its jobs
+            "drain",  # a pod that is taken down asks its own workers
         ),
-        commands=("info", "xgroup|create", "xreadgroup", "zrange", "zrem", *_HEARS),
+        commands=("info", "xgroup|create", "xreadgroup", "zrange", "zrem", "hget", "hgetall", *_HEARS),
         writes=("queue:", "suspects"),
         hears=(Channel.CANCEL, Channel.RULES),
         rings=(Channel.DONE, Channel.RULES),
@@ -106,9 +113,13 @@ PARTS: dict[Role, Part] = {
         commands=(
             "info", "time", "zrange", "zrem", "hgetall", "smembers", "exists", "xpending", "xrange", "hsetnx",
             "script|load", "script|exists",
+            "hget", "hkeys", "zcard", "zcount", "xlen", "xinfo|groups",  # its figures of the bus
         ),
         writes=("meta", "suspects"),
-        reads=("deadlines", "timers", "scheduled", "workers", "worker_info", "queues", "queue:", "job:"),
+        reads=(
+            "deadlines", "timers", "scheduled", "workers", "worker_info", "queues", "queue:", "job:", "waiting",
+            "cancelled", "ended:", "rules", "dead", "counters",
+        ),
         rings=_ALL_CHANNELS,
     ),
     Role.READER: Part(
@@ -125,7 +136,8 @@ PARTS: dict[Role, Part] = {
         hears=(Channel.DONE,),
     ),
     Role.ADMIN: Part(
-        does="what people at the command line do: produces, cancels, reads, empties dead letters, makes the bus",
+        does="what people at the command line do: enqueues, cancels, looks, drains, empties dead letters, makes buses",
+        scripts=("drain",),
         commands=("xdel", "config|get", "command|info", "acl|dryrun", "hsetnx", "script|load", "script|exists"),
         writes=("dead", "meta"),
         hears=(Channel.CANCEL,),
@@ -174,7 +186,9 @@ def grants(roles: Iterable[Role], namespace: str) -> Grants:
         if script.writes:
             writes |= declared | (undeclared - _ONLY_READ)
             reads |= undeclared & _ONLY_READ
+            writes.add(FENCE)
         else:
+            reads.add(FENCE)
             reads |= declared | undeclared
     channels = {
         Channel.CANCEL: bus_keys.notice_prefix(namespace).decode() + "*",
@@ -197,17 +211,6 @@ def user_line(name: str, found: Grants, secrets: Iterable[str]) -> str:
     `secrets` are words of an ACL rule: `#…` for the SHA-256 of a password, `nopass`; none: nobody can log in.
     """
     return " ".join(["user", name, "reset", "on", *secrets, *found.rules()])
-
-
-async def unknown_commands(connections: Connections, found: Grants) -> list[str] | None:
-    """Those of these commands that the server does not know; None where this user may not ask."""
-    redis = connections.blocking()
-    redis.response_callbacks.clear()  # redis-py's own for this answer stumbles over a command that is not there
-    try:
-        told = await redis.execute_command("COMMAND INFO", *found.commands)
-    except ResponseError:
-        return None
-    return [name for name, about in zip(found.commands, told, strict=True) if about is None]
 
 
 def _commands_of(script: scripts.Script) -> set[str]:

@@ -6,6 +6,11 @@ those names from it. A list ends in `name...`; inside the script that name is th
 `Uses` names files of `lua/lib` that are put in front, each once, and before it what it uses itself: that stands in its
 first line. So no position is written twice, and a header that does not
 fit its body does not load.
+
+On a cluster a slot may be moved from node to node, key by key, while scripts run. A script that meets a key which has
+left is stopped in its middle, with half of its work done. So there each call is fenced: it names, before its own keys,
+one that never exists (`ShardKeys.whole`). While the slot is on the move the server refuses such a call before it
+begins (TRYAGAIN), and it is sent again until the slot has arrived.
 """
 
 from __future__ import annotations
@@ -98,18 +103,19 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @cache
-def load(name: str, *, flags_line: bool = True) -> Script:
+def load(name: str, *, flags_line: bool = True, fenced: bool = False) -> Script:
     """
     The script of this verb.
 
-    `flags_line` puts `#!lua` in front, which servers before 7.0 and fakeredis do not take.
+    `flags_line` puts `#!lua` in front, which servers before 7.0 and fakeredis do not take. `fenced` leaves the first
+    key to the fence.
     Raise `BadScript` when the header does not fit the body.
     """
     folder = resources.files(__package__) / "lua"
     text = (folder / f"{name}.lua").read_text()
     fields, body = _split(name, text)
     keys, argv = _names(fields["KEYS"]), _names(fields["ARGV"])
-    parts = [_bind("KEYS", keys) + _bind("ARGV", argv)]
+    parts = [_bind("KEYS", keys, first=2 if fenced else 1) + _bind("ARGV", argv)]
     parts += _libraries(folder / "lib", _names(fields["Uses"])).values()
     parts.append(body)
     source = "\n".join(parts)
@@ -127,9 +133,9 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name.endswith(".lua"))
 
 
-async def load_missing(redis: Client, *, flags_line: bool = True) -> list[str]:
+async def load_missing(redis: Client, *, flags_line: bool = True, fenced: bool = False) -> list[str]:
     """Load every script that the server has not got. Answers with the names of those; raises redis-py's errors."""
-    all_scripts = [load(name, flags_line=flags_line) for name in names()]
+    all_scripts = [load(name, flags_line=flags_line, fenced=fenced) for name in names()]
     there = await redis.execute_command("SCRIPT EXISTS", *[script.sha for script in all_scripts])
     missing = [script for script, known in zip(all_scripts, there, strict=True) if not known]
     for script in missing:
@@ -184,13 +190,13 @@ def _names(value: str) -> tuple[str, ...]:
     return found
 
 
-def _bind(table: str, listed: tuple[str, ...]) -> str:
+def _bind(table: str, listed: tuple[str, ...], first: int = 1) -> str:
     single = [name for name in listed if not name.endswith("...")]
     lines = ""
     if single:
-        lines += f"local {', '.join(single)} = {', '.join(f'{table}[{i + 1}]' for i in range(len(single)))}\n"
+        lines += f"local {', '.join(single)} = {', '.join(f'{table}[{first + i}]' for i in range(len(single)))}\n"
     if len(single) < len(listed):
-        lines += f"local {listed[-1][:-3]} = {len(single) + 1}\n"
+        lines += f"local {listed[-1][:-3]} = {first + len(single)}\n"
     return lines
 
 

@@ -22,9 +22,10 @@ from busq.protocol.jids import shard_of
 from busq.protocol.keys import GROUP, ShardKeys
 from busq.protocol.states import State, Verb
 from busq.store import forms, scripts
-from busq.store.connection import Connections, reaching
+from busq.store.connection import Client, Connections, reaching
 from busq.store.forms import (
     Delivery,
+    Finalized,
     KindTerms,
     Look,
     NewJob,
@@ -132,11 +133,12 @@ class Store:
         """
         settings = self.settings
         with reaching(self.connections.place):
-            try:
-                await scripts.load_missing(self.redis, flags_line=self._flags_line)
-            except ResponseError as error:
-                self._meet_an_old_server(error)
-                await scripts.load_missing(self.redis, flags_line=False)
+            for _, server in await self.connections.servers():
+                try:
+                    await self._load_missing(server)
+                except ResponseError as error:
+                    self._meet_an_old_server(error)
+                    await self._load_missing(server)
             if self._opened and not await self.redis.exists(meta := bus_keys.meta(settings.namespace)):
                 await self.redis.hsetnx(meta, "shards", self.shards)
                 await self.redis.hsetnx(meta, "v", WIRE_VERSION)
@@ -287,14 +289,11 @@ class Store:
 
     # Watchdog ------------------------------------------------------------------------------------------
 
-    async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[tuple[str, str]]:
-        """
-        End cancels past their deadline: (jid, owner's process known to be gone).
-
-        Answers (finalized | early | stale | missing, state or ms left).
-        """
+    async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[Finalized]:
+        """End cancels past their deadline: (jid, owner's process known to be gone)."""
         args = [int(gone) for _, gone in overdue]
-        return forms.words(await self.run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
+        heard = await self.run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue)
+        return [forms.finalized(answer) for answer in heard]
 
     async def reclaim(
         self, shard: int, queue: str, owner: str, held: Sequence[tuple[str, bytes]], *, owner_gone: bool, failure: bytes
@@ -368,8 +367,11 @@ class Store:
         Lay out keys and arguments in the order of the script's header, and run it: for the verbs, here and in
         `scopes.py`.
         """
-        script = scripts.load(verb, flags_line=self._flags_line)
+        fenced = self.connections.apart
+        script = scripts.load(verb, flags_line=self._flags_line, fenced=fenced)
         keys, argv = self._laid_out(script, shard, jids, args, queue, named, streams)
+        if fenced:
+            keys.insert(0, self.keys(shard).whole)
         with reaching(self.connections.place):
             try:
                 return await script.run(self.redis, keys, argv)
@@ -382,6 +384,9 @@ class Store:
         if not (self._flags_line and scripts.is_too_old(error)):
             raise error
         self._flags_line = False  # only for tries and tests: the packaged 6.2 server and fakeredis
+
+    async def _load_missing(self, server: Client) -> None:
+        await scripts.load_missing(server, flags_line=self._flags_line, fenced=self.connections.apart)
 
     def _laid_out(
         self,

@@ -135,8 +135,10 @@ class House:
     async def watch(self) -> None:
         await self.b.watch()
 
-    def apart(self) -> Apart:
-        self._aparts.append(Apart(as_role(self.b.url, "worker"), self.executor, self._folder, self._given))
+    def apart(self, **settings: Any) -> Apart:
+        """A worker in a process of its own; `settings` are its alone."""
+        url = as_role(self.b.url, "worker")
+        self._aparts.append(Apart(url, self.executor, self._folder, {**self._given, **settings}))
         return self._aparts[-1]
 
     async def close(self) -> None:

@@ -295,8 +295,8 @@ class Bench:
         return await store.renew(shard, [Renewal(each.jid, each.token) for each in held], info=b"info")
 
     async def finalize(self, jid: str, *, gone: bool = False, queue: str = QUEUE) -> tuple[str, str]:
-        (answer,) = await self.dog.finalize(self.dog.shard_of(jid), queue, [(jid, gone)])
-        return answer
+        ((word, state, _),) = await self.dog.finalize(self.dog.shard_of(jid), queue, [(jid, gone)])
+        return word, state
 
     async def reclaim(self, held: Held, *, owner: str = "a", gone: bool = False) -> tuple[str, str]:
         (answer,) = await self.dog.reclaim(

@@ -9,6 +9,8 @@ import pytest
 from busq.protocol.cancel import Cause, Ended, Verdict
 from busq.protocol.keys import KEY_TABLE
 from busq.protocol.states import State, Verb, is_terminal
+from busq.store import drains
+from busq.store.drains import Whole
 from busq.store.forms import Note
 from busq.store.streams import Streams, read_entry
 from tests.store.bench import DEADLINE_S, KIND, LEASE_S, QUEUE, Bench, put_in
@@ -202,6 +204,7 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
         await bench.enqueue(parent=between.jid)
         await bench.settle(Verb.FINISH, between, "failed", cause="error")
         await bench.beat()
+        await drains.ask(bench.a, "a", Whole.WORKER)
         await bench.a.declare(0, {KIND: "always"}, keep_s=60)
         late = await put_in(bench, S.CANCELLING)
         bench.clock.advance(DEADLINE_S)
@@ -357,6 +360,20 @@ async def test_a_worker_with_a_good_lease_is_forgotten_at_its_own_wish_only(url:
         await bench.beat()
         assert await bench.dog.forget(0, "a", [QUEUE]) == "alive"
         assert await bench.a.forget(0, "a", [QUEUE], own_wish=True) == "forgotten"
+
+
+async def test_no_wish_to_drain_outlives_the_worker(url: str) -> None:
+    async with Bench(url) as bench:
+        await bench.beat()
+        assert await drains.ask(bench.dog, "a", Whole.POD) == "asked"
+        assert await drains.asked(bench.a, "a") is Whole.POD
+        bench.clock.advance(LEASE_S)
+        assert await drains.ask(bench.dog, "a", Whole.WORKER) == "silent"
+        assert await drains.asked(bench.a, "a") is Whole.WORKER
+        assert await bench.dog.forget(0, "a", [QUEUE]) == "forgotten"
+        assert await drains.asked(bench.a, "a") is None
+        assert await drains.ask(bench.dog, "a", Whole.WORKER) == "missing"
+        assert await drains.asked(bench.a, "a") is None
 
 
 async def test_a_queue_that_nobody_ever_read_does_not_keep_a_worker_on_the_roster(url: str) -> None:

@@ -196,6 +196,16 @@ async def test_late_success_is_kept_of_a_parent_whose_children_have_all_ended(ur
         assert await bench.settle(Verb.FINISH, held, "succeeded", result=b"\x01\x2a") == ("settled", "succeeded")
 
 
+async def test_whoever_finalizes_a_cancel_learns_how_long_ago_it_was_asked_for(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.CANCELLING)
+        bench.clock.advance(DEADLINE_S)
+        (answer,) = await bench.dog.finalize(0, QUEUE, [(held.jid, False)])
+        assert answer == ("finalized", "cancelled", DEADLINE_S)
+        (answer,) = await bench.dog.finalize(0, QUEUE, [(held.jid, False)])
+        assert answer == ("stale", "cancelled", 0.0)
+
+
 async def test_a_late_success_after_finalization_is_stale_even_when_kept(url: str) -> None:
     async with Bench(url) as bench:
         held = await put_in(bench, S.CANCELLING, late="keep")
@@ -233,6 +243,7 @@ async def test_a_shorter_grace_brings_the_deadline_nearer(url: str) -> None:
         assert deadlines == [(held.jid.encode(), bench.clock.now_ms + 2500)]
         (heard,) = await bench.beat(held=[held])
         assert (heard.grace_ms, heard.left_ms) == (500, 2500)
+        assert heard.asked_ms == 1000
 
 
 @pytest.mark.parametrize("grace_s", [GRACE_S, 50.0])

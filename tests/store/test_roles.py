@@ -261,12 +261,12 @@ async def test_a_watchdog_makes_the_bus_again_and_brings_back_the_scripts(server
 @pytest.mark.parametrize("role", Role)
 async def test_the_doctor_tells_which_roles_a_user_can_play(server: RedisServer, role: Role) -> None:
     connections = Connections(settings_for(server, role))
-    found = await authority.ask(connections, "busq")
+    found = await authority.ask(connections.commands, "busq")
     assert found is not None
     able = {each for each in Role if not found.lacks[each]}
     too = {Role.CANCELLER: {Role.PRODUCER}, Role.ADMIN: {Role.PRODUCER, Role.CANCELLER, Role.READER}}
     assert (found.user, able, found.any_lua) == (role, {role, *too.get(role, ())}, False)
-    other = await authority.ask(connections, "another")
+    other = await authority.ask(connections.commands, "another")
     assert other is not None
     assert authority.judge(other).grade is Grade.FAIL
     await connections.close()
@@ -276,7 +276,7 @@ async def test_the_doctor_tells_which_roles_a_user_can_play(server: RedisServer,
 
 async def test_the_doctor_tells_of_a_user_who_may_do_everything(server: RedisServer) -> None:
     connections = Connections(settings_for(server, "tester"))
-    finding = authority.judge(await authority.ask(connections, "busq"))
+    finding = authority.judge(await authority.ask(connections.commands, "busq"))
     assert finding.found == f"tester can be {', '.join(Role)}, and may run any Lua"
     await connections.close()
 
@@ -288,12 +288,12 @@ async def test_the_doctor_tells_what_is_missing(server: RedisServer) -> None:
         tester.execute_command("ACL", "SETUSER", *line.split()[1:], "-xack", "resetkeys", "~busq:{*}:job:*")
         try:
             connections = Connections(Settings.load(url=f"redis://nearly:x@{server.url.rpartition('@')[2]}"))
-            told = await authority.ask(connections, "busq")
+            told = await authority.ask(connections.commands, "busq")
             assert told is not None
             assert {"+xack", "%R~busq:meta", "~busq:{*}:workers"} <= set(told.lacks[Role.WORKER])
             assert not {"+xadd", "~busq:{*}:job:*", "&cancel:*"} & set(told.lacks[Role.WORKER])
-            assert await authority.may_ring_and_hear(connections, b"busq:rules")
-            assert not await authority.may_ring_and_hear(connections, b"busq:done:one")
+            assert await authority.may_ring_and_hear(connections.commands, b"busq:rules")
+            assert not await authority.may_ring_and_hear(connections.commands, b"busq:done:one")
             await connections.close()
         finally:
             tester.acl_deluser("nearly")
@@ -306,7 +306,7 @@ async def test_the_doctor_warns_of_a_default_user_without_the_rights_to_load_an_
     connections = Connections(settings_for(server, "tester"))
     with server.client() as tester:
         tester.execute_command("ACL", "SETUSER", "default", *rule.split())
-        assert bool(await authority.of_default(connections, {"aof_enabled": 1})) is warns
+        assert bool(await authority.of_default(connections.commands, {"aof_enabled": 1})) is warns
         tester.execute_command("ACL", "SETUSER", "default", "off", "~*", "&*", "+@all")
     await connections.close()
 

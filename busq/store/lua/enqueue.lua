@@ -42,9 +42,10 @@ for i = jobs, #KEYS do
     local mark, wish = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)
     local tombstone = mark and wish and tonumber(mark) > now
     admitted = (admitted or tonumber(redis.call('HGET', counters, 'enqueued') or 0)) + 1
-    local fields = {
-      'v', WIRE, 'kind', kind, 'queue', queue, 'payload', payload, 'call', call, 'enqueued', stamp,
-      'seq', digits[admitted],
+    local state = delay > 0 and 'scheduled' or 'queued'
+    local fields = { -- what is read most stands first: a small record is searched from its beginning
+      'state', state, 'n', '1', 'seq', digits[admitted], 'kind', kind, 'v', WIRE, 'queue', queue, 'payload', payload,
+      'call', call, 'enqueued', stamp,
     }
     local first = math.huge -- of its moments
     for k = at + 4, at + 3 + extra * 2, 2 do
@@ -55,11 +56,11 @@ for i = jobs, #KEYS do
       end
       put(fields, name, value)
     end
-    if extra > 0 then put(fields, 'own', 1) end
+    if extra > 0 then put(fields, 'own', (own.parent or own.key or own.on_cancel) and 1 or ALONE) end
     if parent then put(fields, 'depth', parent.depth + 1) end
     if newest > 0 then put(fields, 'cleared', digits[newest]) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
-    local fenced = not tombstone and fence(jid, delay > 0 and 'scheduled' or 'queued', fields)
+    local fenced = not tombstone and fence(jid, fields)
     if tombstone then
       local cause, reason, source, requested_at = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t[^\t]*$')
       put(fields, 'born', 'tombstoned')
@@ -78,19 +79,15 @@ for i = jobs, #KEYS do
       end_unstarted(job, n, 0, fenced)
       answers[#answers + 1] = { 'fenced', 'cancelled' }
     else
-      local state = 'queued'
       if mark then redis.call('ZREM', cancelled, jid) end
       if wish then redis.call('HDEL', tombstones, jid) end
       if delay > 0 then
-        state = 'scheduled'
         put(fields, 'due', string.format('%.0f', now + delay))
         redis.call('ZADD', scheduled, now + delay, jid)
       else
         put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', kind))
       end
       if first < math.huge then redis.call('ZADD', timers, first, jid) end
-      put(fields, 'state', state)
-      put(fields, 'n', n)
       redis.call('HSET', job, unpack(fields))
       answers[#answers + 1] = { 'enqueued', state }
     end

@@ -50,9 +50,9 @@ local function supersede(key, jid, lives)
 end
 
 -- The wish of a standing rule that this newborn job matches.
-local function fence(jid, state, fields)
+local function fence(jid, fields)
   if newest == 0 then return nil end
-  local facts = { jid = jid, state = state }
+  local facts = { jid = jid }
   for k = 1, #fields, 2 do facts[fields[k]] = fields[k + 1] end
   facts.cleared = nil
   return matching(facts, true)

@@ -2,12 +2,12 @@
 -- Conditions of rules, as protocol/where.py writes them, made into functions of a job's facts. A call that meets no live
 -- rule does without all of this.
 local function conditions()
-  local compile
-  local OPERATORS = operators()
+  local compile, OPERATORS
 
   local function number_of(name) return function(facts) return tonumber(facts[name] or 0) end end
   local function text_of(name) return function(facts) return facts[name] end end
 
+  local PLAIN = { jid = 'jid', kind = 'kind', queue = 'queue', group = 'group', parent = 'parent', state = 'state' }
   -- Which field of a record a name of the language reads, and how.
   local FIELDS = {
     jid = { nil, text_of('jid') },
@@ -104,11 +104,14 @@ local function conditions()
       if word == 'not' then return function(facts) return not parts[1](facts) end end
       return word == 'and' and all_of(parts) or any_of(parts)
     end
-    local left, right, operator = operand(node[2], names), operand(node[3], names), OPERATORS[word]
+    local left, right = operand(node[2], names), operand(node[3], names)
     local literal = node[3].v
     if word == '==' and type(literal) == 'string' then -- nearly all conditions are of this sort
-      return function(facts) return left(facts) == literal end
+      local name = PLAIN[node[2].f]
+      return name and function(facts) return facts[name] == literal end or function(facts) return left(facts) == literal end
     end
+    OPERATORS = OPERATORS or operators()
+    local operator = OPERATORS[word]
     return function(facts) return operator(left(facts), right(facts)) end
   end
   return compile

@@ -5,20 +5,32 @@
 -- Whoever changes a record judges it first (lib/scope.lua), so a record stands as it did when a rule was decided until
 -- somebody judges it: judged late, it gives the same answer as at that moment. `cleared` is the highest number of a rule
 -- that has found nothing against it.
-local RULES = prefix .. 'rules' -- <number> -> '<cutoff> <at_ms> <until_ms> <rule, JSON>', and `newest`; absent: no live rule
+-- {s}:rules has <number> -> '<cutoff> <at_ms> <until_ms> <condition, JSON>\n<the rest, JSON>', and `newest`; without any live
+-- rule it is absent.
+local RULES = prefix .. 'rules'
 local LIVE = { scheduled = true, queued = true, running = true, waiting = true }
 local newest = tonumber(redis.call('HGET', RULES, 'newest') or 0)
 
 local function read_rule(number, text)
-  local cutoff, at, until_ms, json = string.match(text, '^(%d+) (%d+) (%d+) (.*)$')
-  local rule = cjson.decode(json)
-  rule.number, rule.cutoff, rule.at, rule.until_ms = tonumber(number), tonumber(cutoff), tonumber(at), tonumber(until_ms)
+  local rule = { number = tonumber(number) }
+  local cutoff, at, until_ms, condition, rest = string.match(text, '^(%d+) (%d+) (%d+) ([^\n]*)\n(.*)$')
+  rule.cutoff, rule.at, rule.until_ms = tonumber(cutoff), tonumber(at), tonumber(until_ms)
+  rule.condition, rule.rest = cjson.decode(condition), rest
   return rule
+end
+
+-- What a rule wants of those that match it; read when it is asked for, since every call reads all live rules.
+local function wish_of(rule)
+  if not rule.wish then
+    local rest = cjson.decode(rule.rest)
+    rule.wish = { cause = 'scope', scope = rest.id, reason = rest.reason, source = rest.source, grace = rest.grace_ms, at = rule.at }
+  end
+  return rule.wish
 end
 
 -- Every live rule, the oldest first: the first cause stands.
 local judged -- the rules
-local asked = { state = true, seq = true, cleared = true, kind = true, parent = true } -- fields of a record
+local asked = { state = true, seq = true, cleared = true, kind = true, own = true, n = true } -- fields of a record
 local wanted -- the same as a list
 local function want()
   wanted = {}
@@ -34,7 +46,6 @@ local function live_rules()
     if string.match(held[k], '^%d+$') then
       local rule = read_rule(held[k], held[k + 1])
       rule.matches = compile(rule.condition, asked)
-      rule.wish = { cause = 'scope', scope = rule.id, reason = rule.reason, source = rule.source, grace = rule.grace_ms, at = rule.at }
       judged[#judged + 1] = rule
     end
   end
@@ -43,11 +54,15 @@ local function live_rules()
   return judged
 end
 
+-- One table serves job after job, since making one is dear; that of a job with ties is kept by whoever asked for it, who
+-- goes on to ask about others.
+local spare = {}
 local function facts_of(job)
   live_rules()
-  local values = redis.call('HMGET', job, unpack(wanted))
-  local facts = { jid = jid_of(job) }
-  for k = 1, #wanted do facts[wanted[k]] = values[k] or nil end
+  local facts, was = spare, redis.call('HMGET', job, unpack(wanted))
+  facts.jid, facts.args, facts.tag = jid_of(job), nil, nil
+  for k = 1, #wanted do facts[wanted[k]] = was[k] or nil end
+  if has_ties(facts.own) then spare = {} end
   return facts
 end
 
@@ -57,15 +72,8 @@ local function matching(facts, born)
   for _, rule in ipairs(live_rules()) do
     if rule.number > cleared and (born and rule.until_ms > now or not born and seq <= rule.cutoff) then
       facts.at = born and now or rule.at
-      if rule.matches(facts) then return rule.wish end
+      if rule.matches(facts) then return wish_of(rule) end
     end
-  end
-end
-
--- The jid that an entry of a queue names; nil for one that is no job.
-local function jid_in(entry)
-  for k = 1, #entry[2], 2 do
-    if entry[2][k] == 'jid' then return entry[2][k + 1] end
   end
 end
 
@@ -97,8 +105,10 @@ decided = function(job, depth)
   local facts = facts_of(job)
   if is_hook(facts.kind) then return nil, facts end
   local wish = LIVE[facts.state] and matching(facts)
-  if facts.parent and (LIVE[facts.state] or facts.state == 'failed') and not redis.call('HGET', job, 'policy') then
-    local down = from_above(facts, depth or 1)
+  if has_ties(facts.own) and (LIVE[facts.state] or facts.state == 'failed') then
+    local was = redis.call('HMGET', job, 'parent', 'policy')
+    facts.parent = was[1] or nil
+    local down = not was[2] and from_above(facts, depth or 1)
     if down and (not wish or down.at < wish.at) then wish = down end -- the first cause stands
   end
   return wish or nil, facts
