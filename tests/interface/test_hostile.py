@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 import busq
@@ -140,6 +141,24 @@ def test_no_error_about_a_url_shows_its_password(capsys: pytest.CaptureFixture[s
 async def _used(url: str) -> None:
     async with busq.Bus(url) as bus:
         await bus.stats()
+
+
+def test_no_page_of_a_watchdog_shows_what_steers_a_terminal_or_is_secret(url: str) -> None:
+    """It looks at the whole bus, and its figures name queues; whatever their names are, Prometheus reads them."""
+    jid = asyncio.run(fill(url))
+    with Redis.from_url(url) as redis:
+        poison(redis, jid)
+    with service("watchdog", "--health-port", "0", "--pool", "all=4:default", url=url) as watchdog:
+        port = watchdog.until("health.serving")["port"]
+        watchdog.until("watchdog.started")
+        figures = _page(port, "/metrics")
+        said = figures + "".join(_page(port, path) for path in ("/", "/readyz", "/scale/all", "/scale/none"))
+    said += watchdog.text
+    assert "\\\\x1b" in figures, "a queue is named, and harmless"
+    assert list(text_string_to_metric_families(figures))
+    assert steering(said) == []
+    assert forged(said) == []
+    assert revealed(said) == []
 
 
 @pytest.mark.parametrize("form", ["json", "terminal"])
