@@ -105,13 +105,14 @@ def acl(
 
 
 async def _not_there(settings: Settings, found: Grants) -> list[str] | None:
-    from busq.store import roles
+    from busq.store import authority
     from busq.store.connection import Connections, reaching
 
     connections = Connections(settings)
     try:
         with reaching(connections.place):
-            return await roles.unknown_commands(connections, found)
+            (_, server), *_ = await connections.servers()
+            return await authority.unknown_commands(server, found)
     finally:
         await connections.close()
 

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from busq.cli.health import JSON, METRICS, Answer
+from busq.cli.safe import shown
 
 if TYPE_CHECKING:
     from busq.cli.keeper import ProcessHealth
@@ -66,7 +67,7 @@ def _gauge(name: str, help: str, label: str, values: Mapping[str, float | None])
     made = GaugeMetricFamily(name, help, labels=(label,))
     for word, value in values.items():
         if value is not None:
-            made.add_metric((word,), value)
+            made.add_metric((shown(word),), value)
     return made
 
 
@@ -77,7 +78,7 @@ def _one(name: str, help: str, value: float | None) -> Metric:
 def _counter(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:
     made = CounterMetricFamily(name, help, labels=(label,))
     for word, value in values.items():
-        made.add_metric((word,), value)
+        made.add_metric((shown(word),), value)
     return made
 
 

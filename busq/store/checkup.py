@@ -11,16 +11,14 @@ import asyncio
 import secrets
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from redis import exceptions as redis_errors
 
 from busq.config import Settings
 from busq.errors import BusqError
 from busq.protocol import keys as bus_keys
-from busq.protocol.keys import GROUP, ShardKeys
-from busq.store import fitness, watch
+from busq.store import authority, fitness, watch
 from busq.store.connection import Client, Connections, reaching
 from busq.store.fitness import Finding, Grade, Info
 from busq.store.listener import Listener
@@ -31,11 +29,7 @@ ROUNDS = 5
 ECHO_LIMIT_S = 3.0
 SKEW_S = 1.0
 SLOW_MS = 50.0
-
-# What only a cluster asks for; ASKING holds for the next command of its connection, and does no harm there.
-_NEEDED_APART: tuple[tuple[Any, ...], ...] = (
-    ("CLUSTER", "SLOTS"), ("CLIENT", "ID"), ("CLIENT", "UNBLOCK", 0), ("ASKING",),
-)  # fmt: skip
+ASK_A_READER = "Ask as a user of role reader or admin (`busq acl`)."
 
 Check = Callable[[], Awaitable[list[Finding]]]
 
@@ -73,7 +67,7 @@ async def _look_at(connections: Connections, settings: Settings, server: Client)
     findings = await _tried("version", judged)
     findings += await _tried("persistence", lambda: _persistence(server, info))
     findings += await _tried("replication", lambda: _replication(server, info))
-    findings += await _tried("acl", lambda: _acl(server, settings, apart=connections.apart))
+    findings += await _tried("acl", lambda: _acl(server, settings, info))
     findings += await _tried("clock", lambda: _clock(server))
     return findings
 
@@ -82,6 +76,10 @@ async def _tried(check: str, look: Check) -> list[Finding]:
     try:
         return await look()
     except (BusqError, redis_errors.RedisError, OSError, TimeoutError) as error:
+        if isinstance(error, redis_errors.NoPermissionError) or isinstance(
+            error.__cause__, redis_errors.NoPermissionError
+        ):
+            return [Finding(check=check, grade=Grade.SKIP, found="this user may not look at it", advice=ASK_A_READER)]
         return [Finding(check=check, grade=Grade.FAIL, found=str(error) or type(error).__name__)]
 
 
@@ -189,72 +187,9 @@ async def _replication(server: Client, info: Info) -> list[Finding]:
     ]
 
 
-async def _acl(server: Client, settings: Settings, *, apart: bool) -> list[Finding]:
-    try:
-        user: Any = await server.execute_command("ACL", "WHOAMI")
-        name = user.decode("utf-8", "replace") if isinstance(user, bytes) else str(user)
-    except redis_errors.ResponseError:
-        name = "this user (ACL WHOAMI is closed)"
-    needed = [*_needed(settings, secrets.token_hex(6)), *(_NEEDED_APART if apart else ())]
-    refused = [" ".join(_named(command)) for command in needed if not await _may(server, command)]
-    if refused:
-        return [
-            Finding(
-                check="acl",
-                grade=Grade.FAIL,
-                found=f"{name} may not run {', '.join(dict.fromkeys(refused))} on the keys of {settings.namespace!r}",
-                advice=f"Grant these commands, the keys {settings.namespace}:* and the channels "
-                f"{bus_keys.notice_prefix(settings.namespace).decode()}* and {settings.namespace}:done:*.",
-            )
-        ]
-    return [Finding(check="acl", grade=Grade.OK, found=f"{name} may run all that a worker runs")]
-
-
-def _needed(settings: Settings, mark: str) -> list[tuple[Any, ...]]:
-    """Commands that tell by their refusal; but for the first two they change nothing, for there is no such key."""
-    keys = ShardKeys(settings.namespace, 0)
-    key = keys.job(f"doctor-{mark}")
-    stream = keys.stream(f"doctor-{mark}")
-    channel = bus_keys.notice_prefix(settings.namespace) + f"doctor-{mark}".encode()
-    return [
-        ("HSET", key, "doctor", mark),
-        ("PEXPIRE", key, 1000),
-        ("SCRIPT", "LOAD", "return 1"),
-        ("EVALSHA", "0" * 40, 1, key),
-        ("HGETALL", key),
-        ("HDEL", key, "doctor"),
-        ("DEL", key),
-        ("ZADD", key, "XX", 0, mark),
-        ("ZRANGE", key, 0, 0),
-        ("ZREM", key, mark),
-        ("SMEMBERS", key),
-        ("XADD", stream, "NOMKSTREAM", "*", "doctor", mark),
-        ("XLEN", stream),
-        ("XRANGE", stream, "-", "+"),
-        ("XDEL", stream, "0-1"),
-        ("XGROUP", "CREATE", stream, GROUP, "0"),
-        ("XREADGROUP", "GROUP", GROUP, "doctor", "STREAMS", stream, ">"),
-        ("XPENDING", stream, GROUP),
-        ("XCLAIM", stream, GROUP, "doctor", 0, "0-1"),
-        ("XACK", stream, GROUP, "0-1"),
-        ("TIME",),
-        ("PUBLISH", channel, mark),
-    ]
-
-
-def _named(command: Sequence[Any]) -> Sequence[str]:
-    return command[: 2 if command in _NEEDED_APART else 1]
-
-
-async def _may(server: Client, command: Sequence[Any]) -> bool:
-    """Whether it is let in; a key that another node of the cluster holds is no refusal."""
-    try:
-        await server.execute_command(*command)
-    except redis_errors.NoPermissionError:
-        return False
-    except redis_errors.ResponseError as error:
-        return "NOPERM" not in str(error)
-    return True
+async def _acl(server: Client, settings: Settings, info: Info) -> list[Finding]:
+    found = authority.judge(await authority.ask(server, settings.namespace))
+    return [found, *await authority.of_default(server, info)]
 
 
 async def _clock(server: Client) -> list[Finding]:
@@ -277,7 +212,15 @@ async def _clock(server: Client) -> list[Finding]:
 
 async def _round_trip(connections: Connections, settings: Settings) -> list[Finding]:
     """PUBLISH to the moment at which a subscriber of ours hears it, by the very listener that workers use."""
-    channel = bus_keys.notice_prefix(settings.namespace) + f"doctor-{secrets.token_hex(6)}".encode()
+    mark = f"doctor-{secrets.token_hex(6)}".encode()
+    (_, server), *_ = await connections.servers()
+    for prefix in (bus_keys.notice_prefix(settings.namespace), bus_keys.done_prefix(settings.namespace)):
+        if await authority.may_ring_and_hear(server, channel := prefix + mark):
+            return await _echo(connections, channel)
+    return [Finding(check="pubsub", grade=Grade.SKIP, found="this user may ring no channel that it may hear")]
+
+
+async def _echo(connections: Connections, channel: bytes) -> list[Finding]:
     heard = asyncio.Event()
     listener = Listener(connections.listening, on_notice=lambda *_: heard.set(), on_confirmed=lambda channels: None)
     listening = asyncio.create_task(listener.run())

@@ -17,12 +17,10 @@ from collections.abc import Collection, Iterable
 from enum import StrEnum
 
 import msgspec
-from redis.exceptions import ResponseError
 
 from busq.protocol import keys as bus_keys
 from busq.protocol.keys import ShardKeys
 from busq.store import scripts
-from busq.store.connection import Connections
 
 
 class Role(StrEnum):
@@ -213,17 +211,6 @@ def user_line(name: str, found: Grants, secrets: Iterable[str]) -> str:
     `secrets` are words of an ACL rule: `#…` for the SHA-256 of a password, `nopass`; none: nobody can log in.
     """
     return " ".join(["user", name, "reset", "on", *secrets, *found.rules()])
-
-
-async def unknown_commands(connections: Connections, found: Grants) -> list[str] | None:
-    """Those of these commands that the server does not know; None where this user may not ask."""
-    redis = connections.blocking()
-    redis.response_callbacks.clear()  # redis-py's own for this answer stumbles over a command that is not there
-    try:
-        told = await redis.execute_command("COMMAND INFO", *found.commands)
-    except ResponseError:
-        return None
-    return [name for name, about in zip(found.commands, told, strict=True) if about is None]
 
 
 def _commands_of(script: scripts.Script) -> set[str]:

@@ -22,7 +22,7 @@ from busq.protocol.jids import shard_of
 from busq.protocol.keys import GROUP, ShardKeys
 from busq.protocol.states import Verb
 from busq.store import forms, scripts
-from busq.store.connection import Connections, reaching
+from busq.store.connection import Client, Connections, reaching
 from busq.store.forms import (
     Admission,
     Delivery,
@@ -141,7 +141,11 @@ class Store:
         settings = self.settings
         with reaching(self.connections.place):
             for _, server in await self.connections.servers():
-                await scripts.load_missing(server, flags_line=self._flags_line, fenced=self.connections.apart)
+                try:
+                    await self._load_missing(server)
+                except ResponseError as error:
+                    self._meet_an_old_server(error)
+                    await self._load_missing(server)
             if self._opened and not await self.redis.exists(meta := bus_keys.meta(settings.namespace)):
                 await self.redis.hsetnx(meta, "shards", self.shards)
                 await self.redis.hsetnx(meta, "v", WIRE_VERSION)
@@ -394,11 +398,17 @@ class Store:
             try:
                 return await script.run(self.redis, keys, argv)
             except ResponseError as error:
-                if not (self._flags_line and scripts.is_too_old(error)):
-                    raise
-            # Only for tries and tests: the packaged 6.2 server and fakeredis.
-            self._flags_line = False
+                self._meet_an_old_server(error)
             return await scripts.load(verb, flags_line=False).run(self.redis, keys, argv)
+
+    def _meet_an_old_server(self, error: ResponseError) -> None:
+        """Do without flags lines from now on where that is what `error` is about; else raise it."""
+        if not (self._flags_line and scripts.is_too_old(error)):
+            raise error
+        self._flags_line = False  # only for tries and tests: the packaged 6.2 server and fakeredis
+
+    async def _load_missing(self, server: Client) -> None:
+        await scripts.load_missing(server, flags_line=self._flags_line, fenced=self.connections.apart)
 
     def _laid_out(
         self,

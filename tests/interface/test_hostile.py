@@ -17,11 +17,13 @@ from urllib.parse import quote
 
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 import busq
 from busq import redaction
 from busq.cli import app, exits
+from busq.config import Settings
 from busq.store.roster import process_card
 from tests.interface.commands import service, terminal
 from tests.interface.hostile import CANARY, IN_A_URL, PASSWORD, SPELL, forged, revealed, steering
@@ -42,6 +44,7 @@ COMMANDS = [
     ["dead", "purge", SPELL], ["rules", "revoke", SPELL], ["list", "--state", SPELL],
     ["acl", "worker", "--user", SPELL],
     ["acl", "producer"], ["enqueue", "k", "--parent", SPELL], [SPELL], ["list", SPELL],
+    ["drain", SPELL],
 ]  # fmt: skip
 
 
@@ -84,7 +87,9 @@ def poison(redis: Redis, jid: str) -> None:
     redis.xadd("busq:{0}:dead", {"reason": words, "jid": words, "kind": words, "queue": words, "raw": words, "at": "1"})
     redis.zadd("busq:{0}:suspects", {b"\t".join([words, b"1", words, words]): 1.0})
     redis.zadd("busq:{0}:workers", {words: 9e15, b"other" + words: 1.0})
-    card = msgspec.structs.replace(process_card("worker"), role=SPELL, host=SPELL + IN_A_URL, queues=[SPELL])
+    card = msgspec.structs.replace(
+        process_card("worker", Settings()), role=SPELL, host=SPELL + IN_A_URL, queues=[SPELL]
+    )
     redis.hset("busq:{0}:worker_info", words, card.encoded())
     redis.sadd("busq:{0}:queues", words)
     redis.xadd(b"busq:{0}:queue:" + words, {"jid": words, "kind": words})
@@ -136,6 +141,24 @@ def test_no_error_about_a_url_shows_its_password(capsys: pytest.CaptureFixture[s
 async def _used(url: str) -> None:
     async with busq.Bus(url) as bus:
         await bus.stats()
+
+
+def test_no_page_of_a_watchdog_shows_what_steers_a_terminal_or_is_secret(url: str) -> None:
+    """It looks at the whole bus, and its figures name queues; whatever their names are, Prometheus reads them."""
+    jid = asyncio.run(fill(url))
+    with Redis.from_url(url) as redis:
+        poison(redis, jid)
+    with service("watchdog", "--health-port", "0", "--pool", "all=4:default", url=url) as watchdog:
+        port = watchdog.until("health.serving")["port"]
+        watchdog.until("watchdog.started")
+        figures = _page(port, "/metrics")
+        said = figures + "".join(_page(port, path) for path in ("/", "/readyz", "/scale/all", "/scale/none"))
+    said += watchdog.text
+    assert "\\\\x1b" in figures, "a queue is named, and harmless"
+    assert list(text_string_to_metric_families(figures))
+    assert steering(said) == []
+    assert forged(said) == []
+    assert revealed(said) == []
 
 
 @pytest.mark.parametrize("form", ["json", "terminal"])
@@ -202,7 +225,8 @@ def _children(pid: int, *, environment: bool = True) -> str:
 
 def test_a_supervised_worker_is_not_told_the_password_on_its_command_line(url: str) -> None:
     with service("worker", "hostile_app:bus", "--processes", "2", "--url", url, url=None) as supervisor:
-        supervisor.until("worker.started")
+        # Both of them: between fork and exec a child still shows the command line of its parent.
+        supervisor.until(lambda _: [line["event"] for line in supervisor.lines].count("worker.started") == 2)
         said = _children(supervisor.process.pid, environment=False)
         assert "busq.cli.line" in said
         assert revealed(said) == []

@@ -50,7 +50,7 @@ def test_the_table_of_settings_has_each_of_them_with_its_default() -> None:
 
 def test_the_table_of_commands_names_every_option() -> None:
     text = (REPO / "README.md").read_text()
-    for words in ("worker", "watchdog", "enqueue", "cancel", "list", "top", "dead list", "dead purge"):
+    for words in ("worker", "watchdog", "enqueue", "cancel", "list", "top", "dead list", "dead purge", "acl"):
         (row,) = re.findall(rf"^\| `busq {words.split()[0]}\b[^|]* \|.*\|$", text, re.MULTILINE)
         offered = set(re.findall(r"--[a-z][a-z-]+", busq(*words.split(), "--help").stdout))
         assert offered - {"--url", "--namespace", "--output"} <= set(re.findall(r"--[a-z][a-z-]+", row)), words

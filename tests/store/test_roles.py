@@ -20,10 +20,12 @@ from redis import exceptions as redis_errors
 import busq
 from busq.config import Settings
 from busq.protocol.keys import KEY_TABLE
-from busq.store import roles, scripts
+from busq.store import authority, roles, scripts
+from busq.store.connection import Connections
+from busq.store.fitness import Grade
 from busq.store.roles import Role
 from busq.store.store import Store
-from tests.roles import as_role, deploy
+from tests.roles import DEFAULT_OFF, as_role, deploy
 from tests.servers import RedisServer, find_redis_server
 
 APPROVED = Path(__file__).with_name("roles_approved.txt")
@@ -251,6 +253,75 @@ async def test_a_watchdog_makes_the_bus_again_and_brings_back_the_scripts(server
         assert tester.hget("busq:meta", "shards") == b"3"
         assert all(tester.script_exists(*[scripts.load(name).sha for name in scripts.names()]))
     await store.close()
+
+
+# What busq doctor says of a user -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_the_doctor_tells_which_roles_a_user_can_play(server: RedisServer, role: Role) -> None:
+    connections = Connections(settings_for(server, role))
+    found = await authority.ask(connections.commands, "busq")
+    assert found is not None
+    able = {each for each in Role if not found.lacks[each]}
+    too = {Role.CANCELLER: {Role.PRODUCER}, Role.ADMIN: {Role.PRODUCER, Role.CANCELLER, Role.READER}}
+    assert (found.user, able, found.any_lua) == (role, {role, *too.get(role, ())}, False)
+    other = await authority.ask(connections.commands, "another")
+    assert other is not None
+    assert authority.judge(other).grade is Grade.FAIL
+    await connections.close()
+    with server.client() as tester:
+        assert tester.dbsize() == 0, "nothing of what was asked about has been done"
+
+
+async def test_the_doctor_tells_of_a_user_who_may_do_everything(server: RedisServer) -> None:
+    connections = Connections(settings_for(server, "tester"))
+    finding = authority.judge(await authority.ask(connections.commands, "busq"))
+    assert finding.found == f"tester can be {', '.join(Role)}, and may run any Lua"
+    await connections.close()
+
+
+async def test_the_doctor_tells_what_is_missing(server: RedisServer) -> None:
+    found = roles.grants([Role.WORKER], "busq").without(roles.LATER_THAN_7_0)
+    line = roles.user_line("nearly", found, ["nopass"])
+    with server.client() as tester:
+        tester.execute_command("ACL", "SETUSER", *line.split()[1:], "-xack", "resetkeys", "~busq:{*}:job:*")
+        try:
+            connections = Connections(Settings.load(url=f"redis://nearly:x@{server.url.rpartition('@')[2]}"))
+            told = await authority.ask(connections.commands, "busq")
+            assert told is not None
+            assert {"+xack", "%R~busq:meta", "~busq:{*}:workers"} <= set(told.lacks[Role.WORKER])
+            assert not {"+xadd", "~busq:{*}:job:*", "&cancel:*"} & set(told.lacks[Role.WORKER])
+            assert await authority.may_ring_and_hear(connections.commands, b"busq:rules")
+            assert not await authority.may_ring_and_hear(connections.commands, b"busq:done:one")
+            await connections.close()
+        finally:
+            tester.acl_deluser("nearly")
+
+
+@pytest.mark.parametrize(("rule", "warns"), [("off ~* &* +@all", False), ("off -@all resetkeys", True)])
+async def test_the_doctor_warns_of_a_default_user_without_the_rights_to_load_an_append_only_file(
+    server: RedisServer, rule: str, warns: bool
+) -> None:
+    connections = Connections(settings_for(server, "tester"))
+    with server.client() as tester:
+        tester.execute_command("ACL", "SETUSER", "default", *rule.split())
+        assert bool(await authority.of_default(connections.commands, {"aof_enabled": 1})) is warns
+        tester.execute_command("ACL", "SETUSER", "default", "off", "~*", "&*", "+@all")
+    await connections.close()
+
+
+@pytest.mark.parametrize("own_server", [{"aof": True, "users": True}], indirect=True)
+@pytest.mark.parametrize(("rule", "kept"), [("~* &* +@all", True), ("-@all resetkeys", False)])
+async def test_why_the_default_user_keeps_its_rights(own_server: RedisServer, rule: str, kept: bool) -> None:
+    """What scripts have written stands in the append-only file as transactions, which `default` has to run again."""
+    acl_file = Path(own_server.aof_folder).with_name("users.acl")
+    acl_file.write_text(acl_file.read_text().replace(DEFAULT_OFF, f"user default off {rule}"))
+    with own_server.client() as client:
+        client.pipeline().set("one", 1).set("two", 2).execute()
+    own_server.restart()
+    with own_server.client() as client:
+        assert bool(client.exists("one", "two")) is kept
 
 
 # Rules as they are printed -----------------------------------------------------------------------------------

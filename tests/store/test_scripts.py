@@ -213,3 +213,14 @@ async def test_keys_and_arguments_are_laid_out_in_the_order_of_the_header(
         single = [name for name in script.argv if not name.endswith("...")]
         assert len(argv) >= len(single)
         assert argv[0] == bench.clock.stamp_ms() or isinstance(argv[0], int)
+
+
+async def test_all_scripts_are_loaded_at_once_and_again_when_some_are_missing(url: str) -> None:
+    async with Bench(url) as bench:
+        await bench.redis.script_flush()
+        await bench.dog.keep_able()
+        for _ in range(2):
+            await put_in(bench, State.QUEUED)
+            assert await scripts.load_missing(bench.redis, flags_line=bench.dog._flags_line) == []
+            await bench.redis.script_flush()
+            await bench.dog.keep_able()
