@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from busq.cli.redaction import guard, guard_secret
+from busq.redaction import guard, guard_secret
 
 if TYPE_CHECKING:
     from busq.client.bus import Bus
@@ -42,15 +42,21 @@ class Place:
 
     def settings(self, **given: Any) -> Settings:
         """Settings from these options and the environment. Raise `ConfigError`, also when there is no URL."""
-        from busq.config import Settings
         from busq.errors import ConfigError
+
+        settings = self.settings_without_url(**given)
+        if not settings.url:
+            raise ConfigError(NO_URL)
+        return settings
+
+    def settings_without_url(self, **given: Any) -> Settings:
+        """The same for a command that can do without a server: `url` may be None."""
+        from busq.config import Settings
 
         guard(self.url)
         settings = Settings.load(url=self.url, namespace=self.namespace, **given)
         guard(settings.url)
         guard_secret(settings.sentinel_password)
-        if not settings.url:
-            raise ConfigError(NO_URL)
         return settings
 
 

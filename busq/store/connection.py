@@ -23,6 +23,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from busq.config import Settings
 from busq.errors import BadRecord, BusUnavailable
+from busq.redaction import guard, guard_secret
 from busq.store.address import Node, Shape, read_address, redact, require_url
 from busq.store.cluster import Cluster
 from busq.store.sentinel import Primary
@@ -38,6 +39,7 @@ MOST_CONNECTIONS = 32  # of one client to one server
 
 # Answers of a server that is there but cannot serve this now; sending again later is right.
 _NOT_NOW = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY ", "TRYAGAIN")
+_REFUSED = ("The user executing the script", "ACL failure in script")
 _NOT_NOW_ERRORS = (
     redis_errors.ReadOnlyError,
     redis_errors.NoScriptError,
@@ -56,6 +58,8 @@ class Connections:
     """The clients of one store. Opened on first use; bound to the event loop that uses them first."""
 
     def __init__(self, settings: Settings) -> None:
+        guard(settings.url)
+        guard_secret(settings.sentinel_password)
         self._settings = settings
         self._address = read_address(settings)
         self._made: list[Any] = []
@@ -184,6 +188,8 @@ def reaching(place: str) -> Iterator[None]:
             "Write redis+cluster:// in place of redis://, and busq finds each node."
         ) from error
     except redis_errors.ResponseError as error:
+        if str(error).startswith(_REFUSED):  # inside a script
+            raise BusUnavailable(f"Redis at {place} refused a command: {error}. Check the ACL of this user.") from error
         if str(error).startswith(_NOT_NOW) or isinstance(error, _NOT_NOW_ERRORS):
             raise BusUnavailable(f"Redis at {place} cannot serve now: {error}") from error
         raise BadRecord(f"Redis at {place} holds something that busq cannot work with: {error}") from error

@@ -32,7 +32,6 @@ class _Stored(msgspec.Struct, frozen=True, kw_only=True):
     """A rule as written down. Scripts read all of it but `filter` and `standing`; `grace_ms` "": the job's own."""
 
     id: str
-    condition: list[Any]
     filter: Filter
     reason: str = ""
     source: str = ""
@@ -65,7 +64,6 @@ class Scopes:
         """
         stored = _Stored(
             id=scope,
-            condition=filter.condition(),
             filter=filter,
             reason=reason,
             source=source,
@@ -83,6 +81,7 @@ class Scopes:
                 (),
                 named={
                     "scope": scope,
+                    "condition": msgspec.json.encode(filter.condition()),
                     "rule": msgspec.json.encode(stored),
                     "cutoff": "" if cutoffs is None else cutoffs[shard],
                     "until_ms": until_ms,
@@ -220,7 +219,7 @@ class Scopes:
 
 
 def _scope_of(value: bytes) -> str:
-    return msgspec.json.decode(value.split(b" ", 3)[3], type=_Stored).id
+    return msgspec.json.decode(value.partition(b"\n")[2], type=_Stored).id
 
 
 def _state(own: Mapping[bytes, bytes]) -> ScopeState:

@@ -15,6 +15,7 @@ begins (TRYAGAIN), and it is sent again until the slot has arrived.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
@@ -24,8 +25,9 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 import msgspec
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from busq.errors import BusUnavailable
 from busq.store.connection import Client
 
 Arg = bytes | str | int | float
@@ -35,6 +37,8 @@ _LIBRARY_USES = "-- Uses "
 _FIELDS = ("Flags", "KEYS", "ARGV", "Uses")
 
 LOADS = 5  # times a script is loaded for one call: somebody else may flush the cache in between
+BROUGHT_WITHIN_S = 5.0  # by a watchdog, for who may not load scripts itself; it looks for them on every beat
+LOOKS_S = (0.02, 0.5)  # between tries meanwhile: the first and the longest pause
 
 
 class BadScript(Exception):
@@ -49,19 +53,53 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     sha: str
     keys: tuple[str, ...]
     argv: tuple[str, ...]
+    flags: str = ""
+    """What its first line says; "" where it has none."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether it may change anything; True where it has no first line that says so."""
+        return self.flags != "no-writes"
+
+    @property
+    def command(self) -> str:
+        """How it is sent: one that writes nothing may be run by who may only read."""
+        return "EVALSHA" if self.writes else "EVALSHA_RO"
 
     async def run(self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
         """
         Run it in one round trip; two when the server has lost its script cache.
 
         Sent alone on purpose: inside a MULTI a missing script would leave the other half of the transaction done.
+        Whose Redis user may not load scripts waits for a watchdog to do it. Raise `BusUnavailable` when none does.
         """
         for _ in range(LOADS):
             try:
-                return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+                return await self._sent(redis, keys, argv)
             except NoScriptError:
-                await redis.execute_command("SCRIPT LOAD", self.source)
-        return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+                try:
+                    await redis.execute_command("SCRIPT LOAD", self.source)
+                except NoPermissionError:
+                    return await self._once_brought(redis, keys, argv)
+        return await self._sent(redis, keys, argv)
+
+    async def _sent(self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
+        return await redis.execute_command(self.command, self.sha, len(keys), *keys, *argv)
+
+    async def _once_brought(self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
+        pause, waited = LOOKS_S[0], 0.0
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                return await self._sent(redis, keys, argv)
+            except NoScriptError:
+                waited += pause
+                if waited >= BROUGHT_WITHIN_S:
+                    raise BusUnavailable(
+                        f"the server has not got the script {self.name!r} of this busq, and this user may not load it: "
+                        "start a watchdog of this very version (`busq watchdog`), which does"
+                    ) from None
+            pause = min(LOOKS_S[1], pause * 2)
 
 
 @cache
@@ -86,13 +124,29 @@ def load(name: str, *, flags_line: bool = True, fenced: bool = False) -> Script:
         flags = fields["Flags"]
         source = ("#!lua\n" if flags == "none" else f"#!lua flags={flags}\n") + source
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return Script(name=name, source=source, sha=sha, keys=keys, argv=argv)
+    return Script(name=name, source=source, sha=sha, keys=keys, argv=argv, flags=fields["Flags"] if flags_line else "")
 
 
 def names() -> list[str]:
     """Every script there is."""
     folder = resources.files(__package__) / "lua"
     return sorted(entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name.endswith(".lua"))
+
+
+async def load_missing(redis: Client, *, flags_line: bool = True, fenced: bool = False) -> list[str]:
+    """Load every script that the server has not got. Answers with the names of those; raises redis-py's errors."""
+    all_scripts = [load(name, flags_line=flags_line, fenced=fenced) for name in names()]
+    there = await redis.execute_command("SCRIPT EXISTS", *[script.sha for script in all_scripts])
+    missing = [script for script, known in zip(all_scripts, there, strict=True) if not known]
+    for script in missing:
+        await redis.execute_command("SCRIPT LOAD", script.source)
+    return [script.name for script in missing]
+
+
+def is_too_old(error: ResponseError) -> bool:
+    """Whether this is how a server answers that knows neither flags lines nor EVALSHA_RO: one before 7.0, fakeredis."""
+    words = str(error).lower()
+    return "near '#'" in words or ("unknown command" in words and "evalsha_ro" in words)
 
 
 def _libraries(folder: Traversable, wanted: Sequence[str]) -> dict[str, str]:

@@ -8,20 +8,21 @@ stands on the roster like a worker, so that operators see whether one is there.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import secrets
-import socket
 from collections import Counter
+from collections.abc import Callable
 
 from busq import events, tasks
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
-from busq.store.roster import process_card
+from busq.store import figures
+from busq.store.figures import Figures
+from busq.store.reader import Reader
+from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.watchdog import health
-from busq.watchdog.sweep import Sweeper
+from busq.watchdog.sweep import DONE, Sweeper
 
 SOONEST_S = 0.02  # between two passes, however soon something is due
 PAUSE_S = (0.1, 2.0)  # between tries while Redis is away: the first and the longest
@@ -30,20 +31,29 @@ log = events.logger("busq.watchdog")
 
 
 class Watchdog:
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    """`final` is told of each cancel that it ended, in seconds since the request."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        final: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
+        self.name = process_name(settings)
         self.reachable = True
         self.last_pass: float | None = None
         self.started = False
         self._settings = settings
         self._clock = clock or SystemClock()
         self._store = Store(settings, by=self.name, clock=self._clock)
-        self._card = process_card("watchdog")
+        self._card = process_card("watchdog", settings)
         self._stop = asyncio.Event()
         self._seen_at = float("-inf")
         self._began = self._clock.monotonic()
         self._passes = 0
-        self._done: Counter[str] = Counter()
+        self._done: Counter[str] = Counter(dict.fromkeys(DONE, 0))
+        self._final = final
         self._rounds: tasks.Abreast[float | None] = tasks.Abreast()
 
     def stop(self) -> None:
@@ -53,8 +63,9 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until `stop` is called. Raise `BusUnavailable` or `ConfigError` when it cannot start."""
         await self._store.open()
+        await self._store.keep_able()
         sweepers = [
-            Sweeper(self._settings, self._store, shard, self._clock, done=self._done)
+            Sweeper(self._settings, self._store, shard, self._clock, done=self._done, final=self._final)
             for shard in range(self._store.shards)
         ]
         self.started = True
@@ -88,6 +99,11 @@ class Watchdog:
             done=self._done,
         )
 
+    async def figures(self) -> Figures:
+        """The bus in figures. Raise `BusUnavailable`."""
+        await self._store.open()
+        return await figures.read(self._store, Reader(self._store))
+
     async def sweep_once(self) -> None:
         """One pass over every shard, for those who drive the watchdog themselves."""
         await self._store.open()
@@ -104,6 +120,8 @@ class Watchdog:
                 await self._store.renew(shard, [], info=self._card.encoded())
             return await sweepers[shard].sweep()
 
+        if to_be_seen:
+            await self._store.keep_able()
         waits: list[float | None] | None
         if self._store.connections.apart:  # one server that is away must not keep the jobs of others waiting
             waits = await self._rounds.round(shards, look_after, within_s=interval_s)

@@ -27,10 +27,13 @@ from busq.clock import SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
 from busq.protocol.cancel import Cause, TripFacts
+from busq.store import drains
+from busq.store.drains import Whole
 from busq.store.forms import Renewal, RenewAnswer
 from busq.store.listener import Listener
 from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
+from busq.worker.meter import UNMETERED, Meter
 from busq.worker.standin import StandIn
 
 UNREACHABLE_AFTER_S = 3.0  # without a good answer: then the worker says that it cannot reach Redis
@@ -47,6 +50,8 @@ class Owner(Protocol):
     def running(self) -> dict[str, Attempt]: ...
     def heard(self, attempt: Attempt, facts: TripFacts, heard_by: str) -> None: ...
     def superseded(self, attempt: Attempt, state: str) -> None: ...
+    def asked_to_drain(self, whole: Whole) -> None:
+        """Called in the control thread, once."""
 
 
 class Control:
@@ -60,6 +65,7 @@ class Control:
         info: Callable[[], bytes],
         occasions: Mapping[str, str],
         stand_in: StandIn,
+        meter: Meter = UNMETERED,
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         self._settings = settings
@@ -69,6 +75,7 @@ class Control:
         self._info = info
         self._occasions = occasions
         self._stand_in = stand_in
+        self._meter = meter
         self._loop_factory = loop_factory
         self._clock = SystemClock()
         self._thread = threading.Thread(target=self._main, name="busq-control", daemon=True)
@@ -78,6 +85,7 @@ class Control:
         self._sent_info = b""
         self._services: dict[str, asyncio.Task[None]] = {}
         self._beats = 0
+        self._asked_to_drain = False
         self._rounds: tasks.Abreast[None] = tasks.Abreast()
 
     # From the handlers' loop -----------------------------------------------------------------------------
@@ -162,7 +170,7 @@ class Control:
         self._all_asked = False
         self._asking_all: asyncio.Task[None] | None = None
         self._questions: set[asyncio.Task[None]] = set()
-        self._store = Store(self._settings, by=self._by)
+        self._store = Store(self._settings, by=self._by, rings=False)
         self._listener = Listener(
             self._store.connections.listening,
             on_notice=lambda channel, message: self._notice(channel),
@@ -221,8 +229,18 @@ class Control:
             return
         if self._occasions and self._beats % CARD_EVERY == 1:
             await self._declare()
+        await self._read_drain()
         self._sent_info = info
         self._answered()
+
+    async def _read_drain(self) -> None:
+        """Once we were asked, a drain goes on by itself."""
+        if self._asked_to_drain:
+            return
+        whole = await drains.asked(self._store, self._store.by)
+        if whole is not None:
+            self._asked_to_drain = True
+            self._owner.asked_to_drain(whole)
 
     async def _declare(self) -> None:
         """Say which kinds have a hook: a job that is cancelled before it starts needs somebody who knows."""
@@ -305,7 +323,11 @@ class Control:
                 grace_s=answer.grace_ms / 1000,
                 left_s=answer.left_ms / 1000,
             )
-            attempt.deadline_at = self._clock.monotonic() + facts.left_s
+            now = self._clock.monotonic()
+            attempt.deadline_at = now + facts.left_s
+            if attempt.asked_at is None:
+                attempt.asked_at = now - answer.asked_ms / 1000
+                self._meter.signalled(heard_by, answer.asked_ms / 1000)
             attempt.token.trip(facts)
             self._handlers_loop.call_soon_threadsafe(self._owner.heard, attempt, facts, heard_by)
         else:
