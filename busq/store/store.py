@@ -7,6 +7,7 @@ be stands in `protocol/states.py`. Nobody else in busq writes a job's record.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -134,8 +135,14 @@ class Store:
         """
         settings = self.settings
         with reaching(self.connections.place):
-            for _, server in await self.connections.servers():
-                await scripts.load_missing(server, flags_line=self._flags_line, fenced=self.connections.apart)
+            apart = self.connections.apart
+            loads = [
+                scripts.load_missing(server, flags_line=self._flags_line, fenced=apart)
+                for _, server in await self.connections.servers()
+            ]
+            for trouble in await asyncio.gather(*loads, return_exceptions=True):  # of one server, after all others
+                if isinstance(trouble, BaseException):
+                    raise trouble
             if self._opened and not await self.redis.exists(meta := bus_keys.meta(settings.namespace)):
                 await self.redis.hsetnx(meta, "shards", self.shards)
                 await self.redis.hsetnx(meta, "v", WIRE_VERSION)
