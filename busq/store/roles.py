@@ -100,7 +100,10 @@ PARTS: dict[Role, Part] = {
             "enqueue",  # children of its jobs
             "drain",  # a pod that is taken down asks its own workers
         ),
-        commands=("info", "xgroup|create", "xreadgroup", "zrange", "zrem", "hget", "hgetall", *_HEARS),
+        commands=(
+            "info", "xgroup|create", "xreadgroup", "zrange", "zrem", "hget", "hgetall", *_HEARS,
+            "client|id", "client|unblock",  # on a cluster it calls its own reads back
+        ),
         writes=("queue:", "suspects"),
         hears=(Channel.CANCEL, Channel.RULES),
         rings=(Channel.DONE, Channel.RULES),

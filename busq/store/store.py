@@ -7,6 +7,7 @@ be stands in `protocol/states.py`. Nobody else in busq writes a job's record.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -140,12 +141,10 @@ class Store:
         """
         settings = self.settings
         with reaching(self.connections.place):
-            for _, server in await self.connections.servers():
-                try:
-                    await self._load_missing(server)
-                except ResponseError as error:
-                    self._meet_an_old_server(error)
-                    await self._load_missing(server)
+            loads = [self._load_missing(server) for _, server in await self.connections.servers()]
+            for trouble in await asyncio.gather(*loads, return_exceptions=True):  # of one server, after all others
+                if isinstance(trouble, BaseException):
+                    raise trouble
             if self._opened and not await self.redis.exists(meta := bus_keys.meta(settings.namespace)):
                 await self.redis.hsetnx(meta, "shards", self.shards)
                 await self.redis.hsetnx(meta, "v", WIRE_VERSION)
@@ -403,12 +402,17 @@ class Store:
 
     def _meet_an_old_server(self, error: ResponseError) -> None:
         """Do without flags lines from now on where that is what `error` is about; else raise it."""
-        if not (self._flags_line and scripts.is_too_old(error)):
+        if not scripts.is_too_old(error):
             raise error
         self._flags_line = False  # only for tries and tests: the packaged 6.2 server and fakeredis
 
     async def _load_missing(self, server: Client) -> None:
-        await scripts.load_missing(server, flags_line=self._flags_line, fenced=self.connections.apart)
+        fenced = self.connections.apart
+        try:
+            await scripts.load_missing(server, flags_line=self._flags_line, fenced=fenced)
+        except ResponseError as error:
+            self._meet_an_old_server(error)
+            await scripts.load_missing(server, flags_line=False, fenced=fenced)
 
     def _laid_out(
         self,

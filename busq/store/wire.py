@@ -102,6 +102,18 @@ class _TcpConnection(Ours, Connection):
 
 
 class _TlsConnection(Ours, SSLConnection):
+    async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
+        try:
+            await super().connect_check_health(check_health, retry_socket_connect)
+        except redis_errors.ConnectionError as error:
+            # What a server says of a certificate that it misses comes after the handshake, and may be overtaken by the
+            # end of the connection.
+            if self.certfile is None and type(error) is redis_errors.ConnectionError and "while reading" in str(error):
+                raise redis_errors.ConnectionError(
+                    f"{error}, at once; if it wants a certificate of ours, set BUSQ_TLS_CERT_FILE and BUSQ_TLS_KEY_FILE"
+                ) from error
+            raise
+
     async def _connect(self) -> None:
         try:
             await super()._connect()  # type: ignore[no-untyped-call]

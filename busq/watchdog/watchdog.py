@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 from busq import events, tasks
 from busq.clock import Clock, SystemClock
@@ -55,6 +56,7 @@ class Watchdog:
         self._done: Counter[str] = Counter(dict.fromkeys(DONE, 0))
         self._final = final
         self._rounds: tasks.Abreast[float | None] = tasks.Abreast()
+        self._keeping: tasks.Abreast[None] = tasks.Abreast()
 
     def stop(self) -> None:
         """End after the present pass. Safe in a signal handler of the loop."""
@@ -82,6 +84,7 @@ class Watchdog:
                     wait = min(wait, self._settings.watchdog_interval_s)
             await self._sleep(wait)
         await self._rounds.end()
+        await self._keeping.end()
         await self._leave()
         events.tell(log, events.WATCHDOG_STOPPED, watchdog=self.name)
 
@@ -120,12 +123,15 @@ class Watchdog:
                 await self._store.renew(shard, [], info=self._card.encoded())
             return await sweepers[shard].sweep()
 
-        if to_be_seen:
-            await self._store.keep_able()
         waits: list[float | None] | None
         if self._store.connections.apart:  # one server that is away must not keep the jobs of others waiting
+            if to_be_seen:
+                with suppress(BusUnavailable):  # the round says so
+                    await self._keeping.round([0], lambda _: self._store.keep_able(), within_s=interval_s)
             waits = await self._rounds.round(shards, look_after, within_s=interval_s)
         else:
+            if to_be_seen:
+                await self._store.keep_able()
             waits = [await look_after(shard) for shard in shards]
         if to_be_seen:
             self._seen_at = self._clock.monotonic()

@@ -32,8 +32,6 @@ SETTINGS: dict[str, Any] = {
     "shards": SHARDS,
     "lease_s": 60.0,  # no lease runs out meanwhile, however slow the machine is
     "grace_s": 5.0,
-    "connect_timeout_s": 1.0,
-    "command_timeout_s": 1.0,
 }
 
 
