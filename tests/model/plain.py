@@ -40,6 +40,7 @@ class Job:
     attempt: int = 0
     failures: int = 0
     losses: int = 0
+    refusals: int = 0
     entry: bytes | None = None
     owner: str | None = None
     token: str = ""
@@ -253,9 +254,16 @@ class Bus:
 
     # Workers ---------------------------------------------------------------------------------------------
 
-    def start(self, job: Job, by: str, entry: bytes, token: str) -> str:
+    def start(self, job: Job, by: str, entry: bytes, token: str, *, adopt: bool = False) -> str:
+        """`adopt`: the worker found the entry among its own, and runs nothing of it."""
         self.touch(job)
-        if job.state is not S.QUEUED or job.entry != entry:
+        ours = job.token == token or (adopt and self._runs_nowhere(job, by, entry))
+        if ours and job.state is S.CANCELLING:
+            self._end_attempt(job)
+            return "stale"
+        if job.token == token and job.state is S.RUNNING:
+            return "started"  # the call was sent again
+        if not (job.state is S.QUEUED and job.entry == entry) and not (ours and job.state is S.RUNNING):
             return "stale"
         cause = self._over(job)
         if cause:
@@ -264,6 +272,32 @@ class Bus:
         job.state, job.owner, job.token = S.RUNNING, by, token
         job.attempt += 1
         return "started"
+
+    @staticmethod
+    def _runs_nowhere(job: Job, by: str, entry: bytes) -> bool:
+        """Of a worker that knows of no attempt at this entry, which is pending under its name."""
+        return job.owner == by and job.entry == entry
+
+    def refuse(self, job: Job, by: str, entry: bytes, *, delay_ms: int, limit: int, unknown: bool) -> str:
+        self.touch(job)
+        if unknown and self._runs_nowhere(job, by, entry):
+            if job.state is S.CANCELLING:
+                self._end_attempt(job)
+                return "stale"
+            if job.state is S.RUNNING:
+                job.state, job.entry = S.QUEUED, None
+                return "refused"
+        if job.state is not S.QUEUED or job.entry != entry:
+            return "stale"
+        job.refusals += limit > 0
+        if job.refusals > limit > 0:
+            self.end(job, S.FAILED, "unknown_kind")
+            return "buried"
+        if delay_ms:
+            delay_ms *= 2 ** (job.refusals - 1) if limit else 1
+            job.state, job.due = S.SCHEDULED, self.now + delay_ms
+        job.entry = None
+        return "refused"
 
     def is_current(self, job: Job, token: str) -> bool:
         return job.token == token and job.state in (S.RUNNING, S.CANCELLING)

@@ -32,6 +32,7 @@ FEW = st.lists(PICK, min_size=1, max_size=3)
 GROUPS = st.sampled_from(["g1", "g2", None])
 KINDS = st.sampled_from(["k1", "k2"])
 POLICIES = st.sampled_from(["cancel", "cancel", "wait", "abandon"])
+AFTER_A_LOST_START = ("sent again", "found", "given back", "left as it is")
 PARENTS = st.integers(0, 11)  # a place that is not there: none
 READ = st.tuples(st.integers(0, 3), st.integers(0, 3))
 SECONDS = st.sampled_from([0.5, 3, 8, 20])
@@ -131,9 +132,9 @@ class Walking(RuleBasedStateMachine):
     # Cancels ---------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.jobs)
-    @rule(picks=FEW)
-    def cancel(self, picks: list[int]) -> None:
-        self.run(self.walk.cancel(some_of(self.jobs, picks)))
+    @rule(picks=FEW, grace_s=st.sampled_from([None, None, 0.0, 1.0, 60.0]))
+    def cancel(self, picks: list[int], grace_s: float | None) -> None:
+        self.run(self.walk.cancel(some_of(self.jobs, picks), grace_s))
 
     @precondition(lambda self: self.jobs)
     @rule(filter=FILTERS, below=PICK | st.none())
@@ -165,9 +166,47 @@ class Walking(RuleBasedStateMachine):
         self.run(self.walk.read(self.walk.workers[who], count))
 
     @precondition(lambda self: self.walk.entries)
-    @rule(picks=FEW)
-    def start(self, picks: list[int]) -> None:
-        self.run(self.walk.start(self._of_one(self.walk.entries, picks)))
+    @rule(picks=FEW, lost=st.booleans())
+    def start(self, picks: list[int], lost: bool) -> None:
+        self.run(self.walk.start(self._of_one(self.walk.entries, picks), lost=lost))
+
+    @precondition(lambda self: self.walk.unheard)
+    @rule(pick=PICK)
+    def resend(self, pick: int) -> None:
+        self.run(self.walk.resend(one_of(self.walk.unheard, pick)))
+
+    @rule(
+        who=st.integers(0, 1), count=st.integers(1, 3), then=st.sampled_from(AFTER_A_LOST_START), pick=PICK | st.none()
+    )
+    def lose_a_start(self, who: int, count: int, then: str, pick: int | None) -> None:
+        """Its answers are lost; perhaps one of its jobs is cancelled before its worker learns what it runs."""
+        known = len(self.walk.entries)
+        self.run(self.walk.read(self.walk.workers[who], count))
+        held = self.walk.entries[known:]
+        if not held:
+            return
+        self.run(self.walk.start(held, lost=True))
+        if pick is not None:
+            self.run(self.walk.cancel([one_of(held, pick).job]))
+        if then == "sent again":
+            self.run(self.walk.resend(self.walk.unheard[-1]))
+        elif then == "found":
+            self.run(self.walk.start(held))
+        elif then == "given back":
+            self.run(self.walk.refuse(held))
+
+    @rule(who=st.integers(0, 1), delay_ms=st.sampled_from([0, 2000]), limit=st.integers(0, 1), times=st.integers(1, 2))
+    def refuse(self, who: int, times: int, **how: int) -> None:
+        """Again and again where it counts: then a job fails in the end."""
+        for _ in range(times):
+            known = len(self.walk.entries)
+            self.run(self.walk.read(self.walk.workers[who], 2))
+            if self.walk.entries[known:]:
+                self.run(self.walk.refuse(self.walk.entries[known:], **how))
+
+    @rule(who=st.integers(0, 1))
+    def leave(self, who: int) -> None:
+        self.run(self.walk.leave(self.walk.workers[who]))
 
     @rule(who=st.integers(0, 1), saved=PICK)
     def beat(self, who: int, saved: int) -> None:

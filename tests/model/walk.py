@@ -19,7 +19,7 @@ from busq.protocol.job import decided, job_from_record
 from busq.protocol.keys import GROUP
 from busq.protocol.scope import Filter
 from busq.protocol.states import State, Verb, is_terminal
-from busq.store.forms import Delivery, KindTerms, Look, NewJob, Note, Renewal, Settlement
+from busq.store.forms import Delivery, KindTerms, Look, NewJob, Note, Refusal, Renewal, Settlement
 from busq.store.scopes import FOR_EVER_MS, Scopes
 from busq.store.store import Store
 from busq.store.streams import Streams
@@ -30,7 +30,19 @@ START_MS = 1_700_000_000_000
 RETRIES = MAX_LOSSES = 1
 ROUNDS = 30  # in which everything comes to its end
 STEPS = 200  # of one settling
-KEPT = ("job:*", "counters", "events", "queues", "scope:*", "ended:*", "suspects", "workers", "worker_info", "queue:*")
+KEPT = (
+    "dead",
+    "job:*",
+    "counters",
+    "events",
+    "queues",
+    "scope:*",
+    "ended:*",
+    "suspects",
+    "workers",
+    "worker_info",
+    "queue:*",
+)
 
 
 class Attempt:
@@ -38,6 +50,15 @@ class Attempt:
 
     def __init__(self, by: Store, job: Job, entry: bytes, token: str = "", number: int = 0) -> None:
         self.by, self.job, self.entry, self.token, self.number = by, job, entry, token, number
+
+
+class Start:
+    """One call, as it is sent again word by word when nobody heard its answers."""
+
+    def __init__(
+        self, held: Sequence[Attempt], deliveries: list[Delivery], terms: list[KindTerms], adopt: bool
+    ) -> None:
+        self.held, self.deliveries, self.terms, self.adopt = held, deliveries, terms, adopt
 
 
 class Walk:
@@ -57,6 +78,7 @@ class Walk:
         self.leases = {store.by: 0 for store in self.workers}
         self.entries: list[Attempt] = []
         self.attempts: list[Attempt] = []
+        self.unheard: list[Start] = []
         self.looks: dict[Job, Look] = {}
         self._count = itertools.count(1)
         for streams in self.streams.values():
@@ -181,18 +203,29 @@ class Walk:
         job.due = self.bus.now + delay_ms if delay_ms else 0
         job.expires = self.bus.now + expires_ms if expires_ms else None
         job.due_by = self.bus.now + due_ms if due_ms else None
-        if token and job.parent:
-            word = (await self.bench.a.spawn(job.parent.jid, token, new, call=self._fresh("call")))[0]
-        else:
-            word = (await self.bench.a.enqueue([new], call=self._fresh("call")))[0][0]
+        call = self._fresh("call")
         expected = self.bus.enqueue(job, token)
-        assert word == expected, f"enqueue answers {word}, {expected} was due"
+        for _ in range(1 if expected == "orphan" else 2):  # the reply is lost, and the call is sent again
+            if token and job.parent:
+                word = (await self.bench.a.spawn(job.parent.jid, token, new, call=call))[0]
+            else:
+                word = (await self.bench.a.enqueue([new], call=call))[0][0]
+            assert word == expected, f"enqueue answers {word}, {expected} was due"
         await self.compare()
 
-    async def cancel(self, jobs: Sequence[Job]) -> None:
-        answers = await self.bench.b.cancel([job.jid for job in jobs], CancelRequest(), request=self._fresh("request"))
+    async def cancel(self, jobs: Sequence[Job], grace_s: float | None = None) -> None:
+        before = {job: self._deadline(job) for job in jobs}
+        wish, request = CancelRequest(grace_s=grace_s), self._fresh("request")
+        answers = await self.bench.b.cancel([job.jid for job in jobs], wish, request=request)
         self._same([answer.verdict for answer in answers], self.bus.cancel, jobs)
+        again = await self.bench.b.cancel([job.jid for job in jobs], wish, request=request)  # the reply was lost
+        assert [(each.verdict, each.deadline) for each in again] == [(each.verdict, each.deadline) for each in answers]
         await self.compare()
+        for job, deadline in before.items():
+            assert self._deadline(job) <= deadline, f"a further request puts off the deadline of {job.jid}"
+
+    def _deadline(self, job: Job) -> int:
+        return int(self.looks[job].record.get(b"deadline", 2**62))
 
     async def decide(self, filter: Filter, *, standing_ms: int | None = None) -> None:
         """`standing_ms`: later arrivals match for so long, with 0 for ever."""
@@ -219,19 +252,77 @@ class Walk:
         for entry in await streams.read(streams.places, each=count, block_ms=0):
             self.entries.append(Attempt(by, jobs[entry.jid], entry.id))
 
-    async def start(self, held: Sequence[Attempt]) -> None:
-        """Of entries that one worker has read."""
-        by = held[0].by
+    async def start(self, held: Sequence[Attempt], *, lost: bool = False) -> None:
+        """
+        Of entries that one worker has read; those that it knows no attempt of, it takes for its own if they are.
+
+        `lost`: nobody hears the answers, at first.
+        """
+        adopt = not any(self._is_known(each) for each in held)
         deliveries = [Delivery(each.entry, each.job.jid, each.job.kind, self._fresh("token")) for each in held]
         kinds = {each.job.kind for each in held}
         terms = [KindTerms(kind, RETRIES, MAX_LOSSES, 5000, 2000) for kind in sorted(kinds)]
-        answers = await by.start(0, QUEUE, deliveries, terms)
-        for each, delivery, answer in zip(held, deliveries, answers, strict=True):
-            expected = self.bus.start(each.job, by.by, each.entry, delivery.token)
+        call = Start(held, deliveries, terms, adopt)
+        await self.send(call, heard=not lost)
+        if lost:
+            self.unheard.append(call)
+
+    async def send(self, call: Start, *, heard: bool = True) -> None:
+        """A start, for the first time or once more."""
+        by = call.held[0].by
+        answers = await by.start(0, QUEUE, call.deliveries, call.terms, adopt=call.adopt)
+        for each, delivery, answer in zip(call.held, call.deliveries, answers, strict=True):
+            expected = self.bus.start(each.job, by.by, each.entry, delivery.token, adopt=call.adopt)
             assert answer.word == expected, f"start of {each.job.jid} answers {answer.word}, {expected} was due"
-            if answer.word == "started":
+            if answer.word == "started" and heard:
                 self.attempts.append(Attempt(by, each.job, each.entry, delivery.token, answer.attempt))
         await self.compare()
+
+    def _is_known(self, held: Attempt) -> bool:
+        """Whether its worker knows of an attempt at this entry, or may still hear of one."""
+        return any(each.by is held.by and each.entry == held.entry for each in self.attempts)
+
+    async def resend(self, call: Start) -> None:
+        """
+        As a client does that heard nothing: before it asks for anything else. What was lost may have been found since
+        by the worker's look through its own entries; then that is what it knows.
+        """
+        self.unheard.remove(call)
+        if not any(self._is_known(each) for each in call.held):
+            await self.send(call)
+
+    async def refuse(self, held: Sequence[Attempt], *, delay_ms: int = 0, limit: int = 0) -> None:
+        """Of entries that one worker has read, as when it has no slot for them, or does not know their kinds."""
+        by, unknown = held[0].by, [not self._is_known(each) for each in held]
+        how = {"delay_ms": delay_ms, "limit": limit}
+        refusals = [
+            Refusal(
+                jid=each.job.jid, entry=each.entry, why="unknown_kind", most_ms=2**40, error=b"\x01", unknown=own, **how
+            )
+            for each, own in zip(held, unknown, strict=True)
+        ]
+        answers = await by.refuse(0, QUEUE, refusals)
+        known = dict(zip(held, unknown, strict=True))
+        self._same(
+            [word for word, _ in answers],
+            lambda each: self.bus.refuse(each.job, by.by, each.entry, unknown=known[each], **how),
+            held,
+        )
+        await self.compare()
+
+    async def leave(self, by: Store) -> None:
+        """Drain: hand back what runs, give back what was read and not started, and go off the roster."""
+        mine = [each for each in self.attempts if each.by is by]
+        if mine:
+            await self.release(mine)
+        self.unheard = [call for call in self.unheard if call.held[0].by is not by]
+        read = [each for each in self.entries if each.by is by and not self._is_known(each)]
+        if read:
+            await self.refuse(read)
+        self.attempts = [each for each in self.attempts if each.by is not by]
+        self.entries = [each for each in self.entries if each.by is not by]
+        assert await by.forget(0, by.by, [QUEUE], own_wish=True) == "forgotten", "it holds something"
+        self.leases[by.by] = 0
 
     async def renew(self, by: Store) -> None:
         mine = [each for each in self.attempts if each.by is by]
@@ -376,6 +467,7 @@ class Walk:
                 await self.reclaim(mine)
         self.entries.clear()
         self.attempts.clear()
+        self.unheard.clear()
         await self.read(self.bench.b, 100)
         if self.entries:
             await self.start(self.entries)

@@ -33,6 +33,7 @@ from tests.store import test_transitions as transitions
 from tests.store import test_trees as trees
 
 S, V = State, Verb
+WAITS_S = 2.0  # of a keeper that would wait for ever; with its guard it takes a twentieth of that
 Keeper = Callable[[str], Awaitable[None]]
 
 
@@ -236,7 +237,7 @@ def stepwise(url: str) -> Awaitable[None]:
 async def in_time(test: Awaitable[None]) -> None:
     """A keeper that does not come to an assertion without its guard: it waits for ever, or a call is refused."""
     try:
-        await asyncio.wait_for(test, 10)
+        await asyncio.wait_for(test, WAITS_S)
     except (TimeoutError, TypeError, ValueError, BadRecord, TooManyRules, pytest.fail.Exception) as error:
         raise AssertionError(type(error).__name__) from error
 
