@@ -59,7 +59,7 @@ def _judge_above(lives: Lives, life: Life, record: dict[bytes, bytes]) -> None:
             return
         key = lives.names.job(life.shard, above)
         parent = lives.by_key.get(key)
-        if parent is None or number_of(parent.record, s.ADMISSION) > number_of(own, s.ADMISSION):
+        if parent is None or s.number_of(parent.record, s.ADMISSION) > s.number_of(own, s.ADMISSION):
             return
         if parent.state in (CANCELLING, CANCELLED):
             lives.wrong("C9", life, f"started below {parent.jid}, whose cancel was accepted at {parent.requested}")
@@ -96,7 +96,7 @@ def judge_end(
     if line is None or line.by == attempt.owner:
         return
     attempt.taken = True
-    late = was == CANCELLING and line.at >= number_of(before, s.DEADLINE)
+    late = was == CANCELLING and line.at >= s.number_of(before, s.DEADLINE)
     if life.state in (QUEUED, RUNNING, FAILED, CANCELLED) and not late:
         lease = lives.model.score(lives.names.alone(life.shard, "workers"), attempt.owner)
         if lease is not None and lease > line.at:
@@ -106,10 +106,3 @@ def judge_end(
                 f"attempt {attempt.number} was taken from {attempt.owner.decode()} by {line.by.decode()}, "
                 f"{lease - line.at:.0f} ms before its lease was over",
             )
-
-
-def number_of(record: dict[bytes, bytes], field: bytes) -> float:
-    try:
-        return float(record.get(field, b"0"))
-    except ValueError:
-        return 0.0

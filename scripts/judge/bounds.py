@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from judge import schema as s
-from judge.attempts import number_of
 from judge.faults import Faults
 from judge.lives import Life
 from judge.verdict import Verdict
@@ -44,7 +43,7 @@ def judge_bounds(
     judged = excused = 0
     latest = -float("inf")
     for life in lives:
-        deadline, finished = number_of(life.record, s.DEADLINE), number_of(life.record, s.FINISHED)
+        deadline, finished = s.number_of(life.record, s.DEADLINE), s.number_of(life.record, s.FINISHED)
         if not deadline or not finished or life.requested is None or life.terminal is None:
             continue
         if life.excused or clock.stepped(life.requested, life.terminal):

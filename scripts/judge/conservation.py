@@ -8,7 +8,6 @@ entry. Only jobs that a transaction touched are looked at, so the cost does not 
 from __future__ import annotations
 
 from judge import schema as s
-from judge.attempts import number_of
 from judge.contract import CANCELLED, CANCELLING, QUEUED, RUNNING, SCHEDULED, STATES, TERMINAL, WAITING
 from judge.lives import Life, Lives
 from judge.model import Model
@@ -121,7 +120,7 @@ def _wants_hook(record: dict[bytes, bytes]) -> bool:
     occasion = record.get(s.ON_CANCEL)
     if record.get(s.KIND, b"").endswith(s.HOOK_KIND):
         return False
-    return occasion == b"always" or (occasion == b"attempted" and number_of(record, s.ATTEMPT) > 0)
+    return occasion == b"always" or (occasion == b"attempted" and s.number_of(record, s.ATTEMPT) > 0)
 
 
 def _text(value: bytes | None) -> str:

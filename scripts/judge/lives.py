@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 from judge import schema as s
-from judge.attempts import Attempt, judge_admission_below, judge_end, judge_start, number_of
+from judge.attempts import Attempt, judge_admission_below, judge_end, judge_start
 from judge.contract import CANCELLED, CANCELLING, ENDED, MOVES, NEVER_AFTER_A_CANCEL, RUNNING, SUCCEEDED, TERMINAL
 from judge.schema import Line, last_line
 from judge.verdict import Verdict
@@ -264,7 +264,7 @@ class Lives:
                 self.wrong("C6", life, f"cancelled, and its execution ended as {_text(how)}")
             if life.requested is None:
                 self.wrong("C12", life, "cancelled, and nobody had asked for it")
-        elif state == SUCCEEDED and number_of(before, s.OPEN_CHILDREN) > 0:
+        elif state == SUCCEEDED and s.number_of(before, s.OPEN_CHILDREN) > 0:
             self.wrong("C6", life, f"succeeded with {_text(before[s.OPEN_CHILDREN])} children that have not ended")
         elif life.requested is not None and not (state == SUCCEEDED and self.keeps_late(life, before)):
             self.wrong("C9", life, f"{_text(state)}, although its cancel was accepted at {life.requested}")

@@ -52,7 +52,7 @@ def judge_residue(model: Model, lives: Lives, verdict: Verdict, position: int) -
 def _live_rules(name: bytes, held: dict[bytes, bytes], model: Model, left: Any) -> None:
     for field, text in held.items():
         # A standing rule lives on until its time is over.
-        if field.isdigit() and text.split(b" ", 3)[2] == b"0":
+        if field.isdigit() and text.split(b" ", 3)[2:3] == [b"0"]:
             left(name, f"still has the rule {field.decode()}, which is not settled")
 
 

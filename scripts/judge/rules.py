@@ -18,22 +18,31 @@ if TYPE_CHECKING:
 _FIELDS = {"kind": s.KIND, "queue": s.QUEUE, "group": s.GROUP_OF_JOB, "parent": s.PARENT}
 
 
+VERSION = 1  # of what a condition may ask
+
+
 class NotJudged(Exception):
     """The condition asks for something that the judge does not follow."""
 
 
 class Rule:
+    """As it is stored: cutoff, the moment, until, the version, the condition; and in a line of its own the rest."""
+
     def __init__(self, text: bytes, position: int) -> None:
-        cutoff, _, until, told = text.split(b" ", 3)
-        rule = json.loads(told)
-        self.id = str(rule["id"])
-        self.condition = rule["condition"]
-        self.cutoff = int(cutoff)
-        self.until = int(until)
         self.position = position
         self.revoked = False
-        self.judged = True
-        self.stopped = 0
+        self.id = ""
+        self.condition: list[Any] = []
+        self.cutoff = self.until = 0
+        try:
+            first, _, second = text.partition(b"\n")
+            cutoff, _, until, version, condition = first.split(b" ", 4)
+            self.cutoff, self.until = int(cutoff), int(until)
+            self.id = str(json.loads(second)["id"])
+            self.judged = int(version) == VERSION
+            self.condition = json.loads(condition)
+        except (ValueError, KeyError, TypeError):
+            self.judged = False
 
 
 class Rules:
@@ -44,11 +53,11 @@ class Rules:
         self._ids: dict[tuple[bytes, str], Rule] = {}
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return sum(map(len, self._rules.values()))
 
     @property
     def not_judged(self) -> int:
-        return sum(not rule.judged for rule in self._ids.values())
+        return sum(not rule.judged for rules in self._rules.values() for rule in rules.values())
 
     def written(self, key: s.Key, name: bytes, value: bytes, position: int) -> None:
         if key.part == "rules" and name.isdigit():
@@ -63,7 +72,7 @@ class Rules:
     def judge_start(self, lives: Lives, life: Life, record: dict[bytes, bytes]) -> None:
         if life.kind.encode().endswith(s.HOOK_KIND):
             return
-        admission, enqueued = int(record.get(s.ADMISSION, b"0")), int(record.get(s.ENQUEUED, b"0"))
+        admission, enqueued = s.number_of(record, s.ADMISSION), s.number_of(record, s.ENQUEUED)
         for rule in self._rules.get(life.shard, {}).values():
             before = admission <= rule.cutoff
             later = rule.until > enqueued and life.born > rule.position

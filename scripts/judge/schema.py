@@ -13,23 +13,11 @@ from typing import NamedTuple
 GROUP = b"busq"
 
 # What may stand after `<namespace>:{s}:`, and what stands there by itself. A key that fits neither is residue.
-WITH_NAME = ("job", "queue", "ended", "scope", "children", "fallen")
-ALONE = frozenset(
-    {
-        *(
-            "queues",
-            "scheduled",
-            "cancelled",
-            "tombstones",
-            "deadlines",
-            "timers",
-            "workers",
-            "worker_info",
-            "suspects",
-        ),
-        *("rules", "walk", "waiting", "cascades", "keyed", "hooks", "dead", "events", "counters"),
-    }
-)
+WITH_NAME = ("job", "queue", "ended", "scope", "children", "fallen", "rate")
+ALONE = frozenset({
+    "queues", "scheduled", "cancelled", "tombstones", "deadlines", "timers", "workers", "worker_info", "suspects",
+    "rules", "walk", "waiting", "cascades", "keyed", "hooks", "dead", "events", "counters", "drains", "birth",
+})  # fmt: skip
 OF_THE_BUS = ("meta",)
 
 # Keys that a drained bus holds nothing in, or nothing but what is said beside them.
@@ -128,3 +116,10 @@ def requester(fields: dict[bytes, bytes]) -> Line | None:
             parts = text.split(b"\t", 4)
             return Line(parts[0], int(parts[1]), parts[2], parts[3]) if len(parts) == 5 else None
     return None
+
+
+def number_of(record: dict[bytes, bytes], field: bytes) -> float:
+    try:
+        return float(record.get(field, b"0"))
+    except ValueError:
+        return 0.0

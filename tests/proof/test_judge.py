@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tests.proof.story import NOW, PREFIX, Story
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from judge import schema  # noqa: E402
 from judge.run import judge_run  # noqa: E402
 from judge.verdict import NAMES, Unusable, Verdict  # noqa: E402
 
@@ -476,11 +478,11 @@ def _(s: Story) -> None:
     s.finish("b")
 
 
-def rule(s: Story, condition: object, cutoff: int, until: int = 0) -> None:
-    told = json.dumps({"id": "s-1", "condition": condition})
+def rule(s: Story, condition: object, cutoff: int, until: int = 0, *, version: int = 1) -> None:
+    told = f"{cutoff} {s.now} {until} {version} {json.dumps(condition)}\n{json.dumps({'id': 's-1'})}"
     s.say(
         ["HSET", PREFIX + "scope:s-1", "number", 1, "state", "settling"],
-        ["HSET", PREFIX + "rules", 1, f"{cutoff} {s.now} {until} {told}", "newest", 1],
+        ["HSET", PREFIX + "rules", 1, told, "newest", 1],
     )
 
 
@@ -798,6 +800,21 @@ def test_a_bound_of_time_is_not_asked_for_while_the_server_was_away(tmp_path: Pa
     assert (verdict.exit_code, verdict.figures["faults"]) == (0, {"stop_server": 1})
 
 
+@pytest.mark.parametrize("stored", ["", "of a stranger", None])
+def test_a_rule_that_the_judge_cannot_read_is_counted_and_nobody_is_accused(tmp_path: Path, stored: str | None) -> None:
+    def tell(s: Story) -> None:
+        s.enqueue("a", "group", "g")
+        rule(s, IN_G, 1, version=2)
+        if stored is not None:
+            s.say(["HSET", PREFIX + "rules", 1, stored])
+        settle(s)
+        s.run("a")
+        s.finish("a")
+
+    verdict = judged(tmp_path, tell)
+    assert (verdict.exit_code, verdict.figures["rules_not_judged"]) == (0, 1)
+
+
 def test_latencies_are_told_by_the_faults_that_were_on(tmp_path: Path) -> None:
     def tell(s: Story) -> None:
         for jid, at in (("a", 0), ("b", 10_000)):
@@ -840,6 +857,17 @@ def test_the_command_says_which_job_which_place_and_what(tmp_path: Path) -> None
     assert [each["verdict"] for each in documents] == ["valid", "violations"]
     assert documents[1]["violations"][0]["check"] == "C5"
     assert judge(tmp_path / "nowhere").returncode == 2
+    (bad / "run.json").write_text('{"settings": 7}')
+    told = judge(bad)
+    assert (told.returncode, "Traceback" in told.stderr) == (2, True), "a mistake of its own is no violation"
+
+
+def test_the_judge_knows_every_key_that_the_readme_names() -> None:
+    """A new key is to be told to the judge too, by somebody who thinks about what is left of it in the end."""
+    table = (SCRIPTS.parent / "README.md").read_text().partition("<!-- keys:")[2].partition("<!-- /keys -->")[0]
+    named = re.findall(r"^\| `(?:\{s\}:)?(\w+)", table, re.MULTILINE)
+    assert len(named) > 20
+    assert set(named) <= {*schema.ALONE, *schema.WITH_NAME, *schema.OF_THE_BUS}
 
 
 def test_the_judge_imports_nothing_of_busq() -> None:
