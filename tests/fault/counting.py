@@ -11,18 +11,24 @@ import asyncio
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import hiredis
 from redis.asyncio import Redis
 
 from busq.cli.embedded import HOST
+from tests.roles import elsewhere
 
 
 class CountingProxy:
-    """`at`: the command, counted from 1 over all connections. `reached` is set when everything stands still."""
+    """
+    Before the server at `url`, a tester's. `at`: the command, counted from 1 over all connections; `reached` is set
+    when everything stands still.
+    """
 
-    def __init__(self, port: int, *, at: int, after: bool) -> None:
-        self._upstream = port
+    def __init__(self, url: str, *, at: int, after: bool) -> None:
+        self._behind = url
+        self._upstream = urlsplit(url).port
         self._at = at
         self._after = after
         self._tasks: set[asyncio.Task[None]] = set()
@@ -32,7 +38,7 @@ class CountingProxy:
 
     @property
     def url(self) -> str:
-        return f"redis://{HOST}:{self._port}/0"
+        return elsewhere(self._behind, f"{HOST}:{self._port}/0")
 
     @property
     def point(self) -> str:
@@ -40,7 +46,7 @@ class CountingProxy:
         return f"{'after' if self._after else 'before'} command {self._at}, {self.sent[self._at - 1]}"
 
     async def __aenter__(self) -> Self:
-        self._admin = Redis(host=HOST, port=self._upstream)
+        self._admin = Redis.from_url(self._behind)
         self._server = await asyncio.start_server(self._connected, HOST, 0)
         self._port = self._server.sockets[0].getsockname()[1]
         return self

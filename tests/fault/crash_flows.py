@@ -16,6 +16,7 @@ import busq
 from busq.config import Settings
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.worker import Worker
+from tests.roles import as_role
 from tests.runtime.bench import NEVER_SO_LONG_S, QUICK, until
 
 SETTINGS: dict[str, Any] = {**QUICK, "grace_s": 0.4}
@@ -66,7 +67,7 @@ class Jobs:
 
 
 async def produce(url: str, direct: str) -> None:
-    async with busq.Bus(url, **SETTINGS) as bus:
+    async with busq.Bus(as_role(url, "producer"), **SETTINGS) as bus:
         work = Jobs(bus).work
         keyed = work.options(key="k", supersede=True, queue=PARKED)
         calls: list[Callable[[], Awaitable[Any]]] = [
@@ -87,7 +88,7 @@ async def produce(url: str, direct: str) -> None:
 
 
 async def cancel(url: str, direct: str) -> None:
-    async with busq.Bus(url, **SETTINGS) as bus:
+    async with busq.Bus(as_role(url, "canceller"), **SETTINGS) as bus:
         await bus.cancel("queued")
         await bus.cancel_many(["scheduled", "running", "unknown"], tombstone=600)
         await bus.cancel_group("g")
@@ -96,9 +97,9 @@ async def cancel(url: str, direct: str) -> None:
 
 async def work(url: str, direct: str) -> None:
     """Until what stands in its queue has ended, with all that comes of it."""
-    async with busq.Bus(direct, **SETTINGS) as bus:
+    async with busq.Bus(as_role(direct, "client"), **SETTINGS) as bus:
         Jobs(bus)
-        worker = Worker(Settings.load({}, url=url, **SETTINGS), bus.handlers, queues=["default"])
+        worker = Worker(Settings.load({}, url=as_role(url, "worker"), **SETTINGS), bus.handlers, queues=["default"])
         running = asyncio.create_task(worker.run())
         await until(lambda: _all_ended(bus))
         worker.stop()
@@ -112,7 +113,7 @@ async def _all_ended(bus: busq.Bus) -> bool:
 
 async def watch(url: str, direct: str) -> None:
     """Some passes over whatever is overdue."""
-    dog = Watchdog(Settings.load({}, url=url, **SETTINGS))
+    dog = Watchdog(Settings.load({}, url=as_role(url, "watchdog"), **SETTINGS))
     running = asyncio.create_task(dog.run())
     await until(lambda: dog.health().passes >= 2 or running.done())
     dog.stop()

@@ -30,7 +30,7 @@ from tests.store.bench import Bench as StoreBench
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 4  # points that are tried beside each other
-FEWEST = {"producer": 10, "canceller": 10, "worker": 35, "watchdog": 25}
+FEWEST = {"producer": 8, "canceller": 8, "worker": 30, "watchdog": 20}
 """Fewer commands than this, and a role would not have done what its life is made of."""
 
 OPTIONS = (
@@ -83,9 +83,9 @@ class Trial:
     async def dies_at(self, point: int) -> bool:
         """Whether the life came to this point and ended there. Raise `AssertionError` for what is wrong afterwards."""
         folder = self._folder / str(point)
-        server = await asyncio.to_thread(lambda: self._start_server(aof=True, options=OPTIONS))
+        server = await asyncio.to_thread(lambda: self._start_server(aof=True, users=True, options=OPTIONS))
         try:
-            async with CountingProxy(server.port, at=point, after=self._after) as proxy:
+            async with CountingProxy(server.url, at=point, after=self._after) as proxy:
                 killed = await self._story(server, proxy)
                 where = proxy.point if killed else f"at the end, after {len(proxy.sent)} commands"
             try:
@@ -115,13 +115,17 @@ async def _live(role: str, proxy: CountingProxy, direct: str) -> bool:
     """Let it live until it comes to its point, and kill it there. False: it has lived to its end."""
     process = processes.Process(target=crash_flows.live, args=(role, proxy.url, direct))
     process.start()
-    ended = asyncio.create_task(asyncio.to_thread(process.join))
-    reached = asyncio.create_task(proxy.reached.wait())
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    # Not joined in a thread: each start of another process looks after this one too, and only one may collect it.
+    loop.add_reader(process.sentinel, over.set)
+    ended, reached = asyncio.create_task(over.wait()), asyncio.create_task(proxy.reached.wait())
     await asyncio.wait({ended, reached}, timeout=2 * NEVER_SO_LONG_S, return_when=asyncio.FIRST_COMPLETED)
     killed = reached.done()
     process.kill()
     await ended
+    loop.remove_reader(process.sentinel)
     reached.cancel()
+    process.join()
     if not killed:
         assert process.exitcode == 0, f"{role} ended with {process.exitcode} before its point"
     return killed
@@ -236,7 +240,7 @@ async def _recorded(b: Bench, jid: str) -> bool:
 
 async def _tidy(b: Bench, left: list[Any]) -> bool:
     """Whether nothing is left that a drained bus has not; `left` says what is."""
-    redis = (await b.bus._link()).store.redis
+    redis = (await b.store()).redis
     left.clear()
     for key in await redis.keys("busq:{*"):
         name = key.decode().partition("}:")[2]
