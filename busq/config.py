@@ -69,6 +69,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     payload_bytes: Bytes = 1024 * 1024
     result_bytes: Bytes = 1024 * 1024
     traceback_bytes: Bytes = 16 * 1024
+    queue_limit: Count | None = None
+    """Jobs that may wait in a queue; an enqueue beyond that is refused. None: any number."""
+    queue_rate: Positive | None = None
+    """Jobs a second that may come to one queue; None: any number. At once may come what comes in a second."""
+    group_rate: Positive | None = None
+    """The same of one group."""
     history_entries: Annotated[int, Meta(ge=10)] = 200
     event_log_entries: Annotated[int, Meta(ge=100)] = 100_000
 

@@ -43,6 +43,7 @@ JOB_LOST = "job.lost"
 JOB_FINALIZED = "job.finalized"
 JOB_EXPIRED = "job.expired"
 RULES_SETTLED = "rules.settled"
+RULE_UNREADABLE = "rule.unreadable"
 SUSPECT_ENDED = "suspect.ended"
 ENTRY_BURIED = "entry.buried"
 LEASE_LOST = "lease.lost"
@@ -93,6 +94,7 @@ _LEVELS: dict[str, int] = {
     WORKER_LEAVES: logging.ERROR,
     SUSPECTS_TOO_MANY: logging.ERROR,
     WORKER_LOST: logging.WARNING,
+    RULE_UNREADABLE: logging.ERROR,
     PROCESS_STARTED: logging.DEBUG,
     PROCESS_ENDED: logging.WARNING,
     PROCESS_UNHEALTHY: logging.WARNING,

@@ -46,6 +46,7 @@ def enqueue(
     grace: float | None = None,
     expires: float | None = None,
     deadline: float | None = None,
+    max_queue: int | None = None,
     wait: Wait = None,
     output: Output = "table",
     place: Place = HERE,
@@ -90,6 +91,8 @@ def enqueue(
         Never start it when it is older than that many seconds.
     deadline
         Cancel it when it has not ended that many seconds from now, over all attempts.
+    max_queue
+        Refuse it, and exit 1, when as many jobs wait in its queue.
     wait
         Wait for the ending, that many seconds at most; without a number, without end. Prints the record then, and
         exits 1 unless the job succeeded.
@@ -112,6 +115,7 @@ def enqueue(
         "grace": grace,
         "expires": expires,
         "deadline": deadline,
+        "max_queue": max_queue,
     }
     given = {name: value for name, value in options.items() if value is not None}
     return loop.run(_enqueue(place, kind, positional, named, given, wait, output))

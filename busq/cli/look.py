@@ -61,15 +61,22 @@ def jobs(
 
     if limit < 1:
         raise UsageError(f"--limit: {limit} will not do; it takes 1 or more")
-    found, now = _read(
+    listing, now = _read(
         place,
         lambda reader: _with_now(
-            reader, reader.jobs(states=state or [], kind=kind, queue=queue, group=group, limit=limit)
+            reader, reader.listing(states=state or [], kind=kind, queue=queue, group=group, limit=limit)
         ),
     )
+    found = listing.jobs
     only_cancelled = set(state or []) == {State.CANCELLED}
     _print(found, output, lambda: print_cancelled(found, now) if only_cancelled else print_jobs(found, now))
-    if len(found) == limit and output == "table":
+    if listing.more and len(found) < limit:
+        print(
+            f"{len(found)} shown, and there may be more: the first {listing.looked_at:,} jobs were looked at. Narrow "
+            "it by --state or --queue, which are found without looking at others.",
+            file=sys.stderr,
+        )
+    elif len(found) == limit and output == "table":
         print(f"Only the first {limit} are shown; --limit shows more.", file=sys.stderr)
 
 

@@ -20,7 +20,7 @@ from busq.client.handle import JobHandle
 from busq.client.jobs import AsyncJob, KindOptions, SyncJob
 from busq.client.link import Link, rung
 from busq.client.scope_calls import ScopeCalls
-from busq.client.spec import JobOptions, JobSpec
+from busq.client.spec import JobOptions, JobSpec, over_limit
 from busq.config import Settings
 from busq.errors import ConfigError, JidInUse, ParentClosed, TooDeep, UsageError
 from busq.handlers import Handler, HandlerOptions, Handlers
@@ -150,8 +150,9 @@ class Bus(ScopeCalls):
         Put many jobs on their queues, a batch in each round trip; handles come in the order of the specs.
 
         Raise `JidInUse` for the first jid that another job holds, `ParentClosed` or `TooDeep` for the first job whose
-        parent gains no such child; the other jobs have been enqueued then. Raise `UsageError` before anything is sent
-        when one jid is given twice.
+        parent gains no such child, `QueueFull` or `RateLimited` for the first that is over a limit; the other jobs have
+        been enqueued then, but for those that the error names. Raise `UsageError` before anything is sent when one jid
+        is given twice.
         """
         return [JobHandle(self, spec.jid, state, spec.result_type) for spec, state in await self.send(list(specs))]
 
@@ -165,7 +166,13 @@ class Bus(ScopeCalls):
         for spec in specs:
             spec.job.check_shard(link.store.shards)
         answers = await link.store.enqueue([spec.job for spec in specs], call=secrets.token_hex(8))
-        return [(spec, _admitted(spec, word, state)) for spec, (word, state, *_) in zip(specs, answers, strict=True)]
+        admitted = []
+        for spec, answer in zip(specs, answers, strict=True):
+            if answer[0] in ("full", "limited"):
+                refused = [each.jid for each, (word, *_) in zip(specs, answers, strict=True) if word == answer[0]]
+                raise over_limit(spec.job, answer, refused, self.settings, link.store.shards)
+            admitted.append((spec, _admitted(spec, answer[0], answer[1])))
+        return admitted
 
     # Cancelling --------------------------------------------------------------------------------------------
 

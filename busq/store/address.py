@@ -12,9 +12,7 @@ a message goes through `redact` first.
 
 from __future__ import annotations
 
-import os
 import re
-import ssl
 from enum import StrEnum
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -23,6 +21,7 @@ import msgspec
 
 from busq.config import Settings
 from busq.errors import ConfigError
+from busq.store.tls import try_files
 
 FORMS = "redis://, unix://, redis+sentinel:// or redis+cluster://, or rediss in front of any but unix for TLS"
 
@@ -246,34 +245,10 @@ class _Reading:
             raise self._wrong("has an odd ssl_cert_reqs", "it takes required, optional or none")
         if options.get("ssl_cert_reqs") == "none":
             options["ssl_check_hostname"] = False
-        _try_files(options)
+        try_files(options)
         return options
 
     def _switch(self, name: str, value: str) -> bool:
         if value.lower() not in ("true", "yes", "1", "false", "no", "0"):
             raise self._wrong(f"has an odd {name}", "it takes true or false")
         return value.lower() in ("true", "yes", "1")
-
-
-def _try_files(options: dict[str, Any]) -> None:
-    """Read the files once now, so that what is wrong with them is told at the start and by name."""
-    ca, certificate, key = (options.get(f"ssl_{name}") for name in ("ca_certs", "certfile", "keyfile"))
-    for setting, path in (("tls_ca_file", ca), ("tls_cert_file", certificate), ("tls_key_file", key)):
-        if path and not os.access(path, os.R_OK):
-            raise ConfigError(f"{setting}: {path!r} cannot be read; it takes the path of a PEM file")
-    if key and not certificate:
-        raise ConfigError(f"tls_key_file: {key!r} was given without tls_cert_file, the certificate that it belongs to")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        if ca:
-            context.load_verify_locations(cafile=ca)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(f"tls_ca_file: {ca!r} holds no certificates in PEM form ({error})") from None
-    try:
-        if certificate:
-            context.load_cert_chain(certificate, key, options.get("ssl_password", ""))
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(
-            f"tls_cert_file: {certificate!r}{f' with tls_key_file {key!r}' if key else ''} cannot be used: {error}. "
-            "Both are PEM files, and the key belongs to the certificate"
-        ) from None

@@ -97,6 +97,9 @@ class _Waiting:
             if asking:
                 await connection.read_response()
             return await connection.read_response()
+        except BaseException:
+            await connection.disconnect(nowait=True)  # answers that nobody has read may be on their way
+            raise
         finally:
             self._at = None
             await pool.release(connection)

@@ -12,26 +12,25 @@ makes a connection useless (an error, a silence, a primary that was demoted) als
 
 from __future__ import annotations
 
-import asyncio
-import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import hiredis
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from busq.config import Settings
 from busq.errors import BadRecord, BusUnavailable
 from busq.redaction import guard, guard_secret
-from busq.store.address import Address, Node, Shape, read_address, redact, require_url
+from busq.store.address import Node, Shape, read_address, redact, require_url
 from busq.store.cluster import Cluster
 from busq.store.sentinel import Primary
 from busq.store.slots import SlotMap
+from busq.store.tls import TlsRefused
+from busq.store.wire import Seek, connection_class
 
 __all__ = ["BLOCK_MS", "RESENDS", "Client", "Connections", "reaching", "redact", "require_url"]
 
@@ -41,6 +40,8 @@ MOST_CONNECTIONS = 32  # of one client to one server
 
 # Answers of a server that is there but cannot serve this now; sending again later is right.
 _NOT_NOW = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY ", "TRYAGAIN")
+# Stands before them in a pipeline.
+_IN_PIPELINE = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: \(['\"]", re.DOTALL)
 _REFUSED = ("The user executing the script", "ACL failure in script")
 _NOT_NOW_ERRORS = (
     redis_errors.ReadOnlyError,
@@ -54,123 +55,6 @@ _NOT_NOW_ERRORS = (
 # redis-py types every reply for both protocols and both decodings at once. Here all is bytes, and where a reply is
 # taken apart its shape is checked; so the clients are not typed, once and for all, right here.
 Client = Any
-
-Seek = Callable[[], Awaitable[Node]]
-"""Says where a new connection shall lead."""
-
-
-class TlsRefused(redis_errors.RedisError):
-    """The two sides cannot agree on TLS. Not one of redis-py's connection errors: trying again is of no use."""
-
-
-class _Ours(AbstractConnection):
-    """
-    What redis-py's asyncio connections do not do.
-
-    Commands are written by hiredis, as its blocking connections do: a batch has a thousand arguments. A write
-    is limited by `asyncio.timeout`: with `wait_for`, which redis-py uses, Python 3.11 loses a cancellation that comes
-    together with the end of the write, and a task that reads for ever never hears that it shall stop.
-
-    With `seek` a connection asks at each connect where it shall lead, and there for the role: a replica is no use.
-    One that is answered READONLY is closed, and so asks again. Trouble with TLS is told as such and not tried again.
-    """
-
-    def __init__(self, *, seek: Seek | None = None, **how: Any) -> None:
-        super().__init__(**how)
-        self._seek = seek
-
-    async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
-        if self.is_connected:
-            return
-        if self._seek is not None:
-            self.host, self.port = await self._seek()
-        try:
-            await super().connect_check_health(check_health, retry_socket_connect)
-            if self._seek is not None:
-                await self._require_primary()
-        except (redis_errors.ConnectionError, OSError) as error:
-            trouble = _tls_trouble(error)
-            if trouble is None:
-                raise
-            raise TlsRefused(_explain(trouble)) from error
-
-    async def _require_primary(self) -> None:
-        try:
-            await self.send_command("ROLE", check_health=False)
-            role = await self.read_response()
-        except redis_errors.ResponseError:
-            return  # closed to this user: a replica will show by its READONLY
-        if role[0] != b"master":
-            await self.disconnect(nowait=True)
-            raise redis_errors.ConnectionError(f"{self.host}:{self.port} is not the primary (any more)")
-
-    async def read_response(self, *args: Any, **how: Any) -> Any:
-        try:
-            return await super().read_response(*args, **how)
-        except redis_errors.ReadOnlyError:
-            if self._seek is None:
-                raise
-            await self.disconnect(nowait=True)
-            raise redis_errors.ConnectionError(f"{self.host}:{self.port} is not the primary any more") from None
-
-    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        if not self.is_connected:
-            await self.connect_check_health(check_health=False)
-        limit_s, self.socket_timeout = self.socket_timeout, None
-        try:
-            async with asyncio.timeout(limit_s):
-                await super().send_packed_command(command, check_health)
-        except TimeoutError:
-            raise redis_errors.TimeoutError("Timeout writing to socket") from None
-        finally:
-            self.socket_timeout = limit_s
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        if isinstance(args[0], str) and " " in args[0]:
-            args = (*args[0].split(), *args[1:])
-        return [hiredis.pack_command(args)]
-
-
-class _TcpConnection(_Ours, Connection):
-    pass
-
-
-class _TlsConnection(_Ours, SSLConnection):
-    async def _connect(self) -> None:
-        try:
-            await super()._connect()  # type: ignore[no-untyped-call]
-        except TimeoutError:
-            # A server without TLS takes our greeting for the beginning of a command, and waits for the rest.
-            raise redis_errors.TimeoutError(
-                f"{self.host}:{self.port} answers no TLS handshake: it is frozen, or speaks no TLS on this port"
-            ) from None
-
-
-class _UnixConnection(_Ours, UnixDomainSocketConnection):
-    pass
-
-
-def _tls_trouble(error: BaseException | None) -> ssl.SSLError | None:
-    """What TLS found wrong, if that is behind an error; a handshake that was cut off is none."""
-    while error is not None:
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _explain(trouble: ssl.SSLError) -> str:
-    if isinstance(trouble, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not accepted: {trouble.verify_message}. Give the authority that signed it by "
-            "BUSQ_TLS_CA_FILE, and use a host name that stands in it"
-        )
-    what = (trouble.reason or str(trouble)).replace("_", " ").lower()
-    if trouble.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
-        return f"it does not speak TLS on this port ({what}); write redis in place of rediss, or use its TLS port"
-    if "CERTIFICATE" in (trouble.reason or ""):
-        return f"it does not accept our certificate ({what}); set BUSQ_TLS_CERT_FILE and BUSQ_TLS_KEY_FILE"
-    return f"the two sides cannot agree on TLS: {what}"
 
 
 class Connections:
@@ -267,7 +151,7 @@ class Connections:
         for host, port in nodes:
             more |= {"host": host, "port": port}
         pool: Any = BlockingConnectionPool(
-            connection_class=_connection_class(self._address),
+            connection_class=connection_class(self._address),
             max_connections=MOST_CONNECTIONS,
             timeout=20,
             socket_connect_timeout=self._settings.connect_timeout_s,
@@ -283,12 +167,6 @@ class Connections:
 def _raw(client: Redis, command: str) -> Redis:
     client.response_callbacks.pop(command, None)  # keeps the bytes of entries that are not ours
     return client
-
-
-def _connection_class(address: Address) -> type[_Ours]:
-    if not address.nodes:
-        return _UnixConnection
-    return _TlsConnection if address.tls else _TcpConnection
 
 
 @contextmanager
@@ -313,8 +191,9 @@ def reaching(place: str) -> Iterator[None]:
             "Write redis+cluster:// in place of redis://, and busq finds each node."
         ) from error
     except redis_errors.ResponseError as error:
-        if str(error).startswith(_REFUSED):  # inside a script
+        told = _IN_PIPELINE.sub("", str(error))
+        if told.startswith(_REFUSED):  # inside a script
             raise BusUnavailable(f"Redis at {place} refused a command: {error}. Check the ACL of this user.") from error
-        if str(error).startswith(_NOT_NOW) or isinstance(error, _NOT_NOW_ERRORS):
+        if told.startswith(_NOT_NOW) or isinstance(error, _NOT_NOW_ERRORS):
             raise BusUnavailable(f"Redis at {place} cannot serve now: {error}") from error
         raise BadRecord(f"Redis at {place} holds something that busq cannot work with: {error}") from error

@@ -74,11 +74,11 @@ def process_name(settings: Settings) -> str:
     return f"{host_name(settings)}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def process_card(role: str, settings: Settings) -> ProcessCard:
-    """The card of this very process."""
+def process_card(role: str, host: str = "") -> ProcessCard:
+    """The card of this very process; `host` in place of what the system calls this machine."""
     return ProcessCard(
         role=role,
-        host=host_name(settings),
+        host=host or socket.gethostname(),
         pid=os.getpid(),
         realm=_realm(),
         born=_born(os.getpid()),

@@ -17,6 +17,7 @@ from redis import exceptions as redis_errors
 from busq import tasks
 from busq.errors import ConfigError
 from busq.store.address import Address, Node
+from busq.store.tls import TlsRefused
 
 
 class Primary:
@@ -35,7 +36,7 @@ class Primary:
         """
         asked = {asyncio.create_task(self._ask(client)): name for name, client in self._sentinels}
         troubles: list[str] = []
-        refused: Exception | None = None
+        refused: Exception | None = None  # what no waiting mends
         try:
             for answer in asyncio.as_completed(asked):
                 try:
@@ -44,11 +45,11 @@ class Primary:
                     refused = error
                     troubles.append(f"login refused: {error}")
                 except (redis_errors.RedisError, OSError, ConfigError) as error:
-                    refused = error if isinstance(error, ConfigError) else refused
+                    refused = error if isinstance(error, ConfigError | TlsRefused) else refused
                     troubles.append(str(error) or type(error).__name__)
         finally:
             await tasks.end(*asked)
-        if isinstance(refused, ConfigError):
+        if isinstance(refused, ConfigError | TlsRefused):
             raise refused
         what = f"no Sentinel names a primary of {self._address.service!r} ({'; '.join(dict.fromkeys(troubles))})"
         if refused is not None:

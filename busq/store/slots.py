@@ -9,6 +9,7 @@ wrong by it is told so. Nodes are asked one after the other, the next one soon: 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +24,7 @@ from busq.store.address import Node
 
 ASK_NEXT_AFTER_S = 0.25  # without an answer
 REFRESH_EVERY_S = 1.0  # for what MOVED has told: a migration tells it for every slot
+REFRESH_FAILED_S = 0.1  # after a node has failed: another one may have taken its place
 SHUNNED_S = 5.0  # so long is a node that failed not chosen where any node would do
 
 
@@ -34,7 +36,7 @@ class SlotMap:
         self._ask = ask
         self._place = place
         self._holders: dict[int, Node] = {}
-        self._stale = True
+        self._fresh_for_s = 0.0  # after `_read_at`; what has been told since makes it shorter
         self._read_at = 0.0
         self._failed_at: dict[Node, float] = {}
         self._reading: asyncio.Task[None] | None = None
@@ -49,13 +51,12 @@ class SlotMap:
         """Who holds this slot; for None any primary, one that has not failed of late if there is such a one."""
         if not self._holders:
             await self.refresh()
-        elif self._stale and time.monotonic() - self._read_at >= REFRESH_EVERY_S:
+        elif time.monotonic() - self._read_at >= self._fresh_for_s:
             with suppress(redis_errors.RedisError, OSError):  # the old map will do
                 await self.refresh()
         if slot is None:
             return self._any()
         if slot not in self._holders:
-            self._stale = True
             raise redis_errors.ClusterDownError(f"no node holds slot {slot}")
         return self._holders[slot]
 
@@ -68,12 +69,12 @@ class SlotMap:
     def moved(self, slot: int, node: Node) -> None:
         """A node said that this slot is held by that one."""
         self._holders[slot] = node
-        self._stale = True
+        self._fresh_for_s = min(self._fresh_for_s, REFRESH_EVERY_S)
 
     def failed(self, node: Node) -> None:
         """This node could not be reached, or did not answer."""
         self._failed_at[node] = time.monotonic()
-        self._stale = True
+        self._fresh_for_s = min(self._fresh_for_s, REFRESH_FAILED_S)
 
     async def refresh(self) -> None:
         """Read the map. Raise redis-py's `ConnectionError` when no node tells it, `ConfigError` where is no cluster."""
@@ -111,7 +112,7 @@ class SlotMap:
                     except (redis_errors.RedisError, OSError, ConfigError) as error:
                         troubles.append(error)
                     else:
-                        self._stale, self._read_at = False, time.monotonic()
+                        self._fresh_for_s, self._read_at = math.inf, time.monotonic()
                         return
         finally:
             await tasks.end(*asked)

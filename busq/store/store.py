@@ -20,10 +20,11 @@ from busq.protocol import keys as bus_keys
 from busq.protocol.cancel import CancelAnswer, CancelRequest
 from busq.protocol.jids import shard_of
 from busq.protocol.keys import GROUP, ShardKeys
-from busq.protocol.states import State, Verb
+from busq.protocol.states import Verb
 from busq.store import forms, scripts
 from busq.store.connection import Client, Connections, reaching
 from busq.store.forms import (
+    Admission,
     Delivery,
     Finalized,
     KindTerms,
@@ -156,32 +157,44 @@ class Store:
 
     # Producers -----------------------------------------------------------------------------------------
 
-    async def enqueue(self, jobs: Sequence[NewJob], *, call: str) -> list[tuple[str, State | None]]:
+    async def enqueue(self, jobs: Sequence[NewJob], *, call: str) -> list[Admission]:
         """
         Admit jobs, each once. `call` names this very call: sent again, it is answered as it was the first time.
 
         Answers are (enqueued | tombstoned | fenced | in_use, its state), or (orphan | too_deep, the parent's, None when
-        there is none). One script call for up to 250 jobs of one queue.
+        there is none), or (full, None, how many wait), or (limited, None, queue | group, for how many ms). One script
+        call for up to 250 jobs of one queue.
         """
-        answers: list[tuple[str, State | None]] = [("", None)] * len(jobs)
+        answers: list[Admission] = [("", None)] * len(jobs)
         for shard, queue, places in self._by_queue(jobs):
             args: list[Value] = []
             for place in places:
                 args += _admission(jobs[place])
-            named: dict[str, Value] = {"call": call, "queue": queue, "parent_token": ""}
+            limits = self._limits(jobs[places[0]].most)
+            named: dict[str, Value] = {"call": call, "queue": queue, "parent_token": "", "limits": limits}
             heard = await self.run(Verb.ENQUEUE, shard, [jobs[i].jid for i in places], args, queue=queue, named=named)
-            for place, (word, state, *_) in zip(places, heard, strict=True):
-                answers[place] = (word.decode(), State(state.decode()) if state else None)
+            for place, answer in zip(places, heard, strict=True):
+                answers[place] = forms.admission(answer)
         return answers
+
+    def _limits(self, most: int) -> str:
+        """What the enqueue script is told of limits; each shard has its share of them, for it sees no other."""
+        given = self.settings
+        most = most or given.queue_limit or 0
+        if not most and given.queue_rate is None and given.group_rate is None:
+            return ""
+        rates = ((rate or 0) / self.shards for rate in (given.queue_rate, given.group_rate))
+        return " ".join((str(-(-most // self.shards)), *map(repr, rates), GROUP.decode()))
 
     async def spawn(self, parent: str, token: str, job: NewJob, *, call: str) -> tuple[str, str, str]:
         """
-        Admit a child of a running job, asked for by the attempt with this token; both live in the same shard.
+        Admit a child of a running job, asked for by the attempt with this token; both live in the same shard. No limit
+        of a queue holds it up: it is part of a job that has been let in.
 
         Answers (enqueued | tombstoned | fenced | in_use, its state, ""), or (orphan | too_deep, the parent's state, its
         cancel's cause).
         """
-        named: dict[str, Value] = {"call": call, "queue": job.queue, "parent_token": token}
+        named: dict[str, Value] = {"call": call, "queue": job.queue, "parent_token": token, "limits": ""}
         heard = await self.run(
             Verb.ENQUEUE, self.shard_of(parent), [job.jid], _admission(job), queue=job.queue, named=named
         )
@@ -332,7 +345,10 @@ class Store:
 
     async def look(self, shard: int, jids: Sequence[str]) -> list[Look]:
         """Records as they are to be shown: with what has been decided and is not in them yet."""
-        return [forms.look(answer) for answer in await self.run("look", shard, jids, ())]
+        looks: list[Look] = []
+        while len(looks) < len(jids):  # one call answers for as many as are quickly told
+            looks += map(forms.look, await self.run("look", shard, jids[len(looks) :], ()))
+        return looks
 
     async def promote(self, shard: int, queue: str, jids: Sequence[str]) -> list[tuple[str, str]]:
         """Queue scheduled jobs that are due. Answers (promoted | early | stale | missing, …)."""
@@ -429,11 +445,11 @@ class Store:
                 yield shard, places[start : start + BATCH]
 
     def _by_queue(self, jobs: Sequence[NewJob]) -> Iterator[tuple[int, str, list[int]]]:
-        """Places in `jobs`, gathered by shard and queue, bounded in number and in bytes."""
-        gathered: dict[tuple[int, str], list[int]] = {}
+        """Places in `jobs`, gathered by shard, queue and its limit, bounded in number and in bytes."""
+        gathered: dict[tuple[int, str, int], list[int]] = {}
         for place, job in enumerate(jobs):
-            gathered.setdefault((self.shard_of(job.jid), job.queue), []).append(place)
-        for (shard, queue), places in gathered.items():
+            gathered.setdefault((self.shard_of(job.jid), job.queue, job.most), []).append(place)
+        for (shard, queue, _), places in gathered.items():
             batch: list[int] = []
             size = 0
             for place in places:

@@ -47,7 +47,7 @@ class Watchdog:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._store = Store(settings, by=self.name, clock=self._clock)
-        self._card = process_card("watchdog", settings)
+        self._card = process_card("watchdog", settings.host or "")
         self._stop = asyncio.Event()
         self._seen_at = float("-inf")
         self._began = self._clock.monotonic()

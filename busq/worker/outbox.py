@@ -195,7 +195,7 @@ class Outbox:
             )
 
 
-_USUAL = ("no_slot", "shutdown")  # reasons that say nothing of the job
+_USUAL = ("no_slot", "shutdown", "newer_rule")  # reasons that say nothing of the job
 _RETURNED = {"buried": events.JOB_BURIED, "missing": events.JOB_BURIED, "stale": events.JOB_STALE}
 
 

@@ -209,6 +209,8 @@ class Runner:
 
     def _settled(self, attempt: Attempt, word: str, state: str) -> None:
         self._meter.settled(attempt, state if word == "settled" else "stale", self._loop.time())
+        if attempt.abandoned and attempt not in self.suspects:  # its code stopped before it was listed
+            self._errand(self._clear_suspect(attempt))
         if word == "settled":
             event = _SETTLED.get(state, events.JOB_SUCCEEDED)
             if event is not None and events.heard(event):

@@ -237,7 +237,7 @@ class Worker:
         served = {queue: self._handlers.of_queue(queue) for queue in self._served}
         watch = LoopWatch(loop, lambda: self._runner.running)
         stand_in = StandIn(self._settings, self._runner, watch, loop, name=self.name, queues=self._served)
-        self._card = process_card("worker", self._settings)
+        self._card = process_card("worker", self._settings.host or "")
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, occasions=reception.occasions,
             stand_in=stand_in, meter=self._meter, loop_factory=self._loop_factory,

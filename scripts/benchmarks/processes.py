@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -93,6 +94,17 @@ class Helper:
         except EOFError:
             self._process.join()
             raise RuntimeError(f"a benchmark's process ended with {self._process.exitcode}") from None
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self._process.kill()
+        self._process.join()
+
+    def freeze(self) -> None:
+        os.kill(self._process.pid or 0, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self._process.pid or 0, signal.SIGCONT)
 
     def overheard(self) -> list[Any]:
         """What it has said so far and nobody has heard yet; does not wait."""

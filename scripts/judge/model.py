@@ -159,6 +159,18 @@ class Model:
 
     _do_srem = _do_zrem
 
+    # Strings ---------------------------------------------------------------------------------------------
+
+    def _do_set(self, key: Key, command: Command) -> None:
+        self.keys[command[1]] = command[2]
+        self.expiries.pop(command[1], None)
+        words = [word.upper() for word in command[3:]]
+        if b"PXAT" in words:
+            self.expiries[command[1]] = int(command[4 + words.index(b"PXAT")])
+
+    def _do_incrby(self, key: Key, command: Command) -> None:
+        self.keys[command[1]] = b"%d" % (int(self.keys.get(command[1], b"0")) + int(command[2]))
+
     # Expiry and removal -----------------------------------------------------------------------------------
 
     def _do_pexpireat(self, key: Key, command: Command) -> None:

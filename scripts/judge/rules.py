@@ -25,9 +25,11 @@ class NotJudged(Exception):
 class Rule:
     def __init__(self, text: bytes, position: int) -> None:
         cutoff, _, until, told = text.split(b" ", 3)
-        rule = json.loads(told)
+        # The condition stands in the rule, or by itself in the line before it.
+        first, _, second = told.partition(b"\n")
+        rule = json.loads(second or first)
         self.id = str(rule["id"])
-        self.condition = rule["condition"]
+        self.condition = json.loads(first) if second else rule["condition"]
         self.cutoff = int(cutoff)
         self.until = int(until)
         self.position = position

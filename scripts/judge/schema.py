@@ -13,23 +13,11 @@ from typing import NamedTuple
 GROUP = b"busq"
 
 # What may stand after `<namespace>:{s}:`, and what stands there by itself. A key that fits neither is residue.
-WITH_NAME = ("job", "queue", "ended", "scope", "children", "fallen")
-ALONE = frozenset(
-    {
-        *(
-            "queues",
-            "scheduled",
-            "cancelled",
-            "tombstones",
-            "deadlines",
-            "timers",
-            "workers",
-            "worker_info",
-            "suspects",
-        ),
-        *("rules", "walk", "waiting", "cascades", "keyed", "hooks", "dead", "events", "counters"),
-    }
-)
+WITH_NAME = ("job", "queue", "ended", "scope", "children", "fallen", "rate")
+ALONE = frozenset({
+    "queues", "scheduled", "cancelled", "tombstones", "deadlines", "timers", "workers", "worker_info", "suspects",
+    "rules", "walk", "waiting", "cascades", "keyed", "hooks", "dead", "events", "counters", "drains", "birth",
+})  # fmt: skip
 OF_THE_BUS = ("meta",)
 
 # Keys that a drained bus holds nothing in, or nothing but what is said beside them.

@@ -127,8 +127,8 @@ SCRIPTS = [
         "  close(job, fields, n, attempt, 'cancelled', ended)\n",
     ),
     lua(
-        "rules-without-a-cutoff", "a wide cancel hits those who come after it", "lib/judge",
-        "not born and seq <= rule.cutoff)", "not born)",
+        "rules-without-a-cutoff", "a wide cancel hits those who came after its survey", "decide",
+        "if cutoff ~= '' and tonumber(cutoff) < tonumber(admitted) then admitted = cutoff end\n", "",
         "tests/store/test_rules.py::test_what_came_after_the_survey_is_not_covered_by_its_decision",
     ),
     lua(

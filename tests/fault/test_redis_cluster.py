@@ -325,6 +325,7 @@ async def test_a_listener_leaves_a_node_that_has_frozen(start_server: Callable[.
     try:
         async with bench(cluster.url, **SETTINGS) as b:
             await b.work()
+            await until(lambda: sum(map(_listeners, cluster.primaries)) == 1)
             (ear,) = [server for server in cluster.primaries if _listeners(server)]
             ear.pause()
             others = [server for server in cluster.primaries if server is not ear]

@@ -106,6 +106,13 @@ async def test_a_wrong_host_name_is_refused(serve: Make, authority: trustme.CA) 
         assert (await bus.cancel("job")).verdict == "not_found", "unless it is asked for"
 
 
+@pytest.mark.parametrize("form", ["rediss+sentinel://{}:{}/jobs", "rediss+cluster://{}:{}"])
+async def test_the_same_is_said_of_sentinels_and_of_a_cluster(serve: Make, authority: trustme.CA, form: str) -> None:
+    server = serve(authority.issue_cert("redis.example"))
+    told = await _refused(server, form.format(HOST, server.port), tls_ca_file=server.ca_file)
+    assert "certificate is not valid for '127.0.0.1'" in told
+
+
 async def test_an_expired_certificate_is_refused(serve: Make, authority: trustme.CA) -> None:
     past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
     server = serve(authority.issue_cert(HOST, not_after=past))

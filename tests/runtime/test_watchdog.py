@@ -21,15 +21,26 @@ from busq.watchdog.sweep import Sweeper
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.attempt import Attempt
 from busq.worker.control import Control
-from tests.runtime.bench import BUSY_S, CANCELLATIONS, EXECUTORS, Bench, Wait, bench, declare, until
+from tests.runtime.bench import (
+    BUSY_S,
+    CANCELLATIONS,
+    EXECUTORS,
+    NEVER_SO_LONG_S,
+    Bench,
+    Wait,
+    bench,
+    declare,
+    until,
+)
 
 
 @pytest.mark.parametrize("watchdogs", [1, 2, 4])
 @pytest.mark.parametrize("executor", EXECUTORS)
 async def test_an_overdue_cancel_is_finalized_by_its_deadline_plus_the_interval(
-    redis_url: str, executor: str, watchdogs: int
+    redis_url: str, executor: str, watchdogs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker lives and beats: a good lease does not protect a job from its own cancel."""
+    monkeypatch.setattr("busq.worker.ladder.WATCHDOG_PATIENCE_S", NEVER_SO_LONG_S)  # the worker is not to do it itself
     async with bench(redis_url, lease_s=60.0) as b:
         gate = b.gate()
 

@@ -22,7 +22,10 @@ from tests.store import test_attempts as attempts
 from tests.store import test_bounds as bounds
 from tests.store import test_cancels as cancels
 from tests.store import test_hooks as hooks
+from tests.store import test_limits as limits
+from tests.store import test_listing as listing
 from tests.store import test_moments as moments
+from tests.store import test_newer_rules as newer
 from tests.store import test_rules as rules
 from tests.store import test_settling as settling
 from tests.store import test_supersede as supersede
@@ -139,6 +142,20 @@ def admitted(way: str) -> Keeper:
 
 def no_hook(way: str) -> Keeper:
     return lambda url: hooks.test_a_kind_without_a_hook_leaves_nothing_to_do(url, way)
+
+
+def newer_rule(how: str) -> Keeper:
+    return lambda url: in_time(newer.test_what_a_newer_rule_may_cover_does_not_start_and_is_left_as_it_is(url, how))
+
+
+def most(waiting: int) -> Keeper:
+    return lambda url: limits.test_a_queue_takes_as_many_as_its_limit_and_refuses_the_rest_of_a_call(
+        url, waiting, "by the job"
+    )
+
+
+def at_once(of: str, count: int) -> Keeper:
+    return lambda url: limits.test_what_comes_in_a_second_may_come_at_once_and_the_rest_later(url, of, count)
 
 
 def opted_out(way: str) -> Keeper:
@@ -646,25 +663,25 @@ GUARDS = [
     Guard("carry_out", "  if redis.call('EXISTS', own) == 0 then return end\n", "",
           rules.test_settling_a_rule_whose_counts_are_gone_makes_no_new_ones),
     # rules: judging
-    Guard("carry_out", "not born and seq <= rule.cutoff", "not born",
+    Guard("carry_out", "if tonumber(facts.seq or 0) <= rule.cutoff then return", "do return",
           rules.test_what_came_after_the_survey_is_not_covered_by_its_decision),
-    Guard("enqueue", "born and rule.until_ms > now or", "born or",
+    Guard("enqueue", "return rule.until_ms > now and now or nil", "return now",
           rules.test_a_job_that_comes_after_the_decision_is_left_alone),
-    Guard("enqueue", "born and rule.until_ms > now or", "",
+    Guard("enqueue", "return rule.until_ms > now and now or nil", "return nil",
           rules.test_the_same_enqueue_sent_again_is_told_again_that_it_was_fenced),
-    Guard("start", "        if judged_now then put(fields, 'cleared', digits[newest]) end\n", "",
+    Guard("start", "        if judged_now then put(fields, 'cleared', digits[cleared_now()]) end\n", "",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
-    Guard("retry", "if judged_now and not later then redis.call('HSET', job, 'cleared', digits[newest]) end", "",
+    Guard("retry", "if judged_now and not later then redis.call('HSET', job, 'cleared', digits[cleared_now()]) end", "",
           rules.test_a_failure_after_the_decision_does_not_bring_a_rule_for_failed_jobs_back),
-    Guard("renew", "if rule.number > cleared and", "if",
+    Guard("renew", "rule.number > cleared and covered_at", "covered_at",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
-    Guard("renew", "if newest <= tonumber(facts.cleared or 0) then return nil end", "facts.cleared = nil",
+    Guard("renew", "local cleared = tonumber(facts.cleared or 0)\n", "local cleared = 0\n",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
     Guard("start", "if newest <= tonumber(cleared or 0) and not (has_ties(own)", "if not (has_ties(own)",
           rules.test_a_job_without_anything_of_its_own_is_judged_too),
     Guard("start", "and not (has_ties(own) and redis.call('HGET', job, 'parent')) then", "then",
           below("start")),
-    Guard("carry_out", "      facts.at = born and now or rule.at\n", "      facts.at = now\n",
+    Guard("carry_out", "<= rule.cutoff then return rule.at end", "<= rule.cutoff then return now end",
           rules.test_the_age_of_a_job_is_that_at_the_decision),
     Guard("renew", "if is_hook(facts.kind) then return nil, facts end", "", never_covered(S.RUNNING)),
     Guard("start", "if is_hook(facts.kind) then return nil, facts end", "", never_covered(S.QUEUED)),
@@ -676,7 +693,7 @@ GUARDS = [
     Guard("look", "    local wish, facts = decided(KEYS[i])\n", "    local wish, facts = nil, {}\n", shown(S.QUEUED)),
     Guard("carry_out", "function(one, other) return one.number < other.number end",
           "function(one, other) return one.number > other.number end", rules.test_the_first_rule_gives_the_cause),
-    Guard("renew", "grace = rest.grace_ms, at", "grace = '', at",
+    Guard("renew", "grace = told.grace_ms, at", "grace = '', at",
           rules.test_the_grace_of_a_rule_stands_before_that_of_the_job),
     # whoever touches a job
     *(
@@ -741,7 +758,7 @@ GUARDS = [
     Guard("carry_out", "place == -1 and scheduled or", "false or", walked(7)),
     Guard("carry_out", "cursor, over = found[1], found[1] == '0'", "cursor, over = found[1], true",
           rules.test_a_walk_goes_through_large_sets_while_they_shrink),
-    Guard("carry_out", "if rule.number <= walked and rule.until_ms <= now then", "if false then",
+    Guard("carry_out", "if rule.matches and rule.number <= walked and rule.until_ms <= now then", "if false then",
           rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
     Guard("carry_out", "      if rule.until_ms > now then\n", "      if false then\n",
           rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
@@ -800,7 +817,7 @@ GUARDS = [
           trees.test_the_code_of_a_parked_parent_that_has_ended_meanwhile_is_no_suspect_again),
     Guard("enqueue", "'state', state, 'n', '1'", "'state', 'queued', 'n', '1'",
           rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
-    Guard("enqueue", "facts.at = born and now or rule.at", "facts.at = rule.at",
+    Guard("enqueue", "return rule.until_ms > now and now or nil", "return rule.until_ms > now and rule.at or nil",
           rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
     Guard("finish", "if tonumber(redis.call('HGET', child, 'open') or 0) > 0 then hand_on_past(child, parent) end", "",
           trees.test_a_cancel_goes_down_past_a_failed_job),
@@ -902,6 +919,73 @@ GUARDS = [
     Guard("carry_out", "if not above or above == jid then return above == jid end",
           "if true then return above == jid end",
           trees.test_descendants_are_those_below_and_not_the_job_itself),
+    Guard("look", "  if bytes > MOST_BYTES then break end\n", "",
+          lambda url: listing.test_large_records_are_told_in_several_short_calls(url, listing.MEBIBYTE)),
+    Guard("start", "      check_numbers(own, 7)\n", "",
+          lambda url: in_time(attempts.test_a_record_with_words_for_numbers_is_not_started(url))),
+    # limits
+    Guard("enqueue", "  elseif limits ~= '' and over_limit(own.group) then", "  elseif false then", most(6)),
+    Guard("enqueue", "waiting >= most_waiting", "waiting > most_waiting", most(6)),
+    Guard("enqueue", "waiting >= most_waiting", "waiting + 1 >= most_waiting", most(5)),
+    Guard("enqueue", "        if waiting then waiting = waiting + 1 end\n", "", most(6)),
+    Guard("enqueue", " - (held.err and 0 or held[1])", "", limits.test_jobs_that_workers_hold_do_not_count),
+    Guard("enqueue", "redis.pcall('XPENDING'", "redis.call('XPENDING'",
+          lambda url: in_time(limits.test_a_queue_that_nobody_has_read_yet_has_a_limit_too(url))),
+    Guard("enqueue", "if wait > ROUNDING_MS then", "if false then", at_once("queue", 6)),
+    Guard("enqueue", "if wait > ROUNDING_MS then", "if wait > 0 then", limits.test_parts_of_a_second_add_up),
+    Guard("enqueue", "group = group and tonumber(group_rate)", "group = nil", at_once("group", 6)),
+    Guard("enqueue", "math.max(ALLOWANCE_MS, step)", "ALLOWANCE_MS",
+          limits.test_less_than_one_a_second_lets_one_come_at_once),
+    Guard("enqueue", "math.max(ALLOWANCE_MS, step)", "step", at_once("queue", 5)),
+    Guard("enqueue", "or tonumber(redis.call('GET', key) or 0), now)", "or now, now)",
+          limits.test_room_for_one_more_comes_with_time_and_not_before),
+    Guard("enqueue", "math.max(due[key] or tonumber(redis.call('GET', key) or 0), now)",
+          "(due[key] or tonumber(redis.call('GET', key) or now))",
+          limits.test_room_for_one_more_comes_with_time_and_not_before),
+    Guard("enqueue", "  if refusal then return true end\n", "",
+          lambda url: in_time(limits.test_a_job_that_is_over_one_rate_costs_nothing_of_the_other(url))),
+    Guard("enqueue", "rate > 0 and not refusal then", "rate > 0 then", limits.test_a_full_queue_is_told_before_a_rate),
+    Guard("enqueue", ", 'PX', digits[math.ceil(math.max(0, at - now)) + KEPT_MS])", ")",
+          limits.test_a_rate_is_forgotten_a_minute_after_it_has_no_say_any_more),
+    # rules of a newer busq
+    Guard("start", "elseif doubt and", "elseif false and", newer_rule("another operator")),
+    Guard("start", " or adopted) then", ") then",
+          newer.test_a_start_that_is_sent_again_is_answered_as_before_whatever_was_decided_since),
+    Guard("start", "  doubt = false\n  local changed", "  local changed",
+          newer.test_a_job_beside_one_in_doubt_starts),
+    Guard("start", "if not pcall(understand, rule, json, compile) then",
+          "understand(rule, json, compile) if false then", newer_rule("another operator")),
+    Guard("start", "  assert(version == RULE_VERSION)\n", "", newer_rule("a version in front")),
+    Guard("start", "told.reason or {}, ", "", newer_rule("no reason")),
+    Guard("start", "told.source or {} }", "}", newer_rule("a source in other words")),
+    Guard("start", "assert(OPERATORS[word])", "OPERATORS[word] or function() return false end",
+          newer_rule("another operator")),
+    Guard("start", "assert(FIELDS[node.f])", "FIELDS[node.f] or { nil, text_of(node.f) }", newer_rule("another field")),
+    Guard("start", "    assert(value ~= nil)\n", "", newer_rule("another sort of operand")),
+    Guard("start", "assert(type(part) == 'string' or type(part) == 'number')", "", newer_rule("a path in other words")),
+    Guard("start", "      assert(node.p[1] ~= nil)\n", "      node.p = node.p or {}\n", newer_rule("no path")),
+    Guard("start", "      assert(type(node[2]) == 'string')\n", "", newer_rule("descendants of something else")),
+    Guard("start", "tonumber(cutoff) or math.huge", "tonumber(cutoff) or 0",
+          newer.test_garbage_among_the_rules_keeps_everything_from_starting_and_nothing_from_ending),
+    Guard("refuse", "local function cleared_now() return unjudged and unjudged - 1 or newest end",
+          "local function cleared_now() return newest end",
+          newer.test_a_newer_rule_decides_once_it_can_be_judged_whoever_passed_it_over),
+    Guard("enqueue", "put(fields, 'cleared', digits[cleared_now()])", "put(fields, 'cleared', digits[newest])",
+          newer.test_a_standing_newer_rule_hits_those_who_came_while_nobody_could_judge_it),
+    Guard("start", "return rule.at <= since and since < rule.until_ms and since or nil", "return nil",
+          newer.test_a_standing_newer_rule_hits_those_who_came_while_nobody_could_judge_it),
+    Guard("start", "and since < rule.until_ms and", "and",
+          newer.test_a_standing_newer_rule_that_is_over_covers_nobody_who_came_later),
+    Guard("start", "  doubt = before or doubted[key]\n", "  doubt = before\n",
+          newer.test_a_child_does_not_start_while_nobody_can_say_whether_its_parent_is_to_stop),
+    Guard("start", "  doubt = before or doubted[key]\n", "",
+          newer.test_a_child_does_not_start_while_nobody_can_say_whether_its_parent_is_to_stop),
+    Guard("carry_out", "if cleared_now() <= walked then", "if newest <= walked then",
+          lambda url: in_time(newer.test_a_watchdog_settles_what_is_older_than_a_newer_rule_and_leaves_the_rest(url))),
+    Guard("carry_out", "if upto > cleared_now() then return { 'idle' } end\n", "",
+          newer.test_a_walk_that_a_newer_watchdog_has_begun_is_its_own),
+    Guard("carry_out", "if rule.matches and rule.number <= walked", "if rule.number <= walked",
+          newer.test_a_standing_newer_rule_is_taken_down_by_those_who_can_judge_it),
     # keys
     Guard("enqueue", "  if LIVE[was[1]] then\n    local wish", "  if false then\n    local wish", superseded(S.QUEUED)),
     Guard("enqueue", "  if LIVE[was[1]] then\n    local wish", "  if was[1] then\n    local wish",

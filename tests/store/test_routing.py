@@ -156,7 +156,7 @@ async def test_not_now_is_tried_again_for_a_while(error: type[redis_errors.Respo
 async def test_without_an_answer_the_map_is_read_anew_and_the_command_sent_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(slots, "REFRESH_EVERY_S", 0.0)
+    monkeypatch.setattr(slots, "REFRESH_FAILED_S", 0.0)
     nodes = Nodes()
     nodes.answer = lambda node, words: node if node != A else redis_errors.ConnectionError("gone")
     nodes.maps.append([[0, 16383, [b"b", 2]]])

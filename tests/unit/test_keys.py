@@ -55,12 +55,12 @@ def test_every_key_has_a_row_in_the_table() -> None:
     written = {"{s}:ended:<state>" if ":ended:" in name else name for name in written}
     assert rows == written | {
         "meta", "{s}:job:<jid>", "{s}:queue:<queue>", "{s}:scope:<id>", "{s}:children:<jid>",
-        "{s}:fallen:<jid>",
+        "{s}:fallen:<jid>", "{s}:rate:<queue or group>",
     }  # fmt: skip
     assert all(all(row) for row in KEY_TABLE)
 
 
 def test_this_page_lists_every_key_there_is() -> None:
     listed = {name for name in vars(ShardKeys) if not name.startswith("_")}
-    assert listed == {*NAMES, "job", "stream", "scope", "children", "fallen", "whole"}
+    assert listed == {*NAMES, "job", "stream", "scope", "children", "fallen", "rate", "whole"}
     assert keys.GROUP == b"busq"

@@ -10,6 +10,7 @@
   Answers  {'idle'}             nothing is to be settled
            {'more', hit}        so many jobs were stopped by this step; call again
            {'settled', hit}     the same, and the walk is over
+           idle, too: of the rules that are left, the oldest was made by a newer busq, and this version cannot judge it
   Holds    one walk settles every rule that was there when it began, and where it stands is kept in Redis: any number of
            watchdogs may call this. A job that moves meanwhile is judged by whoever moves it.
 ]]
@@ -22,9 +23,9 @@ local was = redis.call('HMGET', walk, 'upto', 'places', 'place', 'cursor', 'coun
 if not was[1] then
   -- Standing rules whose time is over leave here.
   for _, rule in ipairs(live_rules()) do
-    if rule.number <= walked and rule.until_ms <= now then retire(rule.number, wish_of(rule).scope, 'settled') end
+    if rule.matches and rule.number <= walked and rule.until_ms <= now then retire(rule.number, wish_of(rule).scope, 'settled') end
   end
-  if newest <= walked then return { 'idle' } end
+  if cleared_now() <= walked then return { 'idle' } end
   local places, total = {}, redis.call('ZCARD', scheduled) + redis.call('ZCARD', prefix .. 'waiting')
   for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
     if not is_hook(queue) then
@@ -33,11 +34,13 @@ if not was[1] then
     end
   end
   table.sort(places)
-  was = { digits[newest], table.concat(places, '\n'), '-1', '0' }
-  redis.call('HSET', walk, 'upto', newest, 'places', was[2], 'place', -1, 'cursor', '0', 'examined', 0, 'total', total)
+  was = { digits[cleared_now()], table.concat(places, '\n'), '-1', '0' }
+  redis.call('HSET', walk, 'upto', was[1], 'places', was[2], 'place', -1, 'cursor', '0', 'examined', 0, 'total', total)
 end
 
 local upto, place, cursor = tonumber(was[1]), tonumber(was[3]), was[4]
+live_rules()
+if upto > cleared_now() then return { 'idle' } end
 local places = {}
 for name in string.gmatch(was[2], '[^\n]+') do places[#places + 1] = name end
 

@@ -22,6 +22,7 @@ local number = redis.call('HINCRBY', counters, 'rules', 1)
 local admitted = redis.call('HGET', counters, 'enqueued') or '0'
 if cutoff ~= '' and tonumber(cutoff) < tonumber(admitted) then admitted = cutoff end
 redis.call('HSET', own, 'number', number, 'state', 'settling', 'at', stamp, 'by', by, 'rule', rule, 'until', until_ms)
-redis.call('HSET', rules, number, admitted .. ' ' .. stamp .. ' ' .. until_ms .. ' ' .. condition .. '\n' .. rule, 'newest', number)
+local stored = table.concat({ admitted, stamp, until_ms, RULE_VERSION, condition }, ' ') .. '\n' .. rule
+redis.call('HSET', rules, number, stored, 'newest', number)
 announce('rule')
 return { 'decided', digits[number] }

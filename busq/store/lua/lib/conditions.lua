@@ -1,6 +1,6 @@
 -- Uses names, arguments, operators
 -- Conditions of rules, as protocol/where.py writes them, made into functions of a job's facts. A call that meets no live
--- rule does without all of this.
+-- rule does without all of this. What is written otherwise, by a newer busq, is an error here and not when a job is judged.
 local function conditions()
   local compile, OPERATORS
 
@@ -47,18 +47,18 @@ local function conditions()
   end
 
   local function operand(node, names)
-    if node.f == 'args' then
-      names.payload = true
-      return argument_of(node.p)
-    elseif node.f == 'tags' then
-      names.tags = true
-      return tag_of(node.p)
+    for _, part in ipairs(node.p or {}) do assert(type(part) == 'string' or type(part) == 'number') end
+    if node.f == 'args' or node.f == 'tags' then
+      assert(node.p[1] ~= nil)
+      names[node.f == 'args' and 'payload' or 'tags'] = true
+      return (node.f == 'args' and argument_of or tag_of)(node.p)
     elseif node.f then
-      local field = FIELDS[node.f]
+      local field = assert(FIELDS[node.f])
       if field[1] then names[field[1]] = true end
       return field[2]
     end
     local value = node.v
+    assert(value ~= nil)
     if value == cjson.null then value = nil end
     if type(value) == 'table' then value = { list = value } end
     return function() return value end
@@ -96,6 +96,7 @@ local function conditions()
     local word = node[1]
     if word == 'under' then
       names.parent = true
+      assert(type(node[2]) == 'string')
       return function(facts) return is_under(facts, node[2]) end
     elseif word == 'and' or word == 'or' or word == 'not' then
       local parts = {}
@@ -111,7 +112,7 @@ local function conditions()
       return name and function(facts) return facts[name] == literal end or function(facts) return left(facts) == literal end
     end
     OPERATORS = OPERATORS or operators()
-    local operator = OPERATORS[word]
+    local operator = assert(OPERATORS[word])
     return function(facts) return operator(left(facts), right(facts)) end
   end
   return compile

@@ -10,6 +10,9 @@ local function jid_of(job)
   return last_jid
 end
 
+-- Of what is stored for a rule; one that begins otherwise was made by a newer busq.
+local RULE_VERSION = '1'
+
 -- What comes down to a job from above, by key of its parent: a wish, or false for none; forgotten whenever a wish is
 -- accepted.
 local above = {}

@@ -12,8 +12,8 @@ heed = function(job, later)
     accept(job, facts.state, tonumber(ties.n), ties.attempt or 0, wish, wish.grace or '', ties)
     return true, nil, ties ~= facts
   end
-  local judged_now = newest > tonumber(facts.cleared or 0) and LIVE[facts.state]
-  if judged_now and not later then redis.call('HSET', job, 'cleared', digits[newest]) end
+  local judged_now = cleared_now() > tonumber(facts.cleared or 0) and LIVE[facts.state]
+  if judged_now and not later then redis.call('HSET', job, 'cleared', digits[cleared_now()]) end
   return false, judged_now
 end
 

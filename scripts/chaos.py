@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""
+Everything goes wrong at once, on real processes, and the judge says whether busq kept its word.
+
+    python scripts/chaos.py --seed 7 --minutes 5
+    python scripts/chaos.py --seed 7 --minutes 30 --jobs 200000 --out /tmp/run7
+    python scripts/chaos.py --minutes 1 --faults kill_worker,kill_server
+
+A redis-server with an append-only file, workers of all three sorts, watchdogs, producers and cancellers; a nemesis
+kills, freezes, cuts, pauses, fills, forges, by a plan drawn from the seed. Then everything heals, the bus comes to
+rest, and what it did is judged. Printed are the seed, the counts of jobs, cancels, faults and transitions, and the
+verdict.
+Exit codes: 0 it holds, 1 it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+# Runnable by itself: found are the modules beside it, and the busq that it stands beside.
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+from faults.campaign import Campaign  # noqa: E402
+from faults.plan import A_MINUTE, draw  # noqa: E402
+from faults.verdict import Report  # noqa: E402
+
+JOBS_A_MINUTE = 5500
+CANCELS_A_MINUTE = 1400
+SHOWN = 40  # violations on the screen; faults.json has all
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = _read(arguments)
+    folder = asked.out or Path(tempfile.mkdtemp(prefix=f"busq-chaos-{asked.seed}-")) / "run"
+    print(f"seed {asked.seed}, {asked.minutes:g} min, run folder {folder}", file=sys.stderr, flush=True)
+    try:
+        plan = draw(asked.seed, asked.minutes, jobs=asked.jobs, cancels=asked.cancels, faults=asked.faults)
+    except ValueError as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 2
+    report = asyncio.run(Campaign(plan, folder).carry_out())
+    _print(report)
+    if report.holds and asked.out is None:
+        shutil.rmtree(folder.parent)
+    return 0 if report.holds else 1
+
+
+def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, help="left out: a fresh one, which is printed")
+    parser.add_argument("--minutes", type=float, default=1.0, help="for the faults; the drain comes after (1)")
+    parser.add_argument("--jobs", type=int, help=f"accepted in all ({JOBS_A_MINUTE} for each minute)")
+    parser.add_argument("--cancels", type=int, help=f"answered in all ({CANCELS_A_MINUTE} for each minute)")
+    parser.add_argument("--out", type=Path, help="the run folder to make; left out: a temporary one, kept if it fails")
+    parser.add_argument(
+        "--faults", type=lambda text: text.split(","), default=[], help=f"only these: {', '.join(sorted(A_MINUTE))}"
+    )
+    asked = parser.parse_args(arguments)
+    if asked.seed is None:
+        asked.seed = random.SystemRandom().randrange(1 << 31)
+    asked.jobs = asked.jobs or round(JOBS_A_MINUTE * asked.minutes)
+    asked.cancels = asked.cancels or round(CANCELS_A_MINUTE * asked.minutes)
+    return asked
+
+
+def _print(report: Report) -> None:
+    for name in ("seed", "jobs", "cancels", "scopes", "reads", "kills", "server_restarts", "pubsub_kills"):
+        print(f"{name.replace('_', ' '):<17} {getattr(report, name)}")
+    for name in ("faults", "missed", "crashes", "endings", "verdicts", "transitions"):
+        counts: dict[str, int] = getattr(report, name)
+        print(f"{name}:")
+        for what, count in counts.items():
+            print(f"  {what:<40} {count:>8,}")
+    for violation in report.violations[:SHOWN]:
+        print(f"VIOLATION {violation}")
+    if len(report.violations) > SHOWN:
+        print(f"… and {len(report.violations) - SHOWN} more")
+    print(f"{'holds' if report.holds else 'DOES NOT HOLD'} after {report.seconds:,} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""
+One run from begin to end: server, proxy, crew, nemesis; then healing, the drain, the dump, the counts and the verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from faults import drain, verdict
+from faults.app import GRANDCHILD
+from faults.client import Task
+from faults.crew import Crew, Place
+from faults.history import FOLDER, RUN
+from faults.nemesis import Nemesis
+from faults.nursery import SKEW
+from faults.plan import SETTINGS, Plan
+from faults.proxy import Proxy
+from faults.server import Server
+from faults.tally import CANCELLERS, PRODUCERS, Tally
+
+NAMESPACE = "busq"
+WORKERS = (("co", 3, 60), ("th", 1, 12), ("pr", 2, 2))  # queue, how many, concurrency of each
+WATCHDOGS = 3
+BY_PROXY = 0.5  # of all processes
+SHARE_S = 900.0  # for the clients to do their share after the last fault, however slow the machine is
+SLACK_S = 10.0  # what a busy machine may add to a bound: this run proves what happens, and a benchmark when
+
+
+class Campaign:
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        executable = os.environ.get("BUSQ_REDIS_SERVER") or shutil.which("redis-server")
+        if executable is None:
+            raise RuntimeError("no redis-server on PATH and BUSQ_REDIS_SERVER is not set; `sh scripts/test` brings one")
+        folder.mkdir(parents=True)
+        (folder / "history").mkdir()
+        self.plan = plan
+        self.folder = folder
+        self.run = f"r{plan.seed}"
+        os.environ |= {RUN: self.run, FOLDER: str(folder)}
+        self._skew = folder / "skew"
+        self._set_skew(0)
+        self._server = Server(executable, folder / "server")
+        self._proxy = Proxy(self._server.port)
+        self._crew = Crew(folder, self._command)
+        self._tally = Tally(folder)
+        self._chance = random.Random(plan.seed + 1)
+
+    async def carry_out(self) -> verdict.Report:
+        await self._server.start()
+        await self._proxy.start()
+        try:
+            await self._crew.open()
+            return await self._whole()
+        finally:
+            await self._crew.close()
+            await self._proxy.close()
+            self._server.close()
+
+    async def _whole(self) -> verdict.Report:
+        nemesis = Nemesis(self._server, self._crew, self._proxy, self._set_skew)
+        self._write_run()
+        async with self._server.admin() as admin:
+            before = await admin.info()
+        self._began = time.monotonic()
+        self._fill()
+        await nemesis.carry_out(self.plan)
+        late = await self._until_clients_are_done()
+        self._heal()
+        async with self._server.admin() as admin:
+            left = await drain.until_quiet(admin, NAMESPACE, self.plan.drain_s)
+            stuck = await drain.stuck(admin, NAMESPACE)
+            survivors = _survivors(self.run)
+            final = await drain.dump(admin, NAMESPACE, before)
+            self._write("final.json", final)
+        facts = verdict.Facts(
+            faults=nemesis.counts, missed=nemesis.missed, crashes=self._crew.crashes, starts=self._server.starts,
+            left=late + left + stuck + survivors, seconds=time.monotonic() - self._began,
+        )  # fmt: skip
+        return verdict.judge(self.folder, self.plan.seed, facts, final["keys"], self._tally)
+
+    # The crew --------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        for queue, count, _ in WORKERS:
+            for i in range(count):
+                self._crew.add(f"w-{queue}{i}", "worker")
+        for i in range(WATCHDOGS):
+            self._crew.add(f"d{i}", "watchdog")
+        for i in range(PRODUCERS):
+            self._crew.add(f"p{i}", "producer")
+        for i in range(CANCELLERS):
+            self._crew.add(f"c{i}", "canceller")
+
+    def _command(self, place: Place) -> tuple[list[str], dict[str, str]]:
+        """What the next process of a place runs, and its environment."""
+        by_proxy = self._chance.random() < BY_PROXY
+        url = self._server.url(place.role, self._proxy.port if by_proxy else None)
+        env = {f"BUSQ_{name.upper()}": str(value) for name, value in SETTINGS.items()}
+        env |= {"BUSQ_URL": url, "BUSQ_LOG_LEVEL": "warning", SKEW: str(self._skew)}
+        if place.role == "worker":
+            queue, _, concurrency = next(each for each in WORKERS if place.name.startswith(f"w-{each[0]}"))
+            return ["worker", "faults.app:bus", "--queue", queue, "--concurrency", str(concurrency)], env
+        if place.role == "watchdog":
+            return ["watchdog"], env
+        return [place.role, msgspec.json.encode(self._task(place, url)).decode()], env
+
+    def _task(self, place: Place, url: str) -> Task:
+        producer, number = place.role == "producer", int(place.name[1:])
+        whole, parts = (self.plan.jobs, PRODUCERS) if producer else (self.plan.cancels, CANCELLERS)
+        return Task(
+            name=place.name, url=url, row=number if producer else PRODUCERS + number, share=-(-whole // parts),
+            seed=self._chance.getrandbits(32), began=self._began, seconds=self.plan.minutes * 60,
+            settings=dict(SETTINGS),
+        )  # fmt: skip
+
+    def _set_skew(self, seconds: int) -> None:
+        mode = "r+b" if self._skew.exists() else "wb"
+        with self._skew.open(mode) as file:
+            file.write(struct.pack("q", seconds))
+
+    # The end ---------------------------------------------------------------------------------------------
+
+    async def _until_clients_are_done(self) -> list[str]:
+        end = time.monotonic() + SHARE_S
+        clients = [each for each in self._crew.places if each.role in ("producer", "canceller")]
+        while time.monotonic() < end:
+            if all(each.done for each in clients):
+                return []
+            await asyncio.sleep(0.1)
+        return [f"{each.name} has not done its share" for each in clients if not each.done]
+
+    def _heal(self) -> None:
+        for link in self._proxy.links:
+            link.heal()
+        for place in self._crew.places:
+            if place.role in ("producer", "canceller"):
+                place.wanted = False
+
+    def _write_run(self) -> None:
+        whole = {
+            "run": self.run, "seed": self.plan.seed, "namespace": NAMESPACE, "shards": 1, "settings": SETTINGS,
+            "expect_drained": True, "dump": "final.json", "keep_kinds": ["keeps"], "slack_s": SLACK_S,
+        }  # fmt: skip
+        self._write("run.json", whole)
+
+    def _write(self, name: str, whole: dict[str, Any]) -> None:
+        (self.folder / name).write_bytes(msgspec.json.encode(whole))
+
+
+def _survivors(run: str) -> list[str]:
+    """Programs that handlers started and nobody ended, as lines for people; they are ended here."""
+    wanted = f"{GRANDCHILD}={run}".encode()
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            theirs = wanted in environ.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if theirs:
+            pid = int(environ.parent.name)
+            found.append(f"process {pid} outlived the job that started it")
+            os.kill(pid, 9)
+    return found

@@ -1,0 +1,117 @@
+"""
+The end of a run: wait until nothing moves any more, and write down everything that is left.
+
+Quiet is asked of the server's keys, not of busq: no entry in a queue, nothing scheduled, waiting, due or suspected, no
+rule at work. What is not quiet in time is named, and that is a violation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+OPEN = ("scheduled", "waiting", "deadlines", "timers", "cascades", "suspects")
+LOOK_S = 0.25
+
+
+async def until_quiet(admin: Redis, namespace: str, limit_s: float) -> list[str]:
+    """Wait until the bus is at rest; what keeps it from it after `limit_s`, as lines for people."""
+    end = time.monotonic() + limit_s
+    while True:
+        try:
+            left = await _unrest(admin, namespace)
+        except (RedisError, OSError) as error:
+            left = [f"the server does not answer: {error}"]
+        if not left or time.monotonic() > end:
+            return left
+        await asyncio.sleep(LOOK_S)
+
+
+async def _unrest(admin: Redis, namespace: str) -> list[str]:
+    left = []
+    async for key in admin.scan_iter(match=f"{namespace}:{{*", count=5000):
+        name = key.decode("utf-8", "replace").partition("}:")[2]
+        if name.startswith("job:"):
+            continue
+        count = 0
+        if name.startswith("queue:"):
+            count = await admin.xlen(key)
+        elif name in OPEN or name.startswith("children:"):
+            count = await admin.zcard(key)
+        elif name == "rules":
+            count = sum(field.isdigit() for field in await admin.hkeys(key))
+        if count:
+            left.append(f"{name}: {count}")
+    return left
+
+
+async def stuck(admin: Redis, namespace: str, most: int = 20) -> list[str]:
+    """Records of jobs that have not ended."""
+    found = []
+    async for key in admin.scan_iter(match=f"{namespace}:{{*}}:job:*", count=5000):
+        state = await admin.hget(key, "state")
+        if state is None or state.decode() not in TERMINAL:
+            record = {k.decode(): v.decode("utf-8", "replace")[:120] for k, v in (await admin.hgetall(key)).items()}
+            found.append(f"{key.decode()}: {record}")
+            if len(found) == most:
+                break
+    return found
+
+
+async def dump(admin: Redis, namespace: str, before: dict[str, Any]) -> dict[str, Any]:
+    """Every key of the bus with its type, what is left of its life (ms) and its value; bytes as latin-1."""
+    keys: dict[str, Any] = {}
+    names = [key async for key in admin.scan_iter(match=f"{namespace}:*", count=5000)]
+    for key in sorted(names):
+        kind = (await admin.type(key)).decode()
+        keys[_text(key)] = {"type": kind, "pttl": await admin.pttl(key), "value": await _value(admin, key, kind)}
+    return {
+        "server_ms": _ms(await admin.time()), "info_before": _plain(before), "info": _plain(await admin.info()),
+        "keys": keys,
+    }  # fmt: skip
+
+
+async def _value(admin: Redis, key: bytes, kind: str) -> Any:
+    if kind == "hash":
+        return {_text(name): _text(value) for name, value in (await admin.hgetall(key)).items()}
+    if kind == "zset":
+        return [[_text(member), score] for member, score in await admin.zrange(key, 0, -1, withscores=True)]
+    if kind == "set":
+        return sorted(_text(member) for member in await admin.smembers(key))
+    if kind == "stream":
+        return await _stream(admin, key)
+    return _text(await admin.get(key))
+
+
+async def _stream(admin: Redis, key: bytes) -> Any:
+    if key.endswith(b":events"):  # the append-only file tells all of it
+        return {"length": await admin.xlen(key)}
+    entries = [
+        [_text(entry), {_text(k): _text(v) for k, v in fields.items()}] for entry, fields in await admin.xrange(key)
+    ]
+    groups = _plain(await admin.xinfo_groups(key))
+    for group in groups:
+        group["consumers"] = _plain(await admin.xinfo_consumers(key, group["name"].encode("latin-1")))
+    return {"length": len(entries), "entries": entries, "groups": groups}
+
+
+def _ms(time_of_server: Any) -> int:
+    seconds, micro = time_of_server
+    return int(seconds) * 1000 + int(micro) // 1000
+
+
+def _text(value: Any) -> Any:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(_text(name)): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return _text(value)
