@@ -47,8 +47,8 @@ _ARGUMENTS: dict[str, Words] = {
 _NO_KEY = {"ping", "info", "time", "acl|whoami", "unsubscribe", "cluster|slots", "asking", "client|id"}
 _MORE = {
     "hget": 1, "hmget": 1, "hset": 2, "hsetnx": 2, "hdel": 1, "hexists": 1, "hincrby": 2, "pexpire": 1, "sadd": 1,
-    "spop": 0, "xack": 2, "xadd": 3, "xclaim": 4, "xdel": 1, "xpending": 1, "xrange": 2, "xrevrange": 2, "zadd": 2,
-    "zcount": 2, "zrange": 2, "zrangebyscore": 2, "zrem": 1, "zrevrange": 2, "zscan": 1, "zscore": 1,
+    "set": 1, "spop": 0, "xack": 2, "xadd": 3, "xclaim": 4, "xdel": 1, "xpending": 1, "xrange": 2, "xrevrange": 2,
+    "zadd": 2, "zcount": 2, "zrange": 2, "zrangebyscore": 2, "zrem": 1, "zrevrange": 2, "zscan": 1, "zscore": 1,
 }  # fmt: skip
 """How many arguments these take behind their key; the others take none."""
 _ASKING = {"multi", "discard", "subscribe", "publish"}

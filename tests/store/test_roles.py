@@ -264,7 +264,7 @@ async def test_the_doctor_tells_which_roles_a_user_can_play(server: RedisServer,
     found = await authority.ask(connections.commands, "busq")
     assert found is not None
     able = {each for each in Role if not found.lacks[each]}
-    too = {Role.CANCELLER: {Role.PRODUCER}, Role.ADMIN: {Role.PRODUCER, Role.CANCELLER, Role.READER}}
+    too = {Role.ADMIN: {Role.PRODUCER, Role.CANCELLER, Role.READER}}
     assert (found.user, able, found.any_lua) == (role, {role, *too.get(role, ())}, False)
     other = await authority.ask(connections.commands, "another")
     assert other is not None
@@ -278,6 +278,16 @@ async def test_the_doctor_tells_of_a_user_who_may_do_everything(server: RedisSer
     connections = Connections(settings_for(server, "tester"))
     finding = authority.judge(await authority.ask(connections.commands, "busq"))
     assert finding.found == f"tester can be {', '.join(Role)}, and may run any Lua"
+    await connections.close()
+
+
+async def test_every_question_of_the_doctor_is_one_that_the_server_understands(server: RedisServer) -> None:
+    """A command with too few arguments is refused before anybody asks who may send it."""
+    connections = Connections(settings_for(server, "tester"))
+    asked = [words for role in Role for words in authority._needs(roles.grants([role], "busq")).values()]
+    async with authority._connection_of(connections.commands) as connection:
+        _, *answers, _ = await authority._answers(connection, [("MULTI",), *asked, ("DISCARD",)])
+    assert [words for words, answer in zip(asked, answers, strict=True) if answer != b"QUEUED"] == []
     await connections.close()
 
 
