@@ -62,7 +62,8 @@ class Bench:
     def __init__(self, url: str, *, strict: bool = True, **settings: Any) -> None:
         self.strict = strict
         self.clock = ManualClock()
-        self.settings = Settings.load({}, url=url, **settings)
+        # So patient that a machine which stalls is no server that is away.
+        self.settings = Settings.load({}, url=url, **{"command_timeout_s": 60.0, **settings})
         self._fresh = itertools.count(1)
         self.a, self.b, self.dog = (Store(self.settings, by=name, clock=self.clock) for name in ("a", "b", "dog"))
         self.scopes = Scopes(self.b)
