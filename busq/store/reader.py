@@ -56,8 +56,9 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     The bus in numbers.
 
     `now` counts live jobs by state; for `succeeded`, `failed`, `cancelled` it counts records that are still kept.
-    `total` counts since the bus was made, and `endings` how the execution of cancelled jobs ended. `rules` are live
-    cancels by filter, `settling` those of them whose hits are still being written to the records.
+    `total` counts since the bus was made, `endings` how the execution of cancelled jobs ended, `verdicts` what was answered
+    to cancels of single jobs. `rules` are live cancels by filter, `settling` those of them whose hits are still being
+    written to the records.
     """
 
     now: dict[str, int]
@@ -68,6 +69,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     rules: int = 0
     settling: int = 0
     endings: dict[str, int] = {}
+    verdicts: dict[str, int] = {}
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -271,6 +273,7 @@ class Reader:
         now: dict[str, int] = dict.fromkeys(State, 0)
         total: dict[str, int] = {}
         endings: dict[str, int] = {}
+        verdicts: dict[str, int] = {}
         queues: dict[str, QueueStats] = {}
         suspected = dead = rules = settling = 0
         for shard in range(self._store.shards):
@@ -295,7 +298,7 @@ class Reader:
             settling = max(settling, sum(number > int(walked or 0) for number in live))
             for name, count in counters.items():
                 sort, _, word = name.decode().rpartition(":")
-                counted = endings if sort == "ended" else total
+                counted = {"ended": endings, "verdict": verdicts}.get(sort, total)
                 so_far = counted.get(word, 0)
                 # A rule is decided in every shard, and is one rule all the same.
                 counted[word] = max(so_far, int(count)) if name == b"rules" else so_far + int(count)
@@ -321,6 +324,7 @@ class Reader:
             rules=rules,
             settling=settling,
             endings=endings,
+            verdicts=verdicts,
         )
 
     async def _queue(self, shard: int, queue: str) -> QueueStats:
