@@ -57,8 +57,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
     `now` counts live jobs by state; for `succeeded`, `failed`, `cancelled` it counts records that are still kept.
     `total` counts since the bus was made, `endings` how the execution of cancelled jobs ended, `verdicts` what was
-    answered to cancels of single jobs. `rules` are live cancels by filter, `settling` those of them whose hits are still being
-    written to the records.
+    answered to cancels of single jobs. `rules` are live cancels by filter, `settling` those of them whose hits are
+    still being written to the records.
     """
 
     now: dict[str, int]
