@@ -247,16 +247,20 @@ def print_jobs(found: Sequence[Job], now: datetime) -> None:
 
 def print_cancelled(found: Sequence[Job], now: datetime) -> None:
     """Cancelled jobs, with who asked for it and why in place of what all jobs have."""
-    from busq.cli.output import Column, print_table, since
+    from busq.cli.output import NARROW, Column, console, print_table, since
 
+    if console().width < NARROW:  # all of it in one column, over as many lines as it takes
+        columns = [Column("JID", kept=True), Column("ENDED", kept=True, coloured=True), Column("CAUSE")]
+        print_table(columns, [(job.jid, job.ended, _asked_by(job)) for job in found], empty="No jobs match.")
+        return
     columns = [
         Column("JID", kept=True),
-        Column("KIND", cut=True, wide=True),
+        Column("KIND", cut=True),
         Column("ENDED", kept=True, coloured=True),
         Column("CAUSE", kept=True),
-        Column("SCOPE", kept=True, wide=True),
+        Column("SCOPE", kept=True),
         Column("REASON", cut=True),
-        Column("SOURCE", cut=True, wide=True),
+        Column("SOURCE", cut=True),
         Column("SINCE", kept=True, right=True),
     ]
     rows = [
@@ -264,6 +268,13 @@ def print_cancelled(found: Sequence[Job], now: datetime) -> None:
         for job in found
     ]
     print_table(columns, rows, empty="No jobs match.")
+
+
+def _asked_by(job: Job) -> str:
+    """Why and by whom a job was cancelled, in one sentence: `scope s-01…: profile deleted (by cli)`."""
+    cause = " ".join(word for word in (job.cause, job.scope) if word)
+    told = f"{cause}: {job.reason}" if job.reason else cause
+    return f"{told} (by {job.source})" if job.source else told
 
 
 def job_columns() -> list[Any]:

@@ -134,6 +134,10 @@ def test_a_group_is_cancelled_and_waited_for(command: Command, redis_url: str) -
         assert header.split() == ["JID", "KIND", "ENDED", "CAUSE", "SCOPE", "REASON", "SOURCE", "SINCE"]
         for line in lines:
             assert re.search(rf"(before_start|confirmed) +scope +{seen['id']} +the user left +cli", line)
+        with terminal("list", "--state", "cancelled", url=redis_url, NO_COLOR="1") as narrow:
+            told = "".join(narrow.read_until(None).split())
+        for facts in (f"scope{seen['id'][:20]}", "theuserleft", "(bycli)"):
+            assert facts in told, "a narrow terminal leaves nothing of it out"
         assert re.search(rf"^scope +{seen['id']}$", command("get", "a", url=redis_url).stdout, re.MULTILINE)
         assert document(command("get", "c", "-o", "json", url=redis_url))["state"] == "scheduled"
         shown = command("cancel", "--group", "g", "--wait", "20", url=redis_url)

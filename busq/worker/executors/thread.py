@@ -23,7 +23,7 @@ from busq.worker.attempt import Attempt
 from busq.worker.executors.base import HandlerExit, Report
 from busq.worker.executors.raising import Ending, Raising
 
-Work = Callable[[], None]
+Work = Callable[[], bool]
 
 
 class ThreadExecutor:
@@ -73,21 +73,27 @@ class ThreadExecutor:
             self._work.put(None)
 
     def _serve(self) -> None:
-        while True:
-            with self._lock:
-                if self._idle >= self._slots:
-                    return  # replaced while its last job was abandoned
-                self._idle += 1
+        stays = self._stays()
+        while stays:
             work = self._work.get()
             with self._lock:
                 self._idle -= 1
                 self._waiting -= work is not None
             if work is None:
                 return
-            work()
+            stays = work()
             del work  # an idle thread holds no arguments of its last job
 
-    def _run(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> None:
+    def _stays(self) -> bool:
+        """Count this thread as one that takes the next job, unless there are enough: it was replaced when abandoned."""
+        with self._lock:
+            if self._idle >= self._slots:
+                return False
+            self._idle += 1
+            return True
+
+    def _run(self, attempt: Attempt, args: list[Any], kwargs: dict[str, Any]) -> bool:
+        """Run a handler and report its end. Return whether this thread takes another job."""
         context.enter(attempt.job)
         raising = self._raising.get(attempt)
         function = attempt.handler.function
@@ -96,10 +102,14 @@ class ThreadExecutor:
             left = HandlerExit(f"the handler raised {type(error).__name__}: {error}")
             left.__cause__ = error
             error = left
+        stays = (
+            self._stays()
+        )  # before the loop hears of it, which gives the slot away: else it would make another thread
         try:
             self._loop.call_soon_threadsafe(self._ended, attempt, value, error)
         except RuntimeError:
-            return  # the loop is closed: an abandoned handler came back after its worker had drained
+            return False  # the loop is closed: an abandoned handler came back after its worker had drained
+        return stays
 
     def _ended(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
         self._raising.pop(attempt, None)
