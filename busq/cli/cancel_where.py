@@ -171,10 +171,10 @@ async def _wish(bus: Bus, chosen: Chosen) -> FilteredWish:
 
 
 async def _has_watchdog(bus: Bus) -> bool:
-    from busq.cli.look import is_alive, server_now
+    from busq.cli.look import server_now
 
     now = await server_now((await bus._link()).reader)
-    return any(each.card and each.card.role == "watchdog" and is_alive(each, now) for each in await bus.workers())
+    return any(each.card and each.card.role == "watchdog" and each.is_alive(now) for each in await bus.workers())
 
 
 async def _wait(scope: Scope, seconds: float, output: str) -> int:

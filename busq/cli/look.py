@@ -384,11 +384,6 @@ def _print_members(members: Sequence[Member], now: datetime) -> None:
     print_table(member_columns(), member_rows(members, now), empty="Nobody: no worker and no watchdog is on the bus.")
 
 
-def is_alive(member: Member, now: datetime) -> bool:
-    """Whether a process has been heard of within its lease."""
-    return member.lease_until is not None and member.lease_until > now
-
-
 def member_columns() -> list[Any]:
     from busq.cli.output import Column
 
@@ -408,7 +403,7 @@ def member_rows(members: Sequence[Member], now: datetime) -> list[tuple[object, 
     rows: list[tuple[object, ...]] = []
     for member in members:
         card = member.card
-        word = "alive" if is_alive(member, now) else "silent"
+        word = "alive" if member.is_alive(now) else "silent"
         if card is None:
             rows.append((member.name, "?", word, "", "", ""))
             continue

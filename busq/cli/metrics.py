@@ -14,7 +14,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -28,6 +28,7 @@ from busq.cli.safe import shown
 if TYPE_CHECKING:
     from busq.cli.keeper import ProcessHealth
     from busq.store.figures import Figures, WorkerPool
+    from busq.store.reader import Stats
     from busq.watchdog.health import Health as WatchdogHealth
     from busq.worker.health import Health as WorkerHealth
 
@@ -172,13 +173,10 @@ def _by_queue(found: Figures) -> tuple[dict[str, int], dict[str, int], dict[str,
 
 
 def _members(found: Figures) -> Metric:
-    from busq.store import figures
-
-    there = {each.name for each in figures.alive(found.members, found.now)}
     counts = dict.fromkeys(itertools.product(("worker", "watchdog"), ("alive", "silent", "draining")), 0)
     for member in found.members:
         card = member.card
-        word = "silent" if member.name not in there else "draining" if card and card.draining else "alive"
+        word = "silent" if not member.is_alive(found.now) else "draining" if card and card.draining else "alive"
         if card is not None and (card.role, word) in counts:
             counts[card.role, word] += 1
     made = GaugeMetricFamily("busq_members", "Processes on the roster.", labels=("role", "is"))
@@ -216,14 +214,14 @@ def _of_processes(processes: Iterable[ProcessHealth]) -> list[Metric]:
 # Scale ---------------------------------------------------------------------------------------------------
 
 
-def scale_answer(found: Figures, pool: WorkerPool) -> Answer:
+def scale_answer(stats: Stats, pool: WorkerPool) -> Answer:
     """What `/scale/<pool>` says."""
     from busq.store import figures
 
-    return HTTPStatus.OK, JSON, msgspec.json.encode(figures.scale(found.stats, pool)).decode() + "\n"
+    return HTTPStatus.OK, JSON, msgspec.json.encode(figures.scale(stats, pool)).decode() + "\n"
 
 
-def worker_pool(given: str) -> Any:
+def worker_pool(given: str) -> WorkerPool:
     """A pool as `--pool` takes it: NAME=CONCURRENCY:QUEUE[,QUEUE...]. Raise `ConfigError`."""
     from busq.errors import ConfigError
     from busq.store.figures import WorkerPool

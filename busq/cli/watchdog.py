@@ -85,6 +85,6 @@ def _measured(settings: Settings, given: list[str]) -> tuple[Watchdog, dict[str,
             return metrics.answer(registry, more=own)
 
     async def scale(pool: WorkerPool) -> Answer:
-        return metrics.scale_answer(await watchdog.figures(), pool)
+        return metrics.scale_answer(await watchdog.stats(), pool)
 
     return watchdog, {"/metrics": figures, **{f"/scale/{pool.name}": partial(scale, pool) for pool in pools}}

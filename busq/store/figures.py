@@ -7,7 +7,6 @@ Read when asked for, in a bounded number of commands for each queue; nothing is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -90,11 +89,6 @@ def scale(stats: Stats, pool: WorkerPool) -> Scale:
         concurrency=pool.concurrency,
         desired=math.ceil((ready + held) / pool.concurrency),
     )
-
-
-def alive(members: Sequence[Member], now: datetime) -> list[Member]:
-    """Those who have been heard of within their lease."""
-    return [each for each in members if each.lease_until is not None and each.lease_until > now]
 
 
 async def _memory(store: Store) -> tuple[int | None, int | None]:

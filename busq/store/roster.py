@@ -63,6 +63,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     lease_until: datetime | None
     card: ProcessCard | None
 
+    def is_alive(self, now: datetime) -> bool:
+        """Whether it has been heard of within its lease."""
+        return self.lease_until is not None and self.lease_until > now
+
 
 def host_name(settings: Settings) -> str:
     """What this pod or machine is called on the roster."""

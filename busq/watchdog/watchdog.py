@@ -19,7 +19,7 @@ from busq.config import Settings
 from busq.errors import BusUnavailable
 from busq.store import figures
 from busq.store.figures import Figures
-from busq.store.reader import Reader
+from busq.store.reader import Reader, Stats
 from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.watchdog import health
@@ -101,6 +101,11 @@ class Watchdog:
             passes=self._passes,
             done=self._done,
         )
+
+    async def stats(self) -> Stats:
+        """The bus in numbers. Raise `BusUnavailable`."""
+        await self._store.open()
+        return await Reader(self._store).stats()
 
     async def figures(self) -> Figures:
         """The bus in figures. Raise `BusUnavailable`."""

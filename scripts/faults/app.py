@@ -229,8 +229,8 @@ async def _spawn(job: busq.CurrentJob, child: Any, *args: Any) -> None:
 # Threads -------------------------------------------------------------------------------------------------
 
 
-@bus.job(queue="th", kind="t_steps")
-def thread_steps(ms: int) -> int:
+def _steps(ms: int) -> int:
+    """What threads and child processes do alike: work that looks up every 50 ms."""
     with witnessed() as witness:
         job = busq.current_job()
         for _ in range(max(1, ms // 50)):
@@ -239,6 +239,11 @@ def thread_steps(ms: int) -> int:
             witness.tick()
         witness.effect()
         return ms
+
+
+@bus.job(queue="th", kind="t_steps")
+def thread_steps(ms: int) -> int:
+    return _steps(ms)
 
 
 @bus.job(queue="th", kind="t_deaf")
@@ -254,14 +259,7 @@ def thread_deaf(ms: int) -> int:
 
 @bus.job(queue="pr", pool="process", kind="p_steps", retries=1)
 def process_steps(ms: int) -> int:
-    with witnessed() as witness:
-        job = busq.current_job()
-        for _ in range(max(1, ms // 50)):
-            job.wait_cancelled(min(ms, 50) / 1000)
-            job.check_cancelled()
-            witness.tick()
-        witness.effect()
-        return ms
+    return _steps(ms)
 
 
 @bus.job(queue="pr", pool="process", kind="p_dies", retries=1)

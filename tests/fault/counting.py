@@ -8,37 +8,35 @@ the moments at which a process can die, as far as Redis can tell.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 import hiredis
 from redis.asyncio import Redis
 
-from busq.cli.embedded import HOST
+from tests.fault.relay import Directions, Relay
 from tests.roles import elsewhere
 
 
-class CountingProxy:
+class CountingProxy(Relay):
     """
     Before the server at `url`, a tester's. `at`: the command, counted from 1 over all connections; `reached` is set
     when everything stands still.
     """
 
     def __init__(self, url: str, *, at: int, after: bool) -> None:
+        super().__init__(urlsplit(url).port)
         self._behind = url
-        self._upstream = urlsplit(url).port
         self._at = at
         self._after = after
-        self._tasks: set[asyncio.Task[None]] = set()
         self._still = False
         self.reached = asyncio.Event()
         self.sent: list[str] = []
 
     @property
     def url(self) -> str:
-        return elsewhere(self._behind, f"{HOST}:{self._port}/0")
+        return elsewhere(self._behind, self.place)
 
     @property
     def point(self) -> str:
@@ -47,34 +45,20 @@ class CountingProxy:
 
     async def __aenter__(self) -> Self:
         self._admin = Redis.from_url(self._behind)
-        self._server = await asyncio.start_server(self._connected, HOST, 0)
-        self._port = self._server.sockets[0].getsockname()[1]
-        return self
+        return await super().__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().__aexit__(kind, error, trace)
         await self._admin.aclose()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        upstream: asyncio.StreamWriter | None = None
-        try:
-            from_server, upstream = await asyncio.open_connection(HOST, self._upstream)
-            await _first_of(self._up(reader, upstream), self._down(from_server, writer))
-        except (OSError, asyncio.CancelledError):
-            pass  # the connection is over, and that is all there is to it
-        finally:
-            self._tasks.discard(task)
-            for each in (writer, upstream):
-                if each is not None:
-                    each.transport.abort()
+    def relay(
+        self,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> Directions:
+        return self._up(client[0], server[1]), self._down(server[0], client[1])
 
     async def _up(self, reader: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
         commands = hiredis.Reader()
@@ -105,16 +89,6 @@ class CountingProxy:
                 await _for_ever()
             to.write(piece)
             await to.drain()
-
-
-async def _first_of(*works: Coroutine[Any, Any, None]) -> None:
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _for_ever() -> None:
