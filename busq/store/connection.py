@@ -23,14 +23,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from busq.config import Settings
-from busq.errors import BadRecord, BusUnavailable, ConfigError
+from busq.errors import ConfigError
+from busq.store.trouble import as_ours
 
 SCHEMES = ("redis", "rediss", "unix")
 BLOCK_MS = 2000  # a blocking read asks at least this often, so that a dead connection is found
 RESENDS = 3
-
-# Answers of a server that is there but cannot serve this now; sending again later is right.
-_NOT_NOW = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY ", "TRYAGAIN")
 
 
 def require_url(settings: Settings) -> str:
@@ -167,18 +165,5 @@ def reaching(place: str) -> Iterator[None]:
     """Turn every way in which Redis does not serve us into `BusUnavailable`, with what was found and what would do."""
     try:
         yield
-    except redis_errors.AuthenticationError as error:
-        raise BusUnavailable(f"Redis at {place} refused the login: {error}. Check user and password.") from error
-    except redis_errors.NoPermissionError as error:
-        raise BusUnavailable(f"Redis at {place} refused a command: {error}. Check the ACL of this user.") from error
-    except redis_errors.BusyLoadingError as error:
-        raise BusUnavailable(f"Redis at {place} is still loading its data; try again in a moment.") from error
-    except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
-        what = str(error) or type(error).__name__
-        raise BusUnavailable(f"Redis at {place} is not reachable: {what}") from error
-    except redis_errors.ResponseError as error:
-        if str(error).startswith(_NOT_NOW) or isinstance(
-            error, redis_errors.ReadOnlyError | redis_errors.NoScriptError
-        ):
-            raise BusUnavailable(f"Redis at {place} cannot serve now: {error}") from error
-        raise BadRecord(f"Redis at {place} holds something that busq cannot work with: {error}") from error
+    except (redis_errors.RedisError, OSError) as error:
+        raise as_ours(error, place) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import secrets
 import socket
 from collections import Counter
@@ -18,13 +17,13 @@ from busq import events
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
+from busq.store.outage import Backoff, Outage
 from busq.store.roster import process_card
 from busq.store.store import Store
 from busq.watchdog import health
 from busq.watchdog.sweep import Sweeper
 
 SOONEST_S = 0.02  # between two passes, however soon something is due
-PAUSE_S = (0.1, 2.0)  # between tries while Redis is away: the first and the longest
 
 log = events.logger("busq.watchdog")
 
@@ -32,13 +31,13 @@ log = events.logger("busq.watchdog")
 class Watchdog:
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.reachable = True
         self.last_pass: float | None = None
         self.started = False
         self._settings = settings
         self._clock = clock or SystemClock()
         self._store = Store(settings, by=self.name, clock=self._clock)
         self._card = process_card("watchdog")
+        self._outage = Outage(log, clock=self._clock)
         self._stop = asyncio.Event()
         self._seen_at = float("-inf")
         self._began = self._clock.monotonic()
@@ -58,14 +57,15 @@ class Watchdog:
         ]
         self.started = True
         events.tell(log, events.WATCHDOG_STARTED, watchdog=self.name, interval_s=self._settings.watchdog_interval_s)
-        pause = PAUSE_S[0]
+        backoff = Backoff()
         while not self._stop.is_set():
             try:
                 wait = await self._pass(sweepers)
-                pause = PAUSE_S[0]
+                self._outage.fine("pass")
+                backoff.reset()
             except BusUnavailable as error:
-                self._lost(error)
-                wait, pause = pause * random.uniform(0.5, 1.0), min(PAUSE_S[1], pause * 2)
+                self._outage.began("pass", error)
+                wait = backoff.pause_s()
             await self._sleep(wait)
         await self._leave()
         events.tell(log, events.WATCHDOG_STOPPED, watchdog=self.name)
@@ -76,7 +76,7 @@ class Watchdog:
         return health.examine(
             name=self.name,
             uptime_s=now - self._began,
-            reachable=self.reachable,
+            outage=self._outage,
             stopping=self._stop.is_set(),
             interval_s=self._settings.watchdog_interval_s,
             last_pass_s_ago=None if self.last_pass is None else now - self.last_pass,
@@ -95,9 +95,7 @@ class Watchdog:
         waits = [await sweeper.sweep() for sweeper in sweepers]
         self.last_pass = self._clock.monotonic()
         self._passes += 1
-        if not self.reachable:
-            self.reachable = True
-            events.tell(log, events.BUS_BACK)
+        self._tell_hindered(sweepers)
         soonest = min((wait for wait in waits if wait is not None), default=self._settings.watchdog_interval_s)
         return min(self._settings.watchdog_interval_s, max(SOONEST_S, soonest))
 
@@ -107,10 +105,13 @@ class Watchdog:
                 await self._store.renew(shard, [], info=self._card.encoded())
             self._seen_at = self._clock.monotonic()
 
-    def _lost(self, error: BusUnavailable) -> None:
-        if self.reachable:
-            self.reachable = False
-            events.tell(log, events.BUS_LOST, error=str(error))
+    def _tell_hindered(self, sweepers: list[Sweeper]) -> None:
+        """Steps that a full server does not take; what must come in time came, so the passes go on as they do."""
+        hindered = next((sweeper.hindered for sweeper in sweepers if sweeper.hindered is not None), None)
+        if hindered is None:
+            self._outage.fine("queueing")
+        else:
+            self._outage.began("queueing", hindered)
 
     async def _sleep(self, seconds: float) -> None:
         try:

@@ -25,10 +25,10 @@ from typing import Any, Protocol
 from busq import events, tasks
 from busq.clock import SystemClock
 from busq.config import Settings
-from busq.errors import BusUnavailable
 from busq.protocol.cancel import Cause, TripFacts
 from busq.store.forms import Renewal, RenewAnswer
 from busq.store.listener import Listener
+from busq.store.outage import Outage
 from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
 from busq.worker.standin import StandIn
@@ -60,6 +60,7 @@ class Control:
         info: Callable[[], bytes],
         occasions: Mapping[str, str],
         stand_in: StandIn,
+        outage: Outage,
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         self._settings = settings
@@ -74,7 +75,7 @@ class Control:
         self._thread = threading.Thread(target=self._main, name="busq-control", daemon=True)
         self._ready: asyncio.Future[None] = handlers_loop.create_future()
         self._last_answer = self._clock.monotonic()
-        self._lost_at: float | None = None
+        self._outage = outage
         self._sent_info = b""
         self._services: dict[str, asyncio.Task[None]] = {}
         self._beats = 0
@@ -303,14 +304,10 @@ class Control:
 
     def _answered(self) -> None:
         self._last_answer = self._clock.monotonic()
-        if self._lost_at is not None:
-            events.tell(log, events.BUS_BACK, after_s=round(self._last_answer - self._lost_at, 1))
-            self._lost_at = None
+        self._outage.fine("beat")
 
     def _missed(self, error: Exception) -> None:
-        if self._lost_at is None:
-            self._lost_at = self._last_answer
-            events.tell(log, events.BUS_LOST, error=str(error) if isinstance(error, BusUnavailable) else repr(error))
+        self._outage.began("beat", error, since=self._last_answer)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

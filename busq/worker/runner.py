@@ -27,6 +27,7 @@ from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store import suspects
 from busq.store.forms import Settlement
+from busq.store.outage import Outage
 from busq.store.store import Store
 from busq.store.streams import Entry
 from busq.worker import outcome as outcomes
@@ -66,10 +67,11 @@ class Runner:
         loop: asyncio.AbstractEventLoop,
         *,
         too_many_suspects: Callable[[int], None],
+        outage: Outage,
     ) -> None:
         self.running: dict[str, Attempt] = {}
         self.suspects: set[Attempt] = set()
-        self.outbox = Outbox(store, self._settled)
+        self.outbox = Outbox(store, self._settled, outage)
         self.ladder = Ladder(
             loop, lambda attempt: self._executors[attempt.handler.pool], self, force_s=settings.force_s
         )
@@ -320,7 +322,9 @@ class Runner:
 
     async def _finalize_ourselves(self, attempt: Attempt) -> None:
         """No watchdog came. The script is the watchdog's, so nothing is ended before its deadline."""
-        await self.outbox.until_told(lambda: self._store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)]))
+        await self.outbox.until_told(
+            lambda: self._store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)]), "finalize"
+        )
         if attempt not in self.suspects:  # its code stopped before it was listed
             await self._clear_suspect(attempt)
 
@@ -346,7 +350,9 @@ class Runner:
         self._errand(self._clear_suspect(attempt))
 
     async def _clear_suspect(self, attempt: Attempt) -> None:
-        await self.outbox.until_told(lambda: suspects.clear_attempt(self._store, attempt.jid, attempt.number))
+        await self.outbox.until_told(
+            lambda: suspects.clear_attempt(self._store, attempt.jid, attempt.number), "suspects"
+        )
 
     async def close(self) -> None:
         """Nothing more is told to Redis: code that was given up may still end, and nobody will be there to say so."""

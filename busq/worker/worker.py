@@ -26,6 +26,7 @@ from busq.handlers import Handler, Handlers
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.hook import hook_queue
 from busq.store import suspects
+from busq.store.outage import Outage
 from busq.store.roster import process_card
 from busq.store.store import Store
 from busq.store.streams import Streams
@@ -88,6 +89,7 @@ class Worker:
         self.draining = False
         self.unready = ""
         """Why it takes no more jobs although nobody asked it to stop, in words; "" while it does."""
+        self._outage = Outage(log)
         self._stand_in: StandIn | None = None
         self._clock = SystemClock()
         self._began = self._clock.monotonic()
@@ -182,7 +184,7 @@ class Worker:
             slots=self._slots,
             runner=self._runner,
             control=self._control,
-            intake=self._intake,
+            outage=self._outage,
             services=self._services,
             now=asyncio.get_running_loop().time(),
         )
@@ -199,7 +201,9 @@ class Worker:
         await self._streams.open()
         self._pace = Pace()
         self._slots = Slots(self._limits, self._pace)
-        self._runner = Runner(self._settings, self._store, self._slots, loop, too_many_suspects=self._wear_out)
+        self._runner = Runner(
+            self._settings, self._store, self._slots, loop, too_many_suspects=self._wear_out, outage=self._outage
+        )
         self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
         self._processes = ProcessExecutor(
             loop, self._runner.reported, self._runner.begun, self._runner.hands, hello,
@@ -220,11 +224,12 @@ class Worker:
         self._card = process_card("worker")
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, occasions=reception.occasions,
-            stand_in=stand_in, loop_factory=self._loop_factory,
+            stand_in=stand_in, outage=self._outage, loop_factory=self._loop_factory,
         )  # fmt: skip
         self._intake = Intake(
-            self._streams, self._slots, reception, served, self._runner.knows, beats=lambda: self._control.reachable
-        )
+            self._streams, self._slots, reception, served, self._runner.knows,
+            beats=lambda: self._control.reachable, outage=self._outage,
+        )  # fmt: skip
         self._runner.watcher = self._control
         await self._control.start()
         self._stand_in = stand_in

@@ -264,7 +264,7 @@ async def test_a_cancel_that_was_accepted_before_the_worker_was_cut_off_is_heard
         await b.reaches(handle.jid, "running")
         proxy.stall()
         assert (await handle.cancel()).verdict == "signalled"
-        await until(lambda: worker._control._lost_at is not None)
+        await until(lambda: worker._outage.words("beat"))
         assert (await handle.get()).state == "cancelling"
         proxy.go_on()
         job = await handle.wait(timeout=20)
