@@ -88,13 +88,7 @@ class Store:
         settings = self.settings
         with reaching(self.connections.place):
             self._flags_line = await self._takes_flags_line()
-            meta = bus_keys.meta(settings.namespace)
-            version, shards = await self.redis.hmget(meta, "v", "shards")
-            if version is None:
-                # Shards first: who finds a version finds them too.
-                await self.redis.hsetnx(meta, "shards", settings.shards or 1)
-                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
-                version, shards = await self.redis.hmget(meta, "v", "shards")
+        version, shards = await self._card(settings.shards or 1)
         if int(version) > WIRE_VERSION:
             raise ConfigError(
                 f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}"
@@ -108,8 +102,32 @@ class Store:
         self._keys = [ShardKeys(settings.namespace, shard) for shard in range(self.shards)]
         self._opened = True
 
+    async def meet_again(self) -> None:
+        """
+        The data is not what it was: write the bus's own card again if it is gone. Raise `ConfigError` when somebody
+        else has made a bus with another number of shards of it meanwhile.
+        """
+        _, shards = await self._card(self.shards)
+        if int(shards) != self.shards:
+            raise ConfigError(
+                f"the data of the bus {self.settings.namespace!r} was lost, and it was made anew with {int(shards)} "
+                f"shards instead of {self.shards}: start this process again"
+            )
+
     async def close(self) -> None:
         await self.connections.close()
+
+    async def _card(self, shards: int) -> tuple[bytes, bytes]:
+        """Wire version and number of shards of the bus, which is made with `shards` where there is none."""
+        meta = bus_keys.meta(self.settings.namespace)
+        with reaching(self.connections.place):
+            version, found = await self.redis.hmget(meta, "v", "shards")
+            if version is None:
+                # Shards first: who finds a version finds them too.
+                await self.redis.hsetnx(meta, "shards", shards)
+                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
+                version, found = await self.redis.hmget(meta, "v", "shards")
+        return version, found
 
     async def _takes_flags_line(self) -> bool:
         try:

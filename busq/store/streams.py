@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import ResponseError
 
+from busq import events
 from busq.errors import BadJid
 from busq.protocol.jids import check_jid
 from busq.protocol.keys import GROUP
@@ -24,6 +25,8 @@ Place = tuple[int, str]
 """A stream by its shard and its queue."""
 
 PENDING_STEP = 500  # pending entries in one read
+
+log = events.logger("busq.store")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -57,8 +60,11 @@ class Streams:
         for shard in range(self._store.shards):
             for queue in self._queues:
                 stream = self._store.keys(shard).stream(queue)
+                made = await make_group(self._store, stream)
+                if made and stream in self._places:
+                    # Entries that were given to somebody may be given out again; the record knows whose they are.
+                    events.tell(log, events.QUEUE_LOST, queue=queue, shard=shard)
                 self._places[stream] = (shard, queue)
-                await make_group(self._store, stream)
 
     @property
     def places(self) -> list[Place]:
@@ -115,13 +121,16 @@ class Streams:
         return found
 
 
-async def make_group(store: Store, stream: bytes) -> None:
+async def make_group(store: Store, stream: bytes) -> bool:
+    """Make the group of a stream, from its first entry on, and the stream. Return False when it was there."""
     with reaching(store.connections.place):
         try:
             await store.redis.execute_command("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+            return False
+    return True
 
 
 def read_entry(shard: int, queue: str, entry_id: bytes, fields: Sequence[bytes] | None) -> Entry:

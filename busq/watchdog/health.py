@@ -23,7 +23,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """
     One moment of a watchdog. Times end in `_s` and are seconds; `done` counts what it did since it began.
 
-    `trouble` names why Redis does not serve it now ("" where it does), `outages` counts such times.
+    `trouble` names why Redis does not serve it now ("" where it does), `outages` counts such times,
+    `history_changes` how often the data of the server turned out to be of another history.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     reachable: bool
     trouble: str
     outages: int
+    history_changes: int
     interval_s: float
     last_pass_s_ago: float | None
     passes: int
@@ -47,6 +49,7 @@ def examine(
     name: str,
     uptime_s: float,
     outage: Outage,
+    history_changes: int,
     stopping: bool,
     interval_s: float,
     last_pass_s_ago: float | None,
@@ -66,6 +69,7 @@ def examine(
         reachable=reachable,
         trouble=outage.trouble,
         outages=outage.count,
+        history_changes=history_changes,
         interval_s=interval_s,
         last_pass_s_ago=None if last_pass_s_ago is None else round(last_pass_s_ago, 1),
         passes=passes,

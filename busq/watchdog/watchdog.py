@@ -17,6 +17,7 @@ from busq import events
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
+from busq.store.lineage import Lineage
 from busq.store.outage import Backoff, Outage
 from busq.store.roster import process_card
 from busq.store.store import Store
@@ -38,6 +39,7 @@ class Watchdog:
         self._store = Store(settings, by=self.name, clock=self._clock)
         self._card = process_card("watchdog")
         self._outage = Outage(log, clock=self._clock)
+        self._lineage = Lineage(self._store, log)
         self._stop = asyncio.Event()
         self._seen_at = float("-inf")
         self._began = self._clock.monotonic()
@@ -77,6 +79,7 @@ class Watchdog:
             name=self.name,
             uptime_s=now - self._began,
             outage=self._outage,
+            history_changes=self._lineage.changes,
             stopping=self._stop.is_set(),
             interval_s=self._settings.watchdog_interval_s,
             last_pass_s_ago=None if self.last_pass is None else now - self.last_pass,
@@ -91,6 +94,8 @@ class Watchdog:
             await Sweeper(self._settings, self._store, shard, self._clock).sweep()
 
     async def _pass(self, sweepers: list[Sweeper]) -> float:
+        if await self._lineage.look():
+            self._seen_at = float("-inf")  # nothing that was written of us is certain to be there any more
         await self._be_seen()
         waits = [await sweeper.sweep() for sweeper in sweepers]
         self.last_pass = self._clock.monotonic()

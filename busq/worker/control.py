@@ -25,8 +25,10 @@ from typing import Any, Protocol
 from busq import events, tasks
 from busq.clock import SystemClock
 from busq.config import Settings
+from busq.errors import ConfigError
 from busq.protocol.cancel import Cause, TripFacts
 from busq.store.forms import Renewal, RenewAnswer
+from busq.store.lineage import Lineage
 from busq.store.listener import Listener
 from busq.store.outage import Outage
 from busq.store.store import BATCH, Store
@@ -47,6 +49,7 @@ class Owner(Protocol):
     def running(self) -> dict[str, Attempt]: ...
     def heard(self, attempt: Attempt, facts: TripFacts, heard_by: str) -> None: ...
     def superseded(self, attempt: Attempt, state: str) -> None: ...
+    def history_changed(self, unfit: str) -> None: ...
 
 
 class Control:
@@ -121,6 +124,11 @@ class Control:
         return self._listener.silent_for_s
 
     @property
+    def history_changes(self) -> int:
+        """How often the data behind the bus turned out to be of another history."""
+        return self._lineage.changes
+
+    @property
     def subscriptions(self) -> int:
         return self._listener.subscriptions
 
@@ -163,6 +171,7 @@ class Control:
         self._asking_all: asyncio.Task[None] | None = None
         self._questions: set[asyncio.Task[None]] = set()
         self._store = Store(self._settings, by=self._by)
+        self._lineage = Lineage(self._store, log)
         self._listener = Listener(
             self._store.connections.listening,
             on_notice=lambda channel, message: self._notice(channel),
@@ -217,6 +226,19 @@ class Control:
             await self._declare()
         self._sent_info = info
         self._answered()
+        await self._look_at_history()
+
+    async def _look_at_history(self) -> None:
+        """Where the data is not what it was, nothing that was written for us is certain to be there any more."""
+        unfit = ""
+        try:
+            if not await self._lineage.look():
+                return
+        except ConfigError as error:
+            unfit = str(error)
+        self._beats, self._sent_info = 0, b""  # the next beat sends card and hooks again
+        self._handlers_loop.call_soon_threadsafe(self._owner.history_changed, unfit)
+        self._ask_about_all()
 
     async def _declare(self) -> None:
         """Say which kinds have a hook: a job that is cancelled before it starts needs somebody who knows."""

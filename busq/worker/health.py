@@ -69,7 +69,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     `drains_within_s` is the longest that its shutdown takes by its own settings. `lifeless` and `unready` are its own
     words for a loop that is past help and for having too many suspects; both "" when all is well. `trouble` names why
-    Redis does not serve it now, "" where it does; `outages` counts such times.
+    Redis does not serve it now, "" where it does; `outages` counts such times, `history_changes` how often the
+    data of the server turned out to be of another history.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     listener: ListenerHealth | None = None
     trouble: str = ""
     outages: int = 0
+    history_changes: int = 0
     loop_lag_s: float
     lifeless: str
     unready: str
@@ -159,6 +161,7 @@ def examine(
         live=_live(facts, services, control.fallen),
         trouble=outage.trouble,
         outages=outage.count,
+        history_changes=control.history_changes,
         ready=_ready(facts, control, outage),
     )
 

@@ -70,28 +70,29 @@ class Intake:
         self._taking: set[asyncio.Task[None]] = set()
         self._turn = 0
         self._hooks_read_at = 0.0
+        self._look_again = True  # at first we may find what an earlier life of this name left
         self._outage = outage
 
     async def run(self) -> None:
         """Read and start jobs until cancelled; what was read by then is dealt with to the end."""
         backoff = Backoff()
-        lost_something = True  # at first we may find what an earlier life of this name left
         try:
             while True:
                 try:
                     if not self._beats():
-                        lost_something = True
+                        self._look_again = True
                         await asyncio.sleep(AWAY_S)
                         continue
-                    if lost_something:
+                    if self._look_again:
+                        self._look_again = False
                         await self.reconcile()
-                        lost_something = False
-                    lost_something = not await self._read_and_take()
+                    if not await self._read_and_take():
+                        self._look_again = True
                     self._outage.fine("intake")
                     backoff.reset()
                 except BusUnavailable as error:
                     self._outage.began("intake", error)
-                    lost_something = True
+                    self._look_again = True
                     await asyncio.sleep(backoff.pause_s())
         finally:
             await self._taken()
@@ -120,6 +121,10 @@ class Intake:
         self._taking -= ended
         for taking in ended:
             taking.result()
+
+    def reconcile_soon(self) -> None:
+        """Look through what is pending under our name, once the present read is over."""
+        self._look_again = True
 
     async def reconcile(self) -> None:
         """

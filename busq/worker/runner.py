@@ -76,6 +76,8 @@ class Runner:
             loop, lambda attempt: self._executors[attempt.handler.pool], self, force_s=settings.force_s
         )
         self.watcher: Watcher | None = None
+        self.displaced: Callable[[], None] = _nothing
+        """Called when an attempt has ended whose job belongs to another one, or to nobody."""
         self._loop = loop
         self._settings = settings
         self._store = store
@@ -220,6 +222,9 @@ class Runner:
             answer=word,
             state=state,
         )
+        if state in (State.QUEUED, State.RUNNING):
+            # Perhaps the server forgot that we had started it: then its entry stands under our name, to be found.
+            self.displaced()
         if not attempt.abandoned:  # whoever ended the job may have listed this attempt, and its code has stopped
             self._errand(self._clear_suspect(attempt))
 
@@ -385,6 +390,10 @@ class Runner:
             return
         for callback in attempt.token.take_callbacks():
             self.hands.run_callback(attempt, callback, facts)
+
+
+def _nothing() -> None:
+    """Nobody has asked to be told."""
 
 
 def _is_cancel(attempt: Attempt) -> bool:

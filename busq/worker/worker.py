@@ -231,6 +231,7 @@ class Worker:
             beats=lambda: self._control.reachable, outage=self._outage,
         )  # fmt: skip
         self._runner.watcher = self._control
+        self._runner.displaced = self._intake.reconcile_soon
         await self._control.start()
         self._stand_in = stand_in
         self._opened = True
@@ -258,6 +259,14 @@ class Worker:
 
     def superseded(self, attempt: Attempt, state: str) -> None:
         self._runner.superseded(attempt, state)
+
+    def history_changed(self, unfit: str) -> None:
+        """What is pending under our name may be other than we know; `unfit`: why we can go on no more, in words."""
+        self._intake.reconcile_soon()
+        if unfit and not self._stop_asked.is_set():
+            self.unready = unfit
+            events.tell(log, events.BUS_LOST, part="history", trouble="", error=unfit)
+            self.stop()
 
     def _wear_out(self, count: int) -> None:
         """More abandoned code runs in here than a process should carry: drain, so that a fresh one can take over."""
