@@ -72,6 +72,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     connect_timeout_s: Positive = 2.0
     command_timeout_s: Positive = 3.0
 
+    # Confirmed writes
+    confirm_replicas: Count = 1
+    """How many replicas must have taken a write for `durability="replicated"`."""
+    confirm_within_s: Positive = 1.0
+    """How long a confirmation is waited for, and never longer than four fifths of `command_timeout_s`."""
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:
         """

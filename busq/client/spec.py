@@ -17,6 +17,7 @@ from busq.errors import UsageError
 from busq.handlers import DEFAULT_QUEUE, Handler, HandlerOptions, check_kind
 from busq.protocol.cancel import clean_words
 from busq.protocol.codec import encode_payload
+from busq.protocol.durability import Durability, checked_durability
 from busq.protocol.jids import check_jid, check_key, child_jid, keyed_jid, new_jid
 from busq.protocol.tree import ON_PARENT_CANCEL, OnParentCancel
 from busq.store.forms import NewJob
@@ -35,7 +36,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     waited longer than that for its first start. `deadline`: cancelled when it has not ended that long after its
     enqueueing, over all attempts. `parent`: the jid of the job whose child this is; `on_parent_cancel`: what becomes of
     it when that one is cancelled (`cancel`; `wait`: it goes on and the parent waits; `abandon`: it goes on alone).
-    `key` with `supersede`: the older job of the same key, if it has not ended, is cancelled.
+    `key` with `supersede`: the older job of the same key, if it has not ended, is cancelled. `durability`: what is to
+    be confirmed before the enqueue returns, "replicated" or "fsynced"; the handle's `confirmed` says what was.
     """
 
     jid: str | None = None
@@ -55,6 +57,7 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_losses: int | None = None
     expires: float | None = None
     deadline: float | None = None
+    durability: str | None = None
 
     def over(self, given: Mapping[str, Any]) -> JobOptions:
         """These options with `given` on top. Raise `UsageError` for a name that is none of them."""
@@ -67,11 +70,12 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
 class JobSpec(Generic[R_co]):
     """One job, ready to be sent. Made by `handler.spec(...)` and `bus.spec(kind, ...)`."""
 
-    __slots__ = ("job", "result_type")
+    __slots__ = ("durability", "job", "result_type")
 
-    def __init__(self, job: NewJob, result_type: Any) -> None:
+    def __init__(self, job: NewJob, result_type: Any, durability: Durability | None = None) -> None:
         self.job = job
         self.result_type = result_type
+        self.durability = durability
 
     @property
     def jid(self) -> str:
@@ -97,6 +101,7 @@ def make_spec(
         args, kwargs = handler.bind(args, kwargs)
     else:
         check_kind(kind)
+    durability = checked_durability(options.durability)
     _check_family(options)
     own = _options(kind, options, handler)
     delay_ms = _delay_ms(options.delay)
@@ -110,7 +115,7 @@ def make_spec(
         delay_ms=delay_ms,
         fields=tuple(_fields(options, own, handler)),
     )
-    return JobSpec(job, handler.result_type if handler is not None else Any)
+    return JobSpec(job, handler.result_type if handler is not None else Any, durability)
 
 
 def _options(kind: str, options: JobOptions, handler: Handler | None) -> HandlerOptions:

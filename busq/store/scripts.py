@@ -58,6 +58,26 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
                 await redis.execute_command("SCRIPT LOAD", self.source)
         return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
 
+    async def run_with(
+        self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg], commands: Sequence[Sequence[Arg]]
+    ) -> list[Any]:
+        """
+        Run it and these commands after it, all on one connection and in one go. Their errors are among the answers,
+        its own is raised. When the connection breaks all is sent again, the script too.
+        """
+        for tries_left in reversed(range(LOADS + 1)):
+            pipe = redis.pipeline(transaction=False)
+            pipe.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+            for command in commands:
+                pipe.execute_command(*command)
+            answers: list[Any] = await pipe.execute(raise_on_error=False)
+            if not isinstance(answers[0], Exception):
+                break
+            if not isinstance(answers[0], NoScriptError) or not tries_left:
+                raise answers[0]
+            await redis.execute_command("SCRIPT LOAD", self.source)
+        return answers
+
 
 @cache
 def load(name: str, *, flags_line: bool = True) -> Script:

@@ -22,6 +22,7 @@ from busq.protocol.jids import shard_of
 from busq.protocol.keys import GROUP, ShardKeys
 from busq.protocol.states import State, Verb
 from busq.store import forms, scripts
+from busq.store.confirming import Confirming
 from busq.store.connection import Connections, reaching
 from busq.store.forms import (
     Delivery,
@@ -149,7 +150,9 @@ class Store:
 
     # Producers -----------------------------------------------------------------------------------------
 
-    async def enqueue(self, jobs: Sequence[NewJob], *, call: str) -> list[tuple[str, State | None]]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], *, call: str, confirming: Confirming | None = None
+    ) -> list[tuple[str, State | None]]:
         """
         Admit jobs, each once. `call` names this very call: sent again, it is answered as it was the first time.
 
@@ -162,7 +165,15 @@ class Store:
             for place in places:
                 args += _admission(jobs[place])
             named: dict[str, Value] = {"call": call, "queue": queue, "parent_token": ""}
-            heard = await self.run(Verb.ENQUEUE, shard, [jobs[i].jid for i in places], args, queue=queue, named=named)
+            heard = await self.run(
+                Verb.ENQUEUE,
+                shard,
+                [jobs[i].jid for i in places],
+                args,
+                queue=queue,
+                named=named,
+                confirming=confirming,
+            )
             for place, (word, state, *_) in zip(places, heard, strict=True):
                 answers[place] = (word.decode(), State(state.decode()) if state else None)
         return answers
@@ -181,7 +192,9 @@ class Store:
         word, state, *cause = (part.decode() for part in heard[0])
         return word, state, cause[0] if cause else ""
 
-    async def cancel(self, jids: Sequence[str], wish: CancelRequest, *, request: str) -> list[CancelAnswer]:
+    async def cancel(
+        self, jids: Sequence[str], wish: CancelRequest, *, request: str, confirming: Confirming | None = None
+    ) -> list[CancelAnswer]:
         """Write down that these jobs shall stop, and announce it. `request` names this very call, as for enqueue."""
         answers: list[CancelAnswer | None] = [None] * len(jids)
         named: dict[str, Value] = {
@@ -193,7 +206,9 @@ class Store:
             "tombstone_ms": _ms(wish.tombstone_s or 0),
         }
         for shard, places in self._by_shard(jids):
-            heard = await self.run(Verb.CANCEL, shard, [jids[i] for i in places], (), named=named)
+            heard = await self.run(
+                Verb.CANCEL, shard, [jids[i] for i in places], (), named=named, confirming=confirming
+            )
             for place, answer in zip(places, heard, strict=True):
                 answers[place] = forms.cancel_answer(jids[place], answer)
         return [answer for answer in answers if answer is not None]
@@ -358,6 +373,7 @@ class Store:
         queue: str | None = None,
         named: dict[str, Value] | None = None,
         streams: Sequence[bytes] = (),
+        confirming: Confirming | None = None,
     ) -> Any:
         """
         Lay out keys and arguments in the order of the script's header, and run it: for the verbs, here and in
@@ -383,6 +399,8 @@ class Store:
                 argv += args
             else:
                 argv.append(named[name] if named and name in named else self._constants[name])
+        if confirming is not None:
+            return await confirming.run(script, self.redis, keys, argv, self.connections.place)
         with reaching(self.connections.place):
             return await script.run(self.redis, keys, argv)
 

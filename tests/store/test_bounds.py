@@ -6,10 +6,12 @@ import re
 
 import pytest
 
+from busq import events
 from busq.protocol.cancel import Cause, Ended, Verdict
 from busq.protocol.keys import KEY_TABLE
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store.forms import Note
+from busq.store.lineage import Lineage
 from busq.store.streams import Streams, read_entry
 from tests.store.bench import DEADLINE_S, KIND, LEASE_S, QUEUE, Bench, put_in
 
@@ -203,6 +205,7 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
         await bench.settle(Verb.FINISH, between, "failed", cause="error")
         await bench.beat()
         await bench.a.declare(0, {KIND: "always"}, keep_s=60)
+        await Lineage(bench.a, events.logger("test")).look()
         late = await put_in(bench, S.CANCELLING)
         bench.clock.advance(DEADLINE_S)
         await bench.finalize(late.jid)
