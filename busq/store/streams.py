@@ -8,6 +8,7 @@ name on them that it never saw: `Streams.pending` finds those.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,10 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from busq import events
-from busq.errors import BadJid
+from busq.errors import BadJid, BusUnavailable
 from busq.protocol.jids import check_jid
 from busq.protocol.keys import GROUP
+from busq.protocol.trouble import Trouble
 from busq.store.connection import BLOCK_MS, reaching
 from busq.store.store import Store
 
@@ -25,6 +27,7 @@ Place = tuple[int, str]
 """A stream by its shard and its queue."""
 
 PENDING_STEP = 500  # pending entries in one read
+LOST = "lost"  # beside the birth mark; see losses.py
 
 log = events.logger("busq.store")
 
@@ -88,6 +91,8 @@ class Streams:
             except ResponseError as error:
                 if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                     raise
+                for shard in {shard for shard, _ in places}:
+                    await mark_lost(self._store, shard)  # first: a group that is there again gives no sign any more
                 await self.open()  # the server lost its data, or somebody removed the stream
                 return []
         return self._entries(heard)
@@ -119,6 +124,18 @@ class Streams:
             for entry_id, fields in listed:
                 found.append(read_entry(shard, queue, entry_id, fields))
         return found
+
+
+async def mark_lost(store: Store, shard: int) -> None:
+    """
+    Leave word of a loss; where this user may not, nothing: reading on is worth more. Raise `BusUnavailable`.
+    """
+    try:
+        with reaching(store.connections.place):
+            await store.redis.hset(store.keys(shard).birth, LOST, secrets.token_hex(8))
+    except BusUnavailable as error:
+        if error.trouble is not Trouble.FORBIDDEN:
+            raise
 
 
 async def make_group(store: Store, stream: bytes) -> bool:

@@ -17,13 +17,15 @@ from busq import events
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
+from busq.protocol.trouble import Trouble
 from busq.store.lineage import Lineage
 from busq.store.outage import Backoff, Outage
 from busq.store.roster import process_card
 from busq.store.store import Store
-from busq.watchdog import health
+from busq.watchdog import health, mend
 from busq.watchdog.sweep import Sweeper
 
+MEND_EVERY_S = 1.0  # looks for queues that lost entries
 SOONEST_S = 0.02  # between two passes, however soon something is due
 
 log = events.logger("busq.watchdog")
@@ -41,7 +43,7 @@ class Watchdog:
         self._outage = Outage(log, clock=self._clock)
         self._lineage = Lineage(self._store, log)
         self._stop = asyncio.Event()
-        self._seen_at = float("-inf")
+        self._seen_at = self._mend_at = float("-inf")
         self._began = self._clock.monotonic()
         self._passes = 0
         self._done: Counter[str] = Counter()
@@ -96,6 +98,7 @@ class Watchdog:
     async def _pass(self, sweepers: list[Sweeper]) -> float:
         if await self._lineage.look():
             self._seen_at = float("-inf")  # nothing that was written of us is certain to be there any more
+        await self._mend()
         await self._be_seen()
         waits = [await sweeper.sweep() for sweeper in sweepers]
         self.last_pass = self._clock.monotonic()
@@ -103,6 +106,24 @@ class Watchdog:
         self._tell_hindered(sweepers)
         soonest = min((wait for wait in waits if wait is not None), default=self._settings.watchdog_interval_s)
         return min(self._settings.watchdog_interval_s, max(SOONEST_S, soonest))
+
+    async def _mend(self) -> None:
+        """Once a second: queues that lost entries whose jobs are there; after a search with some left, once a lease."""
+        if self._clock.monotonic() < self._mend_at:
+            return
+        again = False
+        try:
+            for shard in range(self._store.shards):
+                mended, later = await mend.mend(self._store, shard)
+                if mended:
+                    self._done[events.QUEUE_MENDED] += mended
+                again = again or later
+        except BusUnavailable as error:
+            if error.trouble is not Trouble.FORBIDDEN:
+                raise
+            again = True
+            events.tell(log, events.SWEEP_FAILED, step="mend", error=str(error))
+        self._mend_at = self._clock.monotonic() + (self._settings.lease_s if again else MEND_EVERY_S)
 
     async def _be_seen(self) -> None:
         if self._clock.monotonic() - self._seen_at >= self._settings.beat_s:

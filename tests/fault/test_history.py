@@ -13,6 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 import busq
+from busq.store import losses
+from busq.store.streams import mark_lost
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.worker import Worker
 from tests.runtime.bench import BUSY_S, NEVER_SO_LONG_S, Bench, bench, taken, until
@@ -93,6 +95,7 @@ async def test_lost_data_is_noticed_and_the_bus_is_made_again(
                 return card == [b"1", b"3"] and all(hooks) and len(members) == 2 and all(m.card for m in members)
 
             await until(whole)
+            await until(lambda: len(changes(lines)) == 6)
         assert set(changes(lines)) == {"other_data"}
         told = [line for line in lines if line["event"] == "history.changed"]
         assert len(told) == 6, "once for each shard by each process"
@@ -295,3 +298,53 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         pass
     finally:
         writer.transport.abort()
+
+
+async def test_jobs_of_a_removed_stream_are_queued_again_and_run_once(own_server: RedisServer) -> None:
+    """Those that waited, and nothing else; a watchdog that came later finds what nobody has dealt with."""
+    with capture_logs() as lines:
+        async with bench(own_server.url, **PATIENT) as b:
+            gate, ran = b.gate(), []
+
+            @b.bus.job
+            async def waits(n: int) -> int:
+                ran.append(n)
+                await gate.wait()
+                return n
+
+            worker = await b.work(concurrency=2)
+            first = await b.bus.enqueue_many(waits.spec(n) for n in range(2))
+            for handle in first:
+                await taken(worker, handle.jid)
+            queued = await b.bus.enqueue_many(waits.spec(n) for n in range(2, 30))
+            store = worker._store
+            with own_server.client() as client:
+                client.delete(store.keys(0).stream("default"))
+            gate.open()
+            await until(lambda: [line for line in lines if line["event"] == "queue.lost"])
+            dog = await b.watch()
+            assert [await handle.result(timeout=30) for handle in (*first, *queued)] == list(range(30))
+            assert sorted(ran) == list(range(30))
+            assert dog.health().done["queue.mended"] == 28
+            await until(lambda: [line for line in lines if line["event"] == "queue.mended"])
+            assert await losses.lost_word(store, 0) is None
+
+
+async def test_a_job_whose_worker_died_after_its_stream_was_removed_runs_again(own_server: RedisServer) -> None:
+    async with bench(own_server.url, **PATIENT) as b:
+        short = shorts(b)
+        handle = await short.enqueue(7)
+        store = (await b.bus._link()).store
+        await store.redis.hset(store.job_key(handle.jid), mapping={"state": "running", "owner": "gone", "token": "t"})
+        await store.redis.delete(store.keys(0).stream("default"))
+        held = await b.bus.enqueue("held")
+        await store.redis.hset(store.job_key(held.jid), mapping={"state": "running", "owner": "alive", "token": "t"})
+        await store.redis.delete(store.keys(0).stream("default"))
+        await store.redis.zadd(store.keys(0).workers, {"alive": 9e15})
+        await mark_lost(store, 0)
+        dog = await b.watch()
+        await until(lambda: dog.health().done.get("queue.mended"))
+        assert await losses.lost_word(store, 0), "a job is left whose worker lives; it is looked after again"
+        await b.work()
+        assert await handle.result(timeout=30) == 7
+        assert (await handle.get()).losses == 1

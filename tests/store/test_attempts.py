@@ -9,7 +9,7 @@ import pytest
 
 from busq.protocol.job import job_from_record
 from busq.protocol.states import State, Verb, is_terminal
-from busq.store import scripts
+from busq.store import scripts, watch
 from busq.store.forms import Note, Refusal
 from tests.store.bench import DEADLINE_S, DELAY_S, KIND, LEASE_S, QUEUE, Bench, Held, but_history, put_in
 
@@ -99,6 +99,22 @@ async def test_a_worker_that_lost_a_reply_may_adopt_its_own_attempt_and_nobody_e
         assert (answer.word, answer.attempt) == ("started", 2)
         assert await bench.settle(Verb.FINISH, held) == ("stale", "running")
         assert await bench.settle(Verb.FINISH, lost) == ("settled", "succeeded")
+
+
+async def test_the_entry_of_a_running_job_goes_back_to_its_owner_when_a_new_group_gave_it_away(url: str) -> None:
+    """Somebody removed the group. A job whose entry nobody finds under its owner's name would be lost with that one."""
+    async with Bench(url) as bench:
+        held = await bench.run()
+        stream = bench.a.keys(0).stream(QUEUE)
+        await bench.redis.xgroup_destroy(stream, "busq")
+        again = await bench.take(held.jid, bench.b)
+        assert again.entry == held.entry
+        answer = await bench.begin(again, bench.b)
+        assert (answer.word, answer.detail) == ("stale", "running")
+        assert [entry.id for entry in await watch.held_by(bench.dog, 0, QUEUE, "a")] == [held.entry]
+        assert await watch.held_by(bench.dog, 0, QUEUE, "b") == []
+        bench.clock.advance(LEASE_S)
+        assert (await bench.reclaim(held))[0] == "reclaimed"
 
 
 # Sent again -----------------------------------------------------------------------------------------------

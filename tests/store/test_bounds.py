@@ -262,8 +262,8 @@ async def test_the_event_log_is_bounded(redis_url: str) -> None:
     """On a real server only: the fake one trims exactly, a real one whole nodes of about 100 entries."""
     async with Bench(redis_url, event_log_entries=100) as bench:
         held = await put_in(bench, S.RUNNING)
-        for _ in range(600):
-            await bench.a.note(held.jid, token=held.token, attempt=1, note=Note("tripped"))
+        for number in range(600):
+            await bench.a.note(held.jid, token=held.token, attempt=1, note=Note("tripped", facts=f"{number}"))
         assert 100 <= await bench.redis.xlen(bench.a.keys(0).events) <= 300
 
 

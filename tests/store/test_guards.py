@@ -477,6 +477,9 @@ GUARDS = [
     Guard("finish", "if over > 0 then redis.call('HDEL', job, 'e' .. digits[over]) end", "",
           bounds.test_a_flood_of_stale_calls_does_not_make_a_record_grow),
     Guard("note", "'MAXLEN', '~', log_limit, ", "", bounds.test_the_event_log_is_bounded),
+    Guard("start", "if was[6] and was[6] ~= by then redis.call('XCLAIM', stream, group, was[6], 0, entry, ",
+          "if false then redis.call('XCLAIM', stream, group, was[6], 0, entry, ",
+          attempts.test_the_entry_of_a_running_job_goes_back_to_its_owner_when_a_new_group_gave_it_away),
     # renew, note
     Guard("renew", "was[2] ~= ARGV[at] or", "", table(V.RENEW, S.RUNNING)),
     Guard("renew", "or (state ~= 'running' and state ~= 'cancelling') then", "then",
