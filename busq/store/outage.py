@@ -93,8 +93,8 @@ class Backoff:
 
     FIRST_S, LONGEST_S = 0.05, 2.0
 
-    def __init__(self, longest_s: float = LONGEST_S) -> None:
-        self._longest_s = longest_s
+    def __init__(self, longest_s: float | None = None) -> None:
+        self._longest_s = self.LONGEST_S if longest_s is None else longest_s
         self._next_s = self.FIRST_S
 
     def pause_s(self) -> float:

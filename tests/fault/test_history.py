@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 import busq
 from busq.store import losses
-from busq.store.streams import mark_lost
+from busq.store.streams import Streams, mark_lost
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.worker import Worker
 from tests.runtime.bench import BUSY_S, NEVER_SO_LONG_S, Bench, bench, taken, until
@@ -348,3 +348,27 @@ async def test_a_job_whose_worker_died_after_its_stream_was_removed_runs_again(o
         await b.work()
         assert await handle.result(timeout=30) == 7
         assert (await handle.get()).losses == 1
+
+
+async def test_after_a_change_of_history_a_worker_looks_through_what_is_pending_under_its_name(redis_url: str) -> None:
+    """No connection broke and no read failed: nothing but the birth mark tells that there may be something."""
+    async with bench(redis_url, **PATIENT) as b:
+        gate = b.gate()
+
+        @b.bus.job
+        async def waits() -> str:
+            await gate.wait()
+            return "done"
+
+        worker = await b.work(concurrency=1)
+        await taken(worker, (await waits.enqueue()).jid)
+        store, streams = worker._store, worker._streams
+        unheard = await waits.enqueue()
+        [entry] = await Streams.read(streams, streams.places, each=1, block_ms=0)
+        assert entry.jid == unheard.jid, "read under the worker's name, and it knows nothing of it"
+        gate.open()
+        assert await (await waits.enqueue()).result(timeout=30) == "done"
+        assert (await unheard.get()).state == "queued"
+        await until(lambda: worker._control._lineage._seen)
+        await store.redis.hset(store.keys(0).birth, "mark", "other")
+        assert await unheard.result(timeout=30) == "done"
