@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from busq.errors import ConfigError
+from busq.redaction import hide
 
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -37,6 +38,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     namespace: str = "busq"
     shards: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """How many shards the bus has. Left out: what the bus says in Redis, and 1 for a new bus."""
+
+    host: str | None = None
+    """What this pod or machine is called on the roster. Left out: what the system calls it."""
 
     # Cancels
     beat_s: Positive = 1.0
@@ -65,12 +69,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     payload_bytes: Bytes = 1024 * 1024
     result_bytes: Bytes = 1024 * 1024
     traceback_bytes: Bytes = 16 * 1024
+    queue_limit: Count | None = None
+    """Jobs that may wait in a queue; an enqueue beyond that is refused. None: any number."""
+    queue_rate: Positive | None = None
+    """Jobs a second that may come to one queue; None: any number. At once may come what comes in a second."""
+    group_rate: Positive | None = None
+    """The same of one group."""
     history_entries: Annotated[int, Meta(ge=10)] = 200
     event_log_entries: Annotated[int, Meta(ge=100)] = 100_000
 
     # Talking to Redis
     connect_timeout_s: Positive = 2.0
     command_timeout_s: Positive = 3.0
+    tls_ca_file: str | None = None
+    """PEM file of the authorities whose certificates are believed; left out: those of the system."""
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    """Certificate and key that we show, for servers that want one (PEM files)."""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+    """The login at Sentinels; that in the URL is for the servers that hold the data."""
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={hide(repr(getattr(self, name)))}" for name in self.__struct_fields__)
+        return f"Settings({', '.join(shown)})"
 
     # Confirmed writes
     confirm_replicas: Count = 1
@@ -120,4 +142,4 @@ def _convert(settings: type[Settings], field: str, value: Any, called: str) -> A
     try:
         return msgspec.convert(value, wanted, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{called}: {value!r} will not do: {error}") from None
+        raise ConfigError(f"{called}: {hide(repr(value))} will not do: {error}") from None

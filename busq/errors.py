@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from busq.protocol.trouble import Trouble
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from busq.protocol.cancel import Cause
     from busq.protocol.job import Job
     from busq.protocol.scope import Survey
@@ -195,6 +197,52 @@ class UnfitServer(BusUnavailable):
 
 class TooManyRules(BusqError):
     """As many rules are live as may be; the message says where. A watchdog settles them, and then there is room."""
+
+
+class QueueFull(BusqError):
+    """
+    As many jobs wait in the queue as may. `jids` are the jobs of this call that were refused for it; the others are in.
+
+    Nothing of a refused job was written: it may be sent again as it is. On a bus with shards, `waiting` and `limit` are
+    those of one shard, which takes its share of the limit.
+    """
+
+    def __init__(self, queue: str, waiting: int, limit: int, jids: Sequence[str]) -> None:
+        super().__init__(
+            f"queue {queue!r} is full: {waiting:,} jobs wait in it and the limit (of a shard) is {limit:,}; "
+            f"{len(jids)} of this call were not enqueued. Try again later, add workers, or raise the limit "
+            "(max_queue, queue_limit)"
+        )
+        self.queue = queue
+        self.waiting = waiting
+        self.limit = limit
+        self.jids = list(jids)
+
+    def __reduce__(self) -> tuple[type[QueueFull], tuple[str, int, int, Sequence[str]]]:
+        return type(self), (self.queue, self.waiting, self.limit, self.jids)
+
+
+class RateLimited(BusqError):
+    """
+    Too many jobs a second. `what` is "queue" or "group", `name` which one; `retry_after_s`: earlier there is no room.
+
+    `jids` are the jobs of this call that were refused for a rate; the others are in. Nothing of a refused job was
+    written: it may be sent again as it is.
+    """
+
+    def __init__(self, what: str, name: str, rate: float, retry_after_s: float, jids: Sequence[str]) -> None:
+        super().__init__(
+            f"{what} {name!r} takes {rate:g} jobs a second ({what}_rate); {len(jids)} of this call were not enqueued. "
+            f"Try again in {retry_after_s:.3g} s"
+        )
+        self.what = what
+        self.name = name
+        self.rate = rate
+        self.retry_after_s = retry_after_s
+        self.jids = list(jids)
+
+    def __reduce__(self) -> tuple[type[RateLimited], tuple[str, str, float, float, Sequence[str]]]:
+        return type(self), (self.what, self.name, self.rate, self.retry_after_s, self.jids)
 
 
 class BadRecord(BusqError):

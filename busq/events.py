@@ -22,6 +22,7 @@ QUEUE_LOST = "queue.lost"
 QUEUE_MENDED = "queue.mended"
 LOOP_BLOCKED = "loop.blocked"
 LOOP_UNBLOCKED = "loop.unblocked"
+WORKER_ASKED_TO_DRAIN = "worker.asked_to_drain"
 WORKER_LIFELESS = "worker.lifeless"
 WORKER_LEAVES = "worker.leaves"
 SUSPECTS_TOO_MANY = "suspects.too_many"
@@ -45,6 +46,7 @@ JOB_LOST = "job.lost"
 JOB_FINALIZED = "job.finalized"
 JOB_EXPIRED = "job.expired"
 RULES_SETTLED = "rules.settled"
+RULE_UNREADABLE = "rule.unreadable"
 SUSPECT_ENDED = "suspect.ended"
 ENTRY_BURIED = "entry.buried"
 LEASE_LOST = "lease.lost"
@@ -97,6 +99,7 @@ _LEVELS: dict[str, int] = {
     WORKER_LEAVES: logging.ERROR,
     SUSPECTS_TOO_MANY: logging.ERROR,
     WORKER_LOST: logging.WARNING,
+    RULE_UNREADABLE: logging.ERROR,
     PROCESS_STARTED: logging.DEBUG,
     PROCESS_ENDED: logging.WARNING,
     PROCESS_UNHEALTHY: logging.WARNING,

@@ -28,6 +28,7 @@ from benchmarks import (  # noqa: E402
     drain,
     enqueue,
     idle,
+    listed,
     observe,
     process,
     replace,
@@ -42,15 +43,17 @@ from benchmarks.figures import Figure  # noqa: E402
 from busq.cli.embedded import embedded_server  # noqa: E402
 
 NAMES = ["drain", "enqueue", "cancel", "observe", "start", "process", "replace", "idle"]
-NAMES += ["scope", "settle", "tell", "rules"]
+NAMES += ["scope", "settle", "tell", "rules", "listed"]
 
 FULL = {
     "pairs": 11, "jobs": 20_000, "process_jobs": 10_000, "samples": 330, "idle_s": 10.0,
     "backlog": 1_000_000, "settled": 200_000, "running": 10_000,
+    "listed": 1_000_000,
 }  # fmt: skip
 QUICK = {
     "pairs": 3, "jobs": 5000, "process_jobs": 2000, "samples": 90, "idle_s": 3.0,
     "backlog": 20_000, "settled": 10_000, "running": 1000,
+    "listed": 20_000,
 }  # fmt: skip
 
 Measure = Callable[[str], list[Figure]]
@@ -86,6 +89,7 @@ def _benchmarks(asked: argparse.Namespace) -> dict[str, Measure]:
         "settle": lambda url: settle.measure(url, asked.pairs, asked.settled),
         "tell": lambda url: tell.measure(url, asked.pairs, asked.running),
         "rules": lambda url: rules.measure(url, asked.pairs, asked.jobs),
+        "listed": lambda url: listed.measure(url, asked.listed),
     }
     return {name: everything[name] for name in asked.only or everything}
 
@@ -100,6 +104,7 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backlog", type=_count, help="queued jobs that a wide cancel is decided over (1,000,000)")
     parser.add_argument("--settled", type=_count, help="records that a watchdog settles (200,000)")
     parser.add_argument("--running", type=_count, help="running jobs of a group that is cancelled (10,000)")
+    parser.add_argument("--listed", type=_count, help="jobs of a bus that people ask questions of (1,000,000)")
     parser.add_argument("--idle-s", type=float, help="how long to listen to an idle worker (10)")
     parser.add_argument("--only", action="append", choices=NAMES)
     parser.add_argument(

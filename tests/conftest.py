@@ -84,6 +84,18 @@ def redis_server(start_server: Callable[..., RedisServer]) -> RedisServer:
     return start_server()
 
 
+@pytest.fixture(scope="session")
+def server_with_users(start_server: Callable[..., RedisServer]) -> RedisServer:
+    """The same with a user for each role, and no `default` (`tests/roles.py`)."""
+    return start_server(users=True)
+
+
+@pytest.fixture(scope="session")
+def how_to_start() -> dict[str, Any]:
+    """What `own_server` is started with; folders whose tests run as roles say `users=True`."""
+    return {}
+
+
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
     """The shared server's URL; it is running and empty."""
@@ -92,12 +104,14 @@ def redis_url(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture
-def own_server(request: pytest.FixtureRequest, start_server: Callable[..., RedisServer]) -> Iterator[RedisServer]:
+def own_server(
+    request: pytest.FixtureRequest, start_server: Callable[..., RedisServer], how_to_start: dict[str, Any]
+) -> Iterator[RedisServer]:
     """
     A server for this test alone, to be killed, paused and restarted.
 
     `@pytest.mark.parametrize("own_server", [{"aof": True}], indirect=True)` gives one that keeps its data.
     """
-    server = start_server(**getattr(request, "param", {}))
+    server = start_server(**how_to_start, **getattr(request, "param", {}))
     yield server
     server.close()

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 from redis import Redis
 
-from busq.cli.embedded import HOST, THROW_AWAY, free_port, wait_until_serving
+from busq.cli.embedded import HOST, THROW_AWAY, _wait_until, free_port
 from busq.cli.tied import end_process, tied_process
+from tests import roles
 
 PORT_TRIES = 5
 
@@ -31,18 +32,33 @@ class RedisServer:
     """
     One server. `aof=True` makes it keep its data over `kill` and `restart`; without, it comes back empty.
 
-    The port stays the same for its whole life. `options` go to redis-server as they are.
+    The port stays the same for its whole life. `options` go to redis-server as they are. `users=True` lets in a user
+    for each role and nobody else (`tests/roles.py`): `url` is the tester's then, `url_for` that of a role.
     """
 
-    def __init__(self, executable: str, *, aof: bool = False, options: Sequence[str] = ()) -> None:
+    def __init__(self, executable: str, *, aof: bool = False, options: Sequence[str] = (), users: bool = False) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="busq-test-redis-")
+        self._users = users
+        if users:
+            file = os.path.join(self._folder.name, "users.acl")
+            with open(file, "w") as lines:
+                lines.write("\n".join(roles.acl_lines()) + "\n")
+            options = [*options, "--aclfile", file]
         keep = ("--appendonly", "yes") if aof else ()
         self._command = [executable, "--dir", self._folder.name, *THROW_AWAY, *keep, *options]
         self._process = self._start_on_free_port()
 
     @property
     def url(self) -> str:
-        return f"redis://{HOST}:{self.port}/0"
+        return self._url(self.port)
+
+    def url_for(self, user: str) -> str:
+        """The URL of a role's user, of `client` or `tester`; the same for all where there are no users."""
+        return roles.as_role(self.url, user)
+
+    def _url(self, port: int) -> str:
+        place = f"{HOST}:{port}/0"
+        return roles.url_of(roles.TESTER, place) if self._users else f"redis://{place}"
 
     @property
     def pid(self) -> int:
@@ -113,7 +129,11 @@ class RedisServer:
 
     def _start_on(self, port: int) -> subprocess.Popen[bytes] | None:
         process = tied_process([*self._command, "--port", str(port)])
-        if wait_until_serving(process, port):
+        if _wait_until(process, lambda: self._process_id(port) == process.pid):
             return process
         end_process(process)
         return None
+
+    def _process_id(self, port: int) -> int:
+        with Redis.from_url(self._url(port), socket_timeout=1.0) as client:
+            return int(client.info("server")["process_id"])

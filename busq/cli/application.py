@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
-from busq.cli.redaction import guard
 from busq.client.bus import Bus
 from busq.config import Settings
 from busq.errors import ConfigError
+from busq.redaction import guard
 
 WANTED = "it takes module:bus, such as shop.jobs:bus"
 

@@ -136,7 +136,8 @@ def serve() -> None:
 
 
 def _tell_overridden(name: str, url: str) -> None:
-    from busq.cli import application, exits, redaction
+    from busq import redaction
+    from busq.cli import application, exits
 
     own = application.load(name).settings.url  # its own in code, else BUSQ_URL, which is ours
     if own and own != url:

@@ -34,11 +34,10 @@ def doctor(*, output: Output = "table", place: Place = HERE) -> int:
 
 def _print(findings: list[Finding]) -> None:
     from busq.cli.output import Column, print_table
-    from busq.cli.redaction import hide
 
     rows: list[tuple[object, ...]] = []
     for finding in findings:
-        rows.append((finding.grade, finding.check, hide(finding.found)))
+        rows.append((finding.grade, finding.check, finding.found))
         if finding.advice:
             rows.append(("", "", f"→ {finding.advice}"))
     print_table([Column("", kept=True, coloured=True), Column("CHECK", kept=True), Column("FOUND")], rows, empty="")

@@ -48,6 +48,7 @@ def enqueue(
     grace: float | None = None,
     expires: float | None = None,
     deadline: float | None = None,
+    max_queue: int | None = None,
     durability: Durability = None,
     wait: Wait = None,
     output: Output = "table",
@@ -93,6 +94,8 @@ def enqueue(
         Never start it when it is older than that many seconds.
     deadline
         Cancel it when it has not ended that many seconds from now, over all attempts.
+    max_queue
+        Refuse it, and exit 1, when as many jobs wait in its queue.
     durability
         What to confirm before it returns: that a replica has the job (replicated) or that it is on the server's disk
         (fsynced). Exits 1 when it could not be confirmed; the job is enqueued all the same.
@@ -118,6 +121,7 @@ def enqueue(
         "grace": grace,
         "expires": expires,
         "deadline": deadline,
+        "max_queue": max_queue,
         "durability": durability,
     }
     given = {name: value for name, value in options.items() if value is not None}

@@ -15,8 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from busq.cli.redaction import hide
-from busq.cli.safe import safe
+from busq.cli.safe import shown
 from busq.errors import BadWhere, BusqError, BusUnavailable, UsageError
 from busq.protocol.durability import Confirmed
 
@@ -57,8 +56,7 @@ def run(command: Callable[[], object]) -> int:
 
 def tell(words: str, *, lines: bool = False) -> None:
     """Say something to people, on stderr, without secrets and without anything that steers a terminal."""
-    words = hide(words)
-    print(f"busq: {safe(words, newlines=lines)}", file=sys.stderr, flush=True)
+    print(f"busq: {shown(words, newlines=lines)}", file=sys.stderr, flush=True)
 
 
 def confirmed(told: Confirmed | None) -> int:

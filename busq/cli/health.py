@@ -8,6 +8,7 @@ is a no like any other; a page in a thread of its own would go on saying yes.
     /readyz    does it do its work now?
     /startupz  has it begun?
     /          everything that it knows of itself, as JSON
+    /metrics   figures for Prometheus (`metrics.py`), and what else a process has to serve
 
 This is no web server: GET and HEAD, one request for each connection, and every size and every wait has a limit. Where
 too many connections are open, the oldest goes: a probe needs a moment, and those who hold connections open do not.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -28,8 +29,8 @@ import msgspec
 from cyclopts import Parameter
 
 from busq import events, tasks
-from busq.cli.redaction import hide
-from busq.errors import ConfigError
+from busq.cli.safe import plain_json, shown
+from busq.errors import BusUnavailable, ConfigError
 
 HEAD_BYTES = 8192
 REQUEST_S = 5.0  # for a whole request to come in
@@ -40,6 +41,7 @@ MOST_OPEN = 64
 SETTINGS = ("BUSQ_HEALTH_PORT", "BUSQ_HEALTH_HOST")
 
 TEXT, JSON = "text/plain; charset=utf-8", "application/json"
+METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/(\d)\.(\d)\Z")
@@ -61,6 +63,13 @@ class Report(Protocol):
     def ready(self) -> Mapping[str, str]: ...
 
 
+Answer = tuple[HTTPStatus, str, str]
+"""Status, content type and content."""
+
+Pages = Mapping[str, Callable[[], Awaitable[Answer]]]
+"""What a process serves beside its health, by path."""
+
+
 class Address(NamedTuple):
     host: str
     port: int
@@ -72,8 +81,8 @@ class HealthPage:
     """Where this process says how it fares."""
 
     health_port: Annotated[int | None, Parameter(env_var=SETTINGS[0], show_env_var=False)] = None
-    """Serve /livez, /readyz, /startupz and the whole state (/) here; 0 takes a free port. Left out: BUSQ_HEALTH_PORT,
-    else none."""
+    """Serve /livez, /readyz, /startupz, /metrics and the whole state (/) here; 0 takes a free port. Left out:
+    BUSQ_HEALTH_PORT, else none."""
 
     health_host: Annotated[str, Parameter(env_var=SETTINGS[1], show_env_var=False)] = "0.0.0.0"  # noqa: S104 - probes come from outside the pod
     """The address to serve it on; left out: BUSQ_HEALTH_HOST."""
@@ -91,18 +100,29 @@ NO_PAGE = HealthPage()
 
 
 @asynccontextmanager
-async def served(address: Address | None, report: Callable[[], Report]) -> AsyncIterator[None]:
-    """Serve what `report` says, in this loop, as long as the context lasts; `address` None: do nothing."""
+async def served(
+    address: Address | None, report: Callable[[], Report], pages: Pages | None = None
+) -> AsyncIterator[None]:
+    """Serve what `report` says, and `pages`, in this loop, as long as the context lasts; `address` None: do nothing."""
     if address is None:
         yield
         return
-    page = Page(report)
+    page = Page(report, pages)
     port = await page.open(address)
     events.tell(log, events.HEALTH_SERVING, host=address.host, port=port)
     try:
         yield
     finally:
         await page.close()
+
+
+def metrics_page(figures: Callable[[], str]) -> Pages:
+    """`/metrics` with these figures."""
+
+    async def page() -> Answer:
+        return HTTPStatus.OK, METRICS, figures()
+
+    return {"/metrics": page}
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -115,8 +135,9 @@ def document(report: Report) -> dict[str, Any]:
 class Page:
     """One listening socket and what is open on it."""
 
-    def __init__(self, report: Callable[[], Report]) -> None:
+    def __init__(self, report: Callable[[], Report], pages: Pages | None = None) -> None:
         self._report = report
+        self._pages = pages or {}
         self._open: dict[asyncio.Task[None], None] = {}  # connections, the oldest first
 
     async def open(self, address: Address) -> int:
@@ -175,18 +196,26 @@ class Page:
         if request.method not in ("GET", "HEAD"):
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, more=("Allow: GET, HEAD",))
         try:
-            status, kind, body = self._page(request)
+            async with asyncio.timeout(REQUEST_S):
+                status, kind, body = await self._page(request)
+        except (TimeoutError, BusUnavailable) as error:
+            why = str(error) or f"no answer within {REQUEST_S:g} s"
+            status, kind, body = HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{why}\n"
         except Exception as error:  # a mistake of ours, and no reason to answer nothing
             log.exception("health.failed", error=repr(error))
             return _response(HTTPStatus.INTERNAL_SERVER_ERROR)
         return _response(status, body, kind, head_only=request.method == "HEAD")
 
-    def _page(self, request: _Request) -> tuple[HTTPStatus, str, str]:
+    async def _page(self, request: _Request) -> Answer:
+        more = self._pages.get(request.path)
+        if more is not None:
+            return await more()
         if request.path == "/":
-            return HTTPStatus.OK, JSON, msgspec.json.encode(document(self._report())).decode() + "\n"
+            return HTTPStatus.OK, JSON, plain_json(document(self._report())) + "\n"
         probe = request.path[1:]
         if probe not in ("livez", "readyz", "startupz"):
-            return HTTPStatus.NOT_FOUND, TEXT, "There are /livez, /readyz, /startupz and /\n"
+            there = ", ".join(["/livez", "/readyz", "/startupz", *sorted(self._pages)])
+            return HTTPStatus.NOT_FOUND, TEXT, f"There are {there} and /\n"
         report = self._report()
         checks = {
             "livez": report.live,
@@ -196,8 +225,8 @@ class Page:
         ok = not any(checks.values())
         status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
         if request.wants_json:
-            return status, JSON, msgspec.json.encode({"ok": ok, "checks": checks}).decode() + "\n"
-        lines = [f"[-]{name} {words}" if words else f"[+]{name} ok" for name, words in checks.items()]
+            return status, JSON, plain_json({"ok": ok, "checks": checks}) + "\n"
+        lines = [f"[-]{name} {shown(words)}" if words else f"[+]{name} ok" for name, words in checks.items()]
         return status, TEXT, "\n".join([*lines, f"{probe} check {'passed' if ok else 'failed'}", ""])
 
 
@@ -227,7 +256,7 @@ def _understood(head: bytes) -> _Request | HTTPStatus:
 def _response(
     status: HTTPStatus, body: str = "", kind: str = TEXT, *, more: tuple[str, ...] = (), head_only: bool = False
 ) -> bytes:
-    content = hide(body or f"{status.phrase}\n").encode()
+    content = (body or f"{status.phrase}\n").encode()
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}",
         f"Date: {formatdate(usegmt=True)}",

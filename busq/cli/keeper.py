@@ -30,6 +30,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -45,6 +46,7 @@ GIVEN_UP_AFTER = 5  # bad lives in a row; it is started again all the same
 ASK_EVERY_S = 1.0
 ASK_FIRST_EVERY_S = 0.1  # until the first has started, for the others wait for it
 LOOK_S = 2.0  # the most that counts as silence from one look to the next: we may have been stopped ourselves
+FIGURES_S = 2.0  # a scrape waits for a worker's figures
 SLOW_S = 3.0  # without an answer: then it is said not to be ready
 SILENT_S = 30.0
 NOES = 3
@@ -89,6 +91,8 @@ class Keeper:
 
     def __init__(self, number: int, work: Work, *, drains_within_s: float, leads: bool = False) -> None:
         self.started = asyncio.Event()
+        self.pod_emptied = asyncio.Event()
+        """Set when its worker was asked, through the bus, that all workers of this host shall drain."""
         self.first_end: int | None = None
         """The exit status of the first life, if this one leads and that ended before it had started."""
         self.bad_lives = 0
@@ -104,6 +108,9 @@ class Keeper:
         self._lives = 0
         self._last_end = ""
         self._kill: asyncio.TimerHandle | None = None
+        self._line: asyncio.StreamWriter | None = None
+        self._figures: asyncio.Future[str] | None = None  # somebody waits for them
+        self._hurry = asyncio.Event()
         self._forget()
 
     def _forget(self) -> None:
@@ -158,6 +165,8 @@ class Keeper:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = process = self._start(theirs)
+        # Not on its command line, which everybody on the machine can read: there may be a password in it.
+        ours.sendall(msgspec.json.encode(self._work) + b"\n")
         events.tell(log, events.PROCESS_STARTED, number=self.number, pid=process.pid)
         watching = asyncio.create_task(self._watch(ours))
         try:
@@ -175,7 +184,6 @@ class Keeper:
     def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         return start_busq(
             str(theirs.fileno()),
-            msgspec.json.encode(self._work).decode(),
             environ=os.environ,
             stdout=sys.stdout.fileno(),
             stderr=sys.stderr.fileno(),
@@ -210,9 +218,11 @@ class Keeper:
     async def _watch(self, ours: socket.socket) -> None:
         """Ask, and judge what comes back, until the line breaks."""
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=line.MOST_BYTES)
+        self._line = writer
         try:
             while True:
-                writer.write(line.ASK)
+                self._hurry.clear()
+                writer.write(line.ASK if self._figures is None else line.ASK_MEASURED)
                 words = b""
                 while not words:
                     try:
@@ -225,10 +235,13 @@ class Keeper:
                         if not words:
                             return  # its process is ending, or has given up the line; that is told elsewhere
                 self._hear(msgspec.json.decode(words, type=line.Answer))
-                await asyncio.sleep(ASK_EVERY_S if self.started.is_set() else ASK_FIRST_EVERY_S)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_EVERY_S if self.started.is_set() else ASK_FIRST_EVERY_S):
+                        await self._hurry.wait()
         except OSError:
             return
         finally:
+            self._line = None
             writer.close()
 
     def _hear_nothing(self, words: str) -> None:
@@ -267,6 +280,11 @@ class Keeper:
             no = answer.lifeless
             self._hear_nothing("its loop has not answered")
             self._mute_from_s = self._silent_s
+        if answer.figures and self._figures is not None:
+            self._figures.set_result(answer.figures)
+            self._figures = None
+        if answer.empties_pod:
+            self.pod_emptied.set()
         self._noes = self._noes + 1 if no else 0
         if self._noes >= NOES:
             self._replace(no)
@@ -278,10 +296,30 @@ class Keeper:
 
     # Ending ------------------------------------------------------------------------------------------------
 
+    async def figures(self) -> str:
+        """What its worker counts, as a page for Prometheus; "" when that does not answer soon."""
+        if self._figures is None:
+            self._figures = asyncio.get_running_loop().create_future()
+            self._hurry.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIGURES_S):
+                return await asyncio.shield(self._figures)
+        return ""
+
     def stop(self) -> None:
         """Drain and end; called again: hurry. What has not ended in its time is killed."""
         self._stopping.set()
         self._ask_to_end()
+
+    def drain(self) -> None:
+        """As `stop`, but by way of the line, so that a `stop` that follows is the first of its kind and no hurry."""
+        self._stopping.set()
+        if self._line is None:  # not yet born or already ended
+            self._ask_to_end()
+            return
+        self._line.write(line.DRAIN)
+        self._state = "ending"
+        self._kill_in_time()
 
     def _ask_to_end(self) -> None:
         process = self._process
@@ -289,6 +327,9 @@ class Keeper:
             return
         self._state = "ending"
         process.send_signal(signal.SIGTERM)
+        self._kill_in_time()
+
+    def _kill_in_time(self) -> None:
         if self._kill is None:
             within_s = self._drains_within_s + MARGIN_S
             self._kill = asyncio.get_running_loop().call_later(

@@ -11,15 +11,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+from types import TracebackType
 from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from busq import events
-from busq.cli.redaction import HIDDEN, hide, is_secret
 from busq.cli.safe import safe
 from busq.errors import ConfigError
+from busq.redaction import HIDDEN, hide, hide_logins, hide_within, is_secret
 from busq.worker.context import current_job_or_none
 
 IN_CHILDREN = "busq.cli.logs:configure_child"
@@ -71,7 +73,6 @@ def configure(level: Level | None = None, stream: TextIO | None = None) -> None:
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _hide_secrets,
                 *(_pretty() if pretty else _json()),
-                _hide_in_line,
             ],
         )
     )
@@ -81,6 +82,23 @@ def configure(level: Level | None = None, stream: TextIO | None = None) -> None:
     logging.getLogger("asyncio").setLevel(max(lowest, logging.INFO))
     logging.captureWarnings(capture=True)
     events.be_quiet_below(lowest)
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The last word of this process takes the way of every line: it may quote anything."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        logging.getLogger("busq.cli").critical("uncaught", exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is not None and not issubclass(ended.exc_type, SystemExit):
+        logging.getLogger("busq.cli").error(
+            "thread.failed", exc_info=(ended.exc_type, ended.exc_value, ended.exc_traceback)
+        )
 
 
 _worker = ""
@@ -133,27 +151,48 @@ def _add_job(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
 
 
 def _hide_secrets(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
-    for name in line:
-        if is_secret(name):
-            line[name] = HIDDEN
-    return line
+    return {name: HIDDEN if is_secret(name) else hide_within(value) for name, value in line.items()}
+
+
+def _hide_in_json(logger: WrappedLogger, method: str, line: Any) -> str:
+    """The line as it will be written, and the last word on it; it is still one document then."""
+    return hide_logins(line)
 
 
 def _hide_in_line(logger: WrappedLogger, method: str, line: Any) -> str:
-    """The line as it will be written, and the last word on it."""
     return hide(line)
 
 
 def _make_safe(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
     """Nothing that a handler logs may steer the terminal. Only a traceback keeps its line breaks."""
-    for name, value in line.items():
-        if isinstance(value, str):
-            line[name] = safe(value, newlines=name in ("exception", "stack"))
-    return line
+    return {safe(name): _harmless(name, value) for name, value in line.items()}
+
+
+def _harmless(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if not isinstance(value, str):
+        words = repr(value)
+        return value if words.isprintable() else safe(words)
+    if name not in ("exception", "stack"):
+        return safe(value)
+    # Set in, so that no line of a message looks like a line of the log.
+    return "\n".join("    " + each for each in safe(value, newlines=True).split("\n"))
+
+
+def _in_words(value: Any) -> str:
+    """What JSON has no way to say."""
+    return hide(repr(value))
 
 
 def _json() -> list[Processor]:
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    # The renderer writes every character that is not ASCII as an escape, so nothing in a line steers a terminal.
+    return [
+        structlog.processors.format_exc_info,
+        _hide_secrets,  # once more, for the traceback that has just become words
+        structlog.processors.JSONRenderer(default=_in_words),
+        _hide_in_json,
+    ]
 
 
 def _pretty() -> list[Processor]:
@@ -162,4 +201,4 @@ def _pretty() -> list[Processor]:
     renderer = structlog.dev.ConsoleRenderer(
         colors=colours, timestamp_key="at", exception_formatter=structlog.dev.plain_traceback
     )
-    return [structlog.processors.format_exc_info, _make_safe, renderer]
+    return [structlog.processors.format_exc_info, _make_safe, renderer, _hide_in_line]

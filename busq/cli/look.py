@@ -61,15 +61,22 @@ def jobs(
 
     if limit < 1:
         raise UsageError(f"--limit: {limit} will not do; it takes 1 or more")
-    found, now = _read(
+    listing, now = _read(
         place,
         lambda reader: _with_now(
-            reader, reader.jobs(states=state or [], kind=kind, queue=queue, group=group, limit=limit)
+            reader, reader.listing(states=state or [], kind=kind, queue=queue, group=group, limit=limit)
         ),
     )
+    found = listing.jobs
     only_cancelled = set(state or []) == {State.CANCELLED}
     _print(found, output, lambda: print_cancelled(found, now) if only_cancelled else print_jobs(found, now))
-    if len(found) == limit and output == "table":
+    if listing.more and len(found) < limit:
+        print(
+            f"{len(found)} shown, and there may be more: the first {listing.looked_at:,} jobs were looked at. Narrow "
+            "it by --state or --queue, which are found without looking at others.",
+            file=sys.stderr,
+        )
+    elif len(found) == limit and output == "table":
         print(f"Only the first {limit} are shown; --limit shows more.", file=sys.stderr)
 
 
@@ -168,9 +175,10 @@ def print_job(job: Job, output: str, *, hook: Job | None = None) -> None:
 
     _print(job, output, lambda: print_facts(_facts(job, hook)))
     if output == "table" and job.error is not None and job.error.traceback:
-        from busq.cli.safe import safe
+        from busq.cli.safe import shown
 
-        sys.stdout.write("\n" + safe(job.error.traceback, newlines=True).rstrip() + "\n")
+        lines = shown(job.error.traceback, newlines=True).rstrip().split("\n")
+        sys.stdout.write("\n" + "".join(f"  {line}\n" for line in lines))
 
 
 def _facts(job: Job, hook: Job | None) -> list[tuple[str, object]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from busq.cli.safe import safe
+from busq.cli.safe import safe, safe_json, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,13 +67,7 @@ def json_document(value: Any) -> str:
         data = msgspec.json.encode(value, enc_hook=str)
     except (TypeError, ValueError, OverflowError, RecursionError):
         data = msgspec.json.encode(_plain(value), enc_hook=str)
-    text = msgspec.json.format(data, indent=2).decode()
-    return text if text.isascii() else "".join(c if c.isprintable() or c == "\n" else _unicode_escape(c) for c in text)
-
-
-def _unicode_escape(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+    return msgspec.json.format(safe_json(data), indent=2)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -174,7 +168,7 @@ def show(out: Console, renderable: Any) -> None:
 def _cell(value: object, column: Column) -> Text:
     from rich.text import Text
 
-    words = "" if value is None else safe(value)
+    words = "" if value is None else shown(value)
     return Text(words, style=COLOURS.get(words, "") if column.coloured else "")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from busq.cli.redaction import guard
+from busq.redaction import guard, guard_secret
 
 if TYPE_CHECKING:
     from busq.client.bus import Bus
@@ -35,21 +35,28 @@ class Place:
     """Which bus."""
 
     url: str | None = None
-    """redis://, rediss:// or unix://; left out: BUSQ_URL."""
+    """redis://, unix://, redis+sentinel:// or redis+cluster://, with rediss for TLS; left out: BUSQ_URL."""
 
     namespace: str | None = None
     """The bus's name in Redis; left out: BUSQ_NAMESPACE, else busq."""
 
     def settings(self, **given: Any) -> Settings:
         """Settings from these options and the environment. Raise `ConfigError`, also when there is no URL."""
-        from busq.config import Settings
         from busq.errors import ConfigError
+
+        settings = self.settings_without_url(**given)
+        if not settings.url:
+            raise ConfigError(NO_URL)
+        return settings
+
+    def settings_without_url(self, **given: Any) -> Settings:
+        """The same for a command that can do without a server: `url` may be None."""
+        from busq.config import Settings
 
         guard(self.url)
         settings = Settings.load(url=self.url, namespace=self.namespace, **given)
         guard(settings.url)
-        if not settings.url:
-            raise ConfigError(NO_URL)
+        guard_secret(settings.sentinel_password)
         return settings
 
 

@@ -16,13 +16,14 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from http import HTTPStatus
 
 import msgspec
 
-from busq import events
-from busq.cli import exits, health, logs, loop, redaction, serving
+from busq import events, redaction, tasks
+from busq.cli import exits, health, logs, loop, serving
 from busq.cli.children import how_it_ended
-from busq.cli.health import Address
+from busq.cli.health import METRICS, Address, Answer
 from busq.cli.keeper import Keeper, ProcessHealth
 from busq.cli.worker import Work
 from busq.config import Settings
@@ -76,7 +77,11 @@ class Supervisor:
                 self._started = True
                 events.tell(log, events.SUPERVISOR_STARTED, supervisor=os.getpid(), processes=len(self._keepers))
                 running += [asyncio.create_task(keeper.run()) for keeper in others]
-            await asyncio.gather(*running)
+            emptied = [asyncio.create_task(self._drain_with(keeper)) for keeper in self._keepers]
+            try:
+                await asyncio.gather(*running)
+            finally:
+                await tasks.end(*emptied)
         finally:
             started.cancel()
             for task in running:
@@ -95,6 +100,15 @@ class Supervisor:
         for keeper in self._keepers:
             keeper.stop()
 
+    async def _drain_with(self, keeper: Keeper) -> None:
+        """Drain all of them once the worker of one was told, through the bus, that this host shall be empty."""
+        await keeper.pod_emptied.wait()
+        if not self._draining:
+            self._draining = True
+            events.tell(log, events.SUPERVISOR_DRAINING, supervisor=os.getpid())
+            for each in self._keepers:
+                each.drain()
+
     def health(self) -> Health:
         return Health(
             name=f"{socket.gethostname()}-{os.getpid()}",
@@ -109,6 +123,14 @@ class Supervisor:
                 **{f"process {keeper.number}": keeper.trouble for keeper in self._keepers},
             },
         )
+
+    async def metrics(self) -> Answer:
+        """The figures of all of them in one page; of one that does not answer now there are none."""
+        from busq.cli import metrics
+
+        pages = await asyncio.gather(*(keeper.figures() for keeper in self._keepers))
+        told = {keeper.number: page for keeper, page in zip(self._keepers, pages, strict=True) if page}
+        return HTTPStatus.OK, METRICS, metrics.merged(told, [keeper.health for keeper in self._keepers])
 
     @staticmethod
     def _given_up(keepers: Iterable[Keeper]) -> str:
@@ -133,7 +155,7 @@ def run(work: Work, processes: int, address: Address | None) -> int:
     supervisor = Supervisor(work, processes)
 
     async def supervise() -> None:
-        async with health.served(address, supervisor.health):
+        async with health.served(address, supervisor.health, {"/metrics": supervisor.metrics}):
             await serving.until_stopped(supervisor.run(), stop=supervisor.stop, started=lambda: True)
 
     loop.run(supervise())

@@ -28,6 +28,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     shutdown_timeout: float | None = None
     cleanup_timeout: float | None = None
     log_level: Literal["debug", "info", "warning", "error"] | None = None
+    measured: bool = False
     url: str | None = None
     namespace: str | None = None
 
@@ -82,6 +83,7 @@ def worker(
         shutdown_timeout=shutdown_timeout,
         cleanup_timeout=cleanup_timeout,
         log_level=log_level,
+        measured=page.health_port is not None,
         url=place.url,
         namespace=place.namespace,
     )
@@ -117,25 +119,41 @@ def run(work: Work, address: Address | None = None, *, line: socket | None = Non
 async def _work(bus: Bus, settings: Settings, work: Work, address: Address | None, line: socket | None) -> None:
     from busq.cli import health, logs, loop, serving
     from busq.cli import line as supervised
+    from busq.worker.meter import UNMETERED, Counting
     from busq.worker.worker import Worker
 
+    worker: Worker
+
+    def told_to_drain() -> None:
+        worker.stop_for_certain(serving.leave_now, by_wish=True)
+
+    meter = Counting() if work.measured else UNMETERED
     worker = Worker(
         settings,
         bus.handlers,
         queues=work.queues,
         concurrency=work.concurrency,
         child_setup=logs.IN_CHILDREN,
+        told_to_drain=told_to_drain,
+        meter=meter,
         loop_factory=loop.factory(),
     )
+
+    def figures() -> str:
+        from busq.cli import metrics
+
+        registries = [meter.registry] if isinstance(meter, Counting) else []
+        return metrics.text(*registries, more=metrics.of_worker(worker.health()))
+
     if line is not None:
         logs.name_lines(worker.name)
-        supervised.answer(line, worker)
+        supervised.answer(line, worker, figures)
 
     async def run() -> None:
         await serving.require_fit(settings)
         await worker.run()
 
-    async with health.served(address, worker.health):
+    async with health.served(address, worker.health, health.metrics_page(figures)):
         await serving.until_stopped(
             run(),
             stop=worker.stop,

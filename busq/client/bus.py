@@ -22,7 +22,7 @@ from busq.client.handle import JobHandle
 from busq.client.jobs import AsyncJob, KindOptions, SyncJob
 from busq.client.link import Link, rung
 from busq.client.scope_calls import ScopeCalls
-from busq.client.spec import JobOptions, JobSpec
+from busq.client.spec import JobOptions, JobSpec, over_limit
 from busq.config import Settings
 from busq.errors import ConfigError, JidInUse, ParentClosed, TooDeep, UsageError
 from busq.handlers import Handler, HandlerOptions, Handlers
@@ -153,8 +153,9 @@ class Bus(ScopeCalls):
         Put many jobs on their queues, a batch in each round trip; handles come in the order of the specs.
 
         Raise `JidInUse` for the first jid that another job holds, `ParentClosed` or `TooDeep` for the first job whose
-        parent gains no such child; the other jobs have been enqueued then. Raise `UsageError` before anything is sent
-        when one jid is given twice.
+        parent gains no such child, `QueueFull` or `RateLimited` for the first that is over a limit; the other jobs have
+        been enqueued then, but for those that the error names. Raise `UsageError` before anything is sent when one jid
+        is given twice.
         """
         return [
             JobHandle(self, spec.jid, state, spec.result_type, confirmed)
@@ -173,10 +174,14 @@ class Bus(ScopeCalls):
         confirming = link.confirming(together(spec.durability for spec in specs))
         jobs = [spec.job for spec in specs]
         answers = await link.store.enqueue(jobs, call=secrets.token_hex(8), confirming=confirming)
-        return [
-            (spec, _admitted(spec, word, state), None if confirming is None else confirming.answer(spec.durability))
-            for spec, (word, state, *_) in zip(specs, answers, strict=True)
-        ]
+        admitted = []
+        for spec, answer in zip(specs, answers, strict=True):
+            if answer[0] in ("full", "limited"):
+                refused = [each.jid for each, (word, *_) in zip(specs, answers, strict=True) if word == answer[0]]
+                raise over_limit(spec.job, answer, refused, self.settings, link.store.shards)
+            confirmed = None if confirming is None else confirming.answer(spec.durability)
+            admitted.append((spec, _admitted(spec, answer[0], answer[1]), confirmed))
+        return admitted
 
     # Cancelling --------------------------------------------------------------------------------------------
 

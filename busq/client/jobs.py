@@ -51,7 +51,7 @@ class Enqueuer(Generic[P, R_co]):
         Put a job of this kind on its queue. The arguments are the handler's own.
 
         Raise `BadArguments`, `TooLarge`, `BadJid`, `JidInUse` or `BusUnavailable`; with a parent also `ParentClosed` or
-        `TooDeep`.
+        `TooDeep`; where limits are set `QueueFull` or `RateLimited`.
         """
         return (await self._bus.enqueue_many([self.spec(*args, **kwargs)]))[0]
 
@@ -86,6 +86,7 @@ class Enqueuer(Generic[P, R_co]):
         max_losses: int | None = None,
         expires: float | None = None,
         deadline: float | None = None,
+        max_queue: int | None = None,
         durability: DurabilityWord = None,
     ) -> Enqueuer[P, R_co]:
         """The same handler, whose next jobs say this for themselves; see `JobOptions`. Lengths of time in seconds."""

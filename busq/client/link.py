@@ -74,9 +74,10 @@ class Link:
         channel = self.store.done_prefix + of.encode()
         bell = asyncio.Event()
         self._rung.setdefault(channel, set()).add(bell)
-        if self._listening is None:
-            self._listening = asyncio.create_task(self._listener.run())
         self._listener.subscribe(channel)
+        if self._listening is None or self._listening.done():
+            # Not for ever: a bus that is dropped without a close would leave a task that is never to end.
+            self._listening = asyncio.create_task(self._listener.run_while_needed())
         try:
             yield bell
         finally:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from busq.config import Settings
-from busq.errors import UsageError
+from busq.errors import QueueFull, RateLimited, UsageError
 from busq.handlers import DEFAULT_QUEUE, Handler, HandlerOptions, check_kind
 from busq.protocol.cancel import clean_words
 from busq.protocol.codec import encode_payload
@@ -25,6 +25,7 @@ from busq.store.forms import NewJob
 R_co = TypeVar("R_co", covariant=True)
 
 MOST_TAGS = 32
+MOST_QUEUE = 1_000_000_000
 MOST_DELAY_S = 10 * 365 * 86_400.0  # ten years: beyond that somebody has mixed up seconds and milliseconds
 
 
@@ -36,8 +37,9 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     waited longer than that for its first start. `deadline`: cancelled when it has not ended that long after its
     enqueueing, over all attempts. `parent`: the jid of the job whose child this is; `on_parent_cancel`: what becomes of
     it when that one is cancelled (`cancel`; `wait`: it goes on and the parent waits; `abandon`: it goes on alone).
-    `key` with `supersede`: the older job of the same key, if it has not ended, is cancelled. `durability`: what is to
-    be confirmed before the enqueue returns, "replicated" or "fsynced"; the handle's `confirmed` says what was.
+    `key` with `supersede`: the older job of the same key, if it has not ended, is cancelled. `max_queue`: it is refused
+    with `QueueFull` when as many jobs wait in its queue. `durability`: what is to be confirmed before the enqueue
+    returns, "replicated" or "fsynced"; the handle's `confirmed` says what was.
     """
 
     jid: str | None = None
@@ -57,6 +59,7 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_losses: int | None = None
     expires: float | None = None
     deadline: float | None = None
+    max_queue: int | None = None
     durability: str | None = None
 
     def over(self, given: Mapping[str, Any]) -> JobOptions:
@@ -114,6 +117,7 @@ def make_spec(
         payload=payload,
         delay_ms=delay_ms,
         fields=tuple(_fields(options, own, handler)),
+        most=_most(options.max_queue),
     )
     return JobSpec(job, handler.result_type if handler is not None else Any, durability)
 
@@ -163,6 +167,25 @@ def _check_family(options: JobOptions) -> None:
     check_key(options.key)
     if not options.supersede:
         raise UsageError(f"key: {options.key!r} is there for supersede=True, which was not given; give both or neither")
+
+
+def _most(max_queue: int | None) -> int:
+    if max_queue is None:
+        return 0
+    if isinstance(max_queue, bool) or not isinstance(max_queue, int) or not 1 <= max_queue <= MOST_QUEUE:
+        raise UsageError(f"max_queue: {max_queue!r} will not do; it takes a number of jobs, 1 to {MOST_QUEUE:,}")
+    return max_queue
+
+
+def over_limit(
+    job: NewJob, answer: tuple[Any, ...], jids: list[str], settings: Settings, shards: int
+) -> QueueFull | RateLimited:
+    """The error for a job that was over a limit; `jids` are those of the call that were refused so."""
+    if answer[0] == "full":
+        return QueueFull(job.queue, answer[2], math.ceil((job.most or settings.queue_limit or 0) / shards), jids)
+    what, wait_ms = answer[2:]
+    name, rate = (job.queue, settings.queue_rate) if what == "queue" else (job.said("group"), settings.group_rate)
+    return RateLimited(what, name or "", rate or 0.0, wait_ms / 1000, jids)
 
 
 def _delay_ms(delay: float | None) -> int:

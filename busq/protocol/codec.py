@@ -23,8 +23,10 @@ from typing import Any
 import msgspec
 
 from busq.errors import BadArguments, BadPayload, BadResult, TooLarge
+from busq.redaction import hide
 
 VERSION = 1
+SEARCHED = 1_000_000  # characters of an exception's words that secrets are looked for in
 EMPTY_PAYLOAD = b"\x01\x92\x90\x80"
 """The payload of a call without arguments."""
 
@@ -210,9 +212,15 @@ def describe_error(exc: BaseException, limit_bytes: int) -> ErrorInfo:
     quarter = limit_bytes // 4
     return ErrorInfo(
         _within(_words(lambda: _name_of(type(exc))), quarter),
-        _within(_words(lambda: str(exc)), quarter),
-        _within(_words(lambda: "".join(traceback.format_exception(exc))), limit_bytes),
+        _within(_without_secrets(_words(lambda: str(exc))), quarter),
+        _within(_without_secrets(_words(lambda: "".join(traceback.format_exception(exc)))), limit_bytes),
     )
+
+
+def _without_secrets(text: str) -> str:
+    # Before it is cut to size: half a login does not look like one.
+    plain = str.replace(text, "\0", "\\x00")  # a text of str's own, as in `_within`
+    return hide(plain if len(plain) <= SEARCHED else _within(plain, SEARCHED))
 
 
 def _name_of(kind: type) -> str:

@@ -35,6 +35,13 @@ class ShardKeys:
         return self.prefix + name.encode()
 
     @cached_property
+    def whole(self) -> bytes:
+        """
+        Never there. A script that names it is refused while its slot is on the move (see `store/scripts.py`).
+        """
+        return self._key("whole")
+
+    @cached_property
     def events(self) -> bytes:
         return self._key("events")
 
@@ -79,6 +86,10 @@ class ShardKeys:
         return self._key("worker_info")
 
     @cached_property
+    def drains(self) -> bytes:
+        return self._key("drains")
+
+    @cached_property
     def suspects(self) -> bytes:
         return self._key("suspects")
 
@@ -111,6 +122,9 @@ class ShardKeys:
 
     def children(self, jid: str) -> bytes:
         return self._key("children:" + jid)
+
+    def rate(self, what: str, name: str) -> bytes:
+        return self._key(f"rate:{what}:{name}")
 
     def fallen(self, jid: str) -> bytes:
         return self._key("fallen:" + jid)
@@ -181,6 +195,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("{s}:ended:<state>", "sorted sets, by expiry", "every ending", "members leave when their record expires"),
     ("{s}:workers", "sorted set, by lease", "renew", "members leave when a worker leaves or is lost"),
     ("{s}:worker_info", "hash", "renew", "fields leave with the worker"),
+    ("{s}:drains", "hash", "drain", "fields leave with the worker"),
     (
         "{s}:suspects",
         "sorted set, by time",
@@ -215,8 +230,31 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "members leave when the children have been told",
     ),
     ("{s}:keyed", "hash", "enqueue", "fields leave when the newest job of their key ends"),
+    ("{s}:rate:<queue or group>", "string", "enqueue, where rates are set", "a minute after it has no say any more"),
     ("{s}:hooks", "hash", "declare", "fields leave when workers declare that the kind has no hook any more"),
     ("{s}:dead", "stream", "refuse, bury, finish", "until `busq dead purge` or `retry`"),
     ("{s}:events", "stream", "every script", "about the newest 100,000 entries"),
     ("{s}:counters", "hash", "every script", "none: a dozen fields"),
 )
+
+LEFT_WHEN_DRAINED: dict[str, str] = {
+    "meta": "for good",
+    "{s}:job:<jid>": "expires",
+    "{s}:queue:<queue>": "for good, empty",
+    "{s}:queues": "for good",
+    "{s}:cancelled": "pruned",
+    "{s}:tombstones": "pruned",
+    "{s}:ended:<state>": "pruned",
+    "{s}:suspects": "pruned",
+    "{s}:scope:<id>": "expires",
+    "{s}:fallen:<jid>": "expires",
+    "{s}:rate:<queue or group>": "expires",
+    "{s}:hooks": "for good",
+    "{s}:dead": "for good",
+    "{s}:events": "for good",
+    "{s}:counters": "for good",
+}
+"""
+What a bus may still hold when all of its jobs have ended and its processes have left, by row of the table of keys. What
+expires has an expiry of its own; what is pruned holds members that a watchdog drops when their time is over.
+"""

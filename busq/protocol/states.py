@@ -88,6 +88,8 @@ TRANSITIONS: Table = {
             fenced=_S.CANCELLED,
             orphan=None,
             too_deep=None,
+            full=None,
+            limited=None,
         ),
     ),
     Verb.PROMOTE: _rows(
@@ -98,8 +100,17 @@ TRANSITIONS: Table = {
         | {
             # Stale and cancelled: a moment of the job had passed. The next two: a worker asks about its own entry, of
             # which it runs nothing because the answer to its start was lost.
-            _S.QUEUED: _row(started=_S.RUNNING, stale=(_S.QUEUED, _S.CANCELLED), other_kind=_S.QUEUED, newer=_S.QUEUED),
-            _S.RUNNING: _row(started=_S.RUNNING, stale=(_S.RUNNING, _S.CANCELLED), newer=_S.RUNNING),
+            # Unjudged: a live rule of a newer busq may cover it.
+            _S.QUEUED: _row(
+                started=_S.RUNNING,
+                stale=(_S.QUEUED, _S.CANCELLED),
+                other_kind=_S.QUEUED,
+                newer=_S.QUEUED,
+                unjudged=_S.QUEUED,
+            ),
+            _S.RUNNING: _row(
+                started=_S.RUNNING, stale=(_S.RUNNING, _S.CANCELLED), newer=_S.RUNNING, unjudged=_S.RUNNING
+            ),
             _S.CANCELLING: _row(stale=(_S.CANCELLING, _S.CANCELLED), newer=_S.CANCELLING),
         },
         otherwise="stale",

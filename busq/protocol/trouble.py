@@ -82,10 +82,12 @@ _CODES = {
     "TRYAGAIN": Trouble.REFUSED,
     "NOSCRIPT": Trouble.REFUSED,
 }
-# Errors of the sort ERR that are told apart by what they say. Redis 7.0 has no word for the second.
+# Errors of the sort ERR that are told apart by what they say. For the second one Redis 7.0 has no word, and Redis 7.2
+# says it in other words.
 _SAYINGS = {
     "max number of clients": Trouble.CROWDED,
     "The user executing the script can't": Trouble.FORBIDDEN,
+    "ACL failure in script": Trouble.FORBIDDEN,
 }
 
 

@@ -21,7 +21,7 @@ from busq.errors import BusqError
 from busq.protocol import keys as bus_keys
 from busq.protocol.keys import GROUP, ShardKeys
 from busq.store import fitness, watch
-from busq.store.connection import Connections, reaching
+from busq.store.connection import Client, Connections, reaching
 from busq.store.fitness import Finding, Grade, Info
 from busq.store.listener import Listener
 from busq.store.reader import Reader
@@ -32,35 +32,50 @@ ECHO_LIMIT_S = 3.0
 SKEW_S = 1.0
 SLOW_MS = 50.0
 
+# What only a cluster asks for; ASKING holds for the next command of its connection, and does no harm there.
+_NEEDED_APART: tuple[tuple[Any, ...], ...] = (
+    ("CLUSTER", "SLOTS"), ("CLIENT", "ID"), ("CLIENT", "UNBLOCK", 0), ("ASKING",),
+)  # fmt: skip
+
 Check = Callable[[], Awaitable[list[Finding]]]
 
 
 async def look_over(settings: Settings) -> list[Finding]:
-    """Everything there is to say about the server and the bus on it. Raise `ConfigError` for a URL that is none."""
+    """
+    Everything there is to say about the server, or each server of a cluster, and the bus on it.
+
+    Raise `ConfigError` for a URL that is none.
+    """
     connections = Connections(settings)
     try:
         reached = await _tried("server", lambda: _reached(connections))
         if fitness.worst(reached) is Grade.FAIL:
             return reached
-        info: Info = {}
-        findings = list(reached)
-
-        async def server() -> list[Finding]:
-            nonlocal info
-            info = await fitness.read_info(connections) or {}
-            told = fitness.judge(info)
-            return [*told, fitness.known_holes(fitness.server_of(info))] if info else told
-
-        findings += await _tried("version", server)
-        findings += await _tried("persistence", lambda: _persistence(connections, info))
-        findings += await _tried("replication", lambda: _replication(connections, info))
-        findings += await _tried("acl", lambda: _acl(connections, settings))
-        findings += await _tried("clock", lambda: _clock(connections))
+        told = [(place, await _look_at(connections, settings, server)) for place, server in await connections.servers()]
+        findings = [*reached, *fitness.gathered(told)]
         findings += await _tried("pubsub", lambda: _round_trip(connections, settings))
         findings += await _tried("bus", lambda: _bus(connections, settings))
         return findings
     finally:
         await connections.close()
+
+
+async def _look_at(connections: Connections, settings: Settings, server: Client) -> list[Finding]:
+    """What there is to say about one server."""
+    info: Info = {}
+
+    async def judged() -> list[Finding]:
+        nonlocal info
+        info = await fitness.read_info(connections, server) or {}
+        told = fitness.judge(info, apart=connections.apart)
+        return [*told, fitness.known_holes(fitness.server_of(info))] if info else told
+
+    findings = await _tried("version", judged)
+    findings += await _tried("persistence", lambda: _persistence(server, info))
+    findings += await _tried("replication", lambda: _replication(server, info))
+    findings += await _tried("acl", lambda: _acl(server, settings, apart=connections.apart))
+    findings += await _tried("clock", lambda: _clock(server))
+    return findings
 
 
 async def _tried(check: str, look: Check) -> list[Finding]:
@@ -74,15 +89,21 @@ async def _tried(check: str, look: Check) -> list[Finding]:
 
 
 async def _reached(connections: Connections) -> list[Finding]:
-    times = []
+    took, slowest = 0.0, connections.place
     with reaching(connections.place):
-        await connections.commands.ping()
-        for _ in range(ROUNDS):
-            began = time.perf_counter()
-            await connections.commands.ping()
-            times.append((time.perf_counter() - began) * 1000)
-    took = statistics.median(times)
+        servers = await connections.servers()
+        for place, server in servers:
+            times = []
+            await server.ping()
+            for _ in range(ROUNDS):
+                began = time.perf_counter()
+                await server.ping()
+                times.append((time.perf_counter() - began) * 1000)
+            if statistics.median(times) > took:
+                took, slowest = statistics.median(times), place
     found = f"{connections.place} answers in {took:.2f} ms"
+    if connections.apart:
+        found = f"{connections.place}: {len(servers)} nodes, the slowest, {slowest}, answers in {took:.2f} ms"
     if took > SLOW_MS:
         return [
             Finding(check="server", grade=Grade.WARN, found=found, advice="That is far away; run workers nearer to it.")
@@ -90,17 +111,17 @@ async def _reached(connections: Connections) -> list[Finding]:
     return [Finding(check="server", grade=Grade.OK, found=found)]
 
 
-async def _setting(connections: Connections, name: str) -> str | None:
+async def _setting(server: Client, name: str) -> str | None:
     """One line of the server's configuration; None where it is closed, as on managed servers."""
     try:
-        answer = await connections.commands.config_get(name)
+        answer = await server.config_get(name)
     except redis_errors.ResponseError:
         return None
     value = answer.get(name)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-async def _persistence(connections: Connections, info: Info) -> list[Finding]:
+async def _persistence(server: Client, info: Info) -> list[Finding]:
     if "aof_enabled" not in info:
         return [Finding(check="persistence", grade=Grade.SKIP, found="the server does not tell what it keeps")]
     if "err" in (info.get("rdb_last_bgsave_status"), info.get("aof_last_write_status")):
@@ -113,7 +134,7 @@ async def _persistence(connections: Connections, info: Info) -> list[Finding]:
             )
         ]
     if str(info["aof_enabled"]) == "1":
-        fsync = await _setting(connections, "appendfsync")
+        fsync = await _setting(server, "appendfsync")
         loses = {"always": "a crash loses nothing", "everysec": "a crash loses a second at most"}.get(fsync or "", "")
         found = f"AOF, appendfsync {fsync}" if fsync else "AOF"
         if fsync == "no":
@@ -126,7 +147,7 @@ async def _persistence(connections: Connections, info: Info) -> list[Finding]:
                 )
             ]
         return [Finding(check="persistence", grade=Grade.OK, found=f"{found}: {loses}" if loses else found)]
-    saves = await _setting(connections, "save")
+    saves = await _setting(server, "save")
     if saves == "" or (saves is None and not info.get("rdb_saves")):
         return [
             Finding(
@@ -147,13 +168,13 @@ async def _persistence(connections: Connections, info: Info) -> list[Finding]:
     ]
 
 
-async def _replication(connections: Connections, info: Info) -> list[Finding]:
+async def _replication(server: Client, info: Info) -> list[Finding]:
     if "connected_slaves" not in info:
         return [Finding(check="replication", grade=Grade.SKIP, found="the server does not tell of its replicas")]
     replicas = int(info["connected_slaves"])
     if replicas == 0:
         return [Finding(check="replication", grade=Grade.OK, found="no replicas")]
-    least = await _setting(connections, "min-replicas-to-write")
+    least = await _setting(server, "min-replicas-to-write")
     if least not in (None, "0") or "min_slaves_good_slaves" in info:
         return [
             Finding(check="replication", grade=Grade.OK, found=f"{replicas} replicas, min-replicas-to-write {least}")
@@ -168,15 +189,14 @@ async def _replication(connections: Connections, info: Info) -> list[Finding]:
     ]
 
 
-async def _acl(connections: Connections, settings: Settings) -> list[Finding]:
+async def _acl(server: Client, settings: Settings, *, apart: bool) -> list[Finding]:
     try:
-        user: Any = await connections.commands.execute_command("ACL", "WHOAMI")
+        user: Any = await server.execute_command("ACL", "WHOAMI")
         name = user.decode("utf-8", "replace") if isinstance(user, bytes) else str(user)
     except redis_errors.ResponseError:
         name = "this user (ACL WHOAMI is closed)"
-    refused = [
-        command[0] for command in _needed(settings, secrets.token_hex(6)) if not await _may(connections, command)
-    ]
+    needed = [*_needed(settings, secrets.token_hex(6)), *(_NEEDED_APART if apart else ())]
+    refused = [" ".join(_named(command)) for command in needed if not await _may(server, command)]
     if refused:
         return [
             Finding(
@@ -222,9 +242,14 @@ def _needed(settings: Settings, mark: str) -> list[tuple[Any, ...]]:
     ]
 
 
-async def _may(connections: Connections, command: Sequence[Any]) -> bool:
+def _named(command: Sequence[Any]) -> Sequence[str]:
+    return command[: 2 if command in _NEEDED_APART else 1]
+
+
+async def _may(server: Client, command: Sequence[Any]) -> bool:
+    """Whether it is let in; a key that another node of the cluster holds is no refusal."""
     try:
-        await connections.commands.execute_command(*command)
+        await server.execute_command(*command)
     except redis_errors.NoPermissionError:
         return False
     except redis_errors.ResponseError as error:
@@ -232,9 +257,9 @@ async def _may(connections: Connections, command: Sequence[Any]) -> bool:
     return True
 
 
-async def _clock(connections: Connections) -> list[Finding]:
+async def _clock(server: Client) -> list[Finding]:
     before = time.time()
-    seconds, micros = await connections.commands.time()
+    seconds, micros = await server.time()
     after = time.time()
     ahead = int(seconds) + int(micros) / 1e6 - (before + after) / 2
     found = f"the server's clock is {abs(ahead):.3f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
@@ -289,7 +314,8 @@ async def _round_trip(connections: Connections, settings: Settings) -> list[Find
 
 
 async def _bus(connections: Connections, settings: Settings) -> list[Finding]:
-    version, shards = await connections.commands.hmget(bus_keys.meta(settings.namespace), "v", "shards")
+    with reaching(connections.place):
+        version, shards = await connections.commands.hmget(bus_keys.meta(settings.namespace), "v", "shards")
     if version is None:
         found = f"there is no bus {settings.namespace!r} yet; the first to use it makes one"
         return [Finding(check="bus", grade=Grade.OK, found=f"{found} with {settings.shards or 1} shard(s)")]
@@ -305,8 +331,8 @@ async def _bus(connections: Connections, settings: Settings) -> list[Finding]:
 
 async def _overdue(store: Store) -> list[Finding]:
     late = 0
-    latest = await watch.server_now_ms(store) - store.settings.watchdog_interval_s * 1000
     for shard in range(store.shards):
+        latest = await watch.server_now_ms(store, shard) - store.settings.watchdog_interval_s * 1000
         late += await store.redis.zcount(store.keys(shard).deadlines, "-inf", latest)
     if late:
         return [

@@ -46,13 +46,21 @@ class Confirming:
             return Confirmed(asked=asked, ok=bool(self._on_disk), fsynced=bool(self._on_disk))
         return None
 
-    async def run(self, script: Script, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg], place: str) -> Any:
+    async def run(
+        self,
+        script: Script,
+        redis: Client,
+        server: Client,
+        keys: Sequence[bytes],
+        argv: Sequence[Arg],
+        place: str,
+    ) -> Any:
         """
-        The script's answer. Raise as the script does, and `UsageError`, with nothing written, where the server has no
-        way to confirm what is wanted.
+        The script's answer; `server` is the one that runs it. Raise as the script does, and `UsageError`, with nothing
+        written, where the server has no way to confirm what is wanted.
         """
         if not self._asked:
-            await self._ask(redis, place)
+            await self._ask(server, place)
             self._asked = True
         commands: list[tuple[Arg, ...]] = []
         if Durability.REPLICATED in self._wanted:

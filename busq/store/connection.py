@@ -5,15 +5,18 @@ Three kinds, because one set of timeouts fits none of the others: commands (shor
 every script is safe to send twice), blocking reads (the deadline outlasts the read, never re-sent: a lost reply is
 found among the reader's own pending entries) and pub/sub (the listener has its own end-to-end deadline). Bytes
 throughout: one undecodable message must not wedge a consumer.
+
+Where Sentinels or a cluster say whom to talk to, every new connection of every kind asks them afresh. So whatever
+makes a connection useless (an error, a silence, a primary that was demoted) also finds the new place.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import hiredis
 from redis import exceptions as redis_errors
@@ -23,57 +26,83 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from busq.config import Settings
-from busq.errors import ConfigError
+from busq.errors import BusUnavailable
+from busq.protocol.trouble import Trouble
+from busq.redaction import guard, guard_secret
+from busq.store.address import Address, Node, Shape, read_address, redact, require_url
+from busq.store.cluster import Cluster
+from busq.store.sentinel import Primary
+from busq.store.slots import SlotMap
 from busq.store.trouble import as_ours
 
-SCHEMES = ("redis", "rediss", "unix")
+__all__ = ["BLOCK_MS", "RESENDS", "Client", "Connections", "reaching", "redact", "require_url"]
+
 BLOCK_MS = 2000  # a blocking read asks at least this often, so that a dead connection is found
 RESENDS = 3
-
-
-def require_url(settings: Settings) -> str:
-    """The URL to talk to; `ConfigError` with what to do when there is none or it cannot be one."""
-    if not settings.url:
-        raise ConfigError(
-            "no Redis URL: set BUSQ_URL=redis://host:6379/0 or pass one, busq.Bus('redis://…'). "
-            "For a first try without a server, `busq dev APP` or `busq demo` start one of their own."
-        )
-    try:
-        parts = urlsplit(settings.url)
-    except ValueError as error:
-        raise ConfigError(f"url: {redact(settings.url)} will not do: {error}") from None
-    if parts.scheme not in SCHEMES:
-        raise ConfigError(
-            f"url: {redact(settings.url)!r} has scheme {parts.scheme!r}; it takes redis://, rediss:// (TLS) or unix://"
-        )
-    return settings.url
-
-
-def redact(url: str) -> str:
-    """The URL without its password, and without anything in its query, for people's eyes."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        user = parts.username or ""
-    except ValueError:
-        return "(a malformed URL)"
-    login = f"{user}:***@" if "@" in parts.netloc else ""
-    return urlunsplit((parts.scheme, login + host, parts.path, "***" if parts.query else "", ""))
+MOST_CONNECTIONS = 32  # of one client to one server
 
 
 # redis-py types every reply for both protocols and both decodings at once. Here all is bytes, and where a reply is
 # taken apart its shape is checked; so the clients are not typed, once and for all, right here.
 Client = Any
 
+Seek = Callable[[], Awaitable[Node]]
+"""Says where a new connection shall lead."""
+
+
+class TlsRefused(redis_errors.RedisError):
+    """The two sides cannot agree on TLS. Not one of redis-py's connection errors: trying again is of no use."""
+
 
 class _Ours(AbstractConnection):
     """
-    Two things that redis-py's asyncio connections do not do.
+    What redis-py's asyncio connections do not do.
 
-    Commands are written by hiredis, as its blocking connections do: a batch has a thousand arguments. And a write
+    Commands are written by hiredis, as its blocking connections do: a batch has a thousand arguments. A write
     is limited by `asyncio.timeout`: with `wait_for`, which redis-py uses, Python 3.11 loses a cancellation that comes
     together with the end of the write, and a task that reads for ever never hears that it shall stop.
+
+    With `seek` a connection asks at each connect where it shall lead, and there for the role: a replica is no use.
+    One that is answered READONLY is closed, and so asks again. Trouble with TLS is told as such and not tried again.
     """
+
+    def __init__(self, *, seek: Seek | None = None, **how: Any) -> None:
+        super().__init__(**how)
+        self._seek = seek
+
+    async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
+        if self.is_connected:
+            return
+        if self._seek is not None:
+            self.host, self.port = await self._seek()
+        try:
+            await super().connect_check_health(check_health, retry_socket_connect)
+            if self._seek is not None:
+                await self._require_primary()
+        except (redis_errors.ConnectionError, OSError) as error:
+            trouble = _tls_trouble(error)
+            if trouble is None:
+                raise
+            raise TlsRefused(_explain(trouble)) from error
+
+    async def _require_primary(self) -> None:
+        try:
+            await self.send_command("ROLE", check_health=False)
+            role = await self.read_response()
+        except redis_errors.ResponseError:
+            return  # closed to this user: a replica will show by its READONLY
+        if role[0] != b"master":
+            await self.disconnect(nowait=True)
+            raise redis_errors.ConnectionError(f"{self.host}:{self.port} is not the primary (any more)")
+
+    async def read_response(self, *args: Any, **how: Any) -> Any:
+        try:
+            return await super().read_response(*args, **how)
+        except redis_errors.ReadOnlyError:
+            if self._seek is None:
+                raise
+            await self.disconnect(nowait=True)
+            raise redis_errors.ConnectionError(f"{self.host}:{self.port} is not the primary any more") from None
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if not self.is_connected:
@@ -98,66 +127,159 @@ class _TcpConnection(_Ours, Connection):
 
 
 class _TlsConnection(_Ours, SSLConnection):
-    pass
+    async def _connect(self) -> None:
+        try:
+            await super()._connect()  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            # A server without TLS takes our greeting for the beginning of a command, and waits for the rest.
+            raise redis_errors.TimeoutError(
+                f"{self.host}:{self.port} answers no TLS handshake: it is frozen, or speaks no TLS on this port"
+            ) from None
 
 
 class _UnixConnection(_Ours, UnixDomainSocketConnection):
     pass
 
 
-_CONNECTIONS = {"redis": _TcpConnection, "rediss": _TlsConnection, "unix": _UnixConnection}
+def _tls_trouble(error: BaseException | None) -> ssl.SSLError | None:
+    """What TLS found wrong, if that is behind an error; a handshake that was cut off is none."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _explain(trouble: ssl.SSLError) -> str:
+    if isinstance(trouble, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not accepted: {trouble.verify_message}. Give the authority that signed it by "
+            "BUSQ_TLS_CA_FILE, and use a host name that stands in it"
+        )
+    what = (trouble.reason or str(trouble)).replace("_", " ").lower()
+    if trouble.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
+        return f"it does not speak TLS on this port ({what}); write redis in place of rediss, or use its TLS port"
+    if "CERTIFICATE" in (trouble.reason or ""):
+        return f"it does not accept our certificate ({what}); set BUSQ_TLS_CERT_FILE and BUSQ_TLS_KEY_FILE"
+    return f"the two sides cannot agree on TLS: {what}"
 
 
 class Connections:
     """The clients of one store. Opened on first use; bound to the event loop that uses them first."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = require_url(settings)
+        guard(settings.url)
+        guard_secret(settings.sentinel_password)
         self._settings = settings
-        self._made: list[Redis] = []
-        self.place = redact(self._url)
+        self._address = read_address(settings)
+        self._made: list[Any] = []
+        self._seek: Seek | None = None
+        self._listening: Redis | None = None
+        self.place = self._address.place
         """Where this leads, without secrets."""
-        self.commands: Client = self._client(
-            socket_timeout=settings.command_timeout_s,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RESENDS),
-        )
+        self._slots: SlotMap | None = None
+        if self._address.shape is Shape.CLUSTER:
+            self._slots = SlotMap(self._address.nodes, self._ask_for_slots, place=self.place)
+            self._seek = self._slots.seek
+        if self._address.shape is Shape.SENTINEL:
+            primary = Primary(self._address, self._sentinel)
+            self._made.append(primary)
+            self._seek = primary
+        self.commands: Client = self._to_send(settings.command_timeout_s, resends=RESENDS)
+
+    @property
+    def apart(self) -> bool:
+        """Whether shards live on different servers, so that no call may touch two of them."""
+        return self._slots is not None
+
+    def near(self, key: bytes) -> Client:
+        """For commands without a key: `commands`, of the server that holds this one."""
+        return self.commands.near(key) if self.apart else self.commands
+
+    async def servers(self) -> list[tuple[str, Client]]:
+        """Every server that holds a part of the bus: its address without secrets, and a client of it alone."""
+        if self._slots is None:
+            return [(self.place, self.commands)]
+        await self._slots.refresh()
+        return [(f"{host}:{port}", self.commands.client((host, port))) for host, port in self._slots.primaries]
 
     def blocking(self) -> Client:
         """A client for blocking reads: raw answers, no re-sending."""
-        client = self._client(
-            socket_timeout=BLOCK_MS / 1000 + self._settings.command_timeout_s, retry=Retry(NoBackoff(), 0)
-        )
-        client.response_callbacks.pop("XREADGROUP", None)  # keep the bytes of entries that are not ours
-        return client
+        return self._to_send(BLOCK_MS / 1000 + self._settings.command_timeout_s, resends=0, raw="XREADGROUP")
 
     def listening(self) -> Redis:
-        """A client for pub/sub: no re-sending, and no deadline but the listener's own."""
-        return self._client(socket_timeout=None, retry=Retry(NoBackoff(), 0))
+        """
+        The client for pub/sub: no re-sending, and no deadline but the listener's own.
+
+        It is always the same one: what is fresh is the place to which each of its connections asks its way.
+        """
+        if self._listening is None:
+            self._listening = self._client(socket_timeout=None, retry=Retry(NoBackoff(), 0))
+        return self._listening
 
     async def close(self) -> None:
-        made, self._made = self._made, []
+        made, self._made, self._listening = self._made, [], None
         for client in made:
             await client.aclose()
 
+    def _to_send(self, limit_s: float, *, resends: int, raw: str = "") -> Client:
+        """A client that waits so long for an answer, and sends again so often; that command's answers are left raw."""
+        if self._slots is not None:
+
+            def make(node: Node) -> Redis:
+                return _raw(
+                    self._of_pool(self._address.options, [node], socket_timeout=limit_s, retry=Retry(NoBackoff(), 0)),
+                    raw,
+                )
+
+            client = Cluster(self._slots, make, resends=resends, patience_s=self._settings.command_timeout_s)
+            self._made.append(client)
+            return client
+        again = ExponentialWithJitterBackoff(base=0.05, cap=0.5) if resends else NoBackoff()
+        return _raw(self._client(socket_timeout=limit_s, retry=Retry(again, resends)), raw)
+
     def _client(self, **more: Any) -> Redis:
-        try:
-            pool: Any = BlockingConnectionPool.from_url(
-                self._url,
-                max_connections=32,
-                timeout=20,
-                socket_connect_timeout=self._settings.connect_timeout_s,
-                socket_keepalive=True,
-                health_check_interval=0,
-                decode_responses=False,
-                protocol=2,
-                connection_class=_CONNECTIONS[urlsplit(self._url).scheme],
-                **more,
-            )
-        except ValueError as error:
-            raise ConfigError(f"url: {self.place!r} cannot be used: {error}") from None
-        client = Redis.from_pool(pool)
+        client = self._of_pool(self._address.options, self._address.nodes[:1], seek=self._seek, **more)
         self._made.append(client)
         return client
+
+    async def _ask_for_slots(self, node: Node) -> Any:
+        return await self.commands.client(node).execute_command("CLUSTER SLOTS")
+
+    def _sentinel(self, node: Node) -> Redis:
+        return self._of_pool(
+            self._address.sentinel_options,
+            [node],
+            socket_timeout=self._settings.connect_timeout_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    def _of_pool(self, options: dict[str, Any], nodes: Sequence[Node], **more: Any) -> Redis:
+        for host, port in nodes:
+            more |= {"host": host, "port": port}
+        pool: Any = BlockingConnectionPool(
+            connection_class=_connection_class(self._address),
+            max_connections=MOST_CONNECTIONS,
+            timeout=20,
+            socket_connect_timeout=self._settings.connect_timeout_s,
+            health_check_interval=0,
+            decode_responses=False,
+            protocol=2,
+            **options,
+            **more,
+        )
+        return Redis.from_pool(pool)
+
+
+def _raw(client: Redis, command: str) -> Redis:
+    client.response_callbacks.pop(command, None)  # keeps the bytes of entries that are not ours
+    return client
+
+
+def _connection_class(address: Address) -> type[_Ours]:
+    if not address.nodes:
+        return _UnixConnection
+    return _TlsConnection if address.tls else _TcpConnection
 
 
 @contextmanager
@@ -165,5 +287,13 @@ def reaching(place: str) -> Iterator[None]:
     """Turn every way in which Redis does not serve us into `BusUnavailable`, with what was found and what would do."""
     try:
         yield
+    except TlsRefused as error:
+        raise BusUnavailable(f"Redis at {place} cannot be spoken to by TLS: {error}.") from error
+    except (redis_errors.MovedError, redis_errors.AskError) as error:
+        raise BusUnavailable(
+            f"Redis at {place} is one node of a cluster, and these keys are on another ({error}). "
+            "Write redis+cluster:// in place of redis://, and busq finds each node.",
+            Trouble.REFUSED,
+        ) from error
     except (redis_errors.RedisError, OSError) as error:
         raise as_ours(error, place) from error

@@ -18,7 +18,7 @@ from redis import exceptions as redis_errors
 
 from busq.config import Settings
 from busq.errors import UnfitServer
-from busq.store.connection import Connections, reaching
+from busq.store.connection import Client, Connections, reaching
 
 OLDEST_REDIS = (7, 0)
 OLDEST_VALKEY = (8, 0)
@@ -58,11 +58,15 @@ class Server(msgspec.Struct, frozen=True):
 Info = Mapping[str, Any]
 
 
-async def read_info(connections: Connections) -> Info | None:
-    """What INFO says; None where this user may not ask. Raise `BusUnavailable`."""
+async def read_info(connections: Connections, server: Client | None = None) -> Info | None:
+    """
+    What INFO says, of one server where several hold the bus; None where this user may not ask.
+
+    Raise `BusUnavailable`.
+    """
     with reaching(connections.place):
         try:
-            info: Info = await connections.commands.info()
+            info: Info = await (connections.commands if server is None else server).info()
         except redis_errors.NoPermissionError:
             return None
         except redis_errors.ResponseError as error:
@@ -79,18 +83,44 @@ async def require_fit(settings: Settings) -> list[Finding]:
     Raise `UnfitServer` that says what was found and what would do, `BusUnavailable` or `ConfigError`.
     """
     connections = Connections(settings)
+    told: list[tuple[str, list[Finding]]] = []
     try:
-        findings = judge(await read_info(connections))
+        with reaching(connections.place):
+            servers = await connections.servers()
+        for place, server in servers:
+            told.append((place, judge(await read_info(connections, server), apart=connections.apart)))
     finally:
         await connections.close()
-    for finding in findings:
-        if finding.grade is Grade.FAIL:
-            raise UnfitServer(f"Redis at {connections.place} must not carry a bus: {finding.found}. {finding.advice}")
-    return [finding for finding in findings if finding.grade is Grade.WARN]
+    for place, findings in told:
+        for finding in findings:
+            if finding.grade is Grade.FAIL:
+                raise UnfitServer(f"Redis at {place} must not carry a bus: {finding.found}. {finding.advice}")
+    return [finding for finding in gathered(told) if finding.grade is Grade.WARN]
 
 
-def judge(info: Info | None) -> list[Finding]:
-    """The checks that decide whether a server is refused: its version, its role and what it evicts."""
+def gathered(told: Sequence[tuple[str, Sequence[Finding]]]) -> list[Finding]:
+    """Findings of several servers as one list: what is the same on all of them stands there once."""
+    found: list[Finding] = []
+    for check in dict.fromkeys(finding.check for _, findings in told for finding in findings):
+        of_servers = [(place, finding) for place, findings in told for finding in findings if finding.check == check]
+        if len({(each.grade, each.found) for _, each in of_servers}) == 1:
+            found.append(of_servers[0][1])
+        elif all(each.grade is Grade.OK for _, each in of_servers):
+            place, first = of_servers[0]
+            found.append(
+                msgspec.structs.replace(first, found=f"well on {len(of_servers)} servers; {place}: {first.found}")
+            )
+        else:
+            found += [msgspec.structs.replace(each, found=f"{place}: {each.found}") for place, each in of_servers]
+    return found
+
+
+def judge(info: Info | None, *, apart: bool = False) -> list[Finding]:
+    """
+    The checks that decide whether a server is refused: its version, its role and what it evicts.
+
+    `apart`: we speak to it as to one of a cluster.
+    """
     if not info:
         return [
             Finding(
@@ -100,7 +130,7 @@ def judge(info: Info | None) -> list[Finding]:
                 advice="Grant this user +info, or make sure yourself: Redis 7.0 or later, maxmemory-policy noeviction.",
             )
         ]
-    return [_version(server_of(info)), _role(info), _eviction(info)]
+    return [_version(server_of(info)), _role(info, apart=apart), _eviction(info)]
 
 
 def server_of(info: Info) -> Server:
@@ -144,7 +174,7 @@ def _version(server: Server) -> Finding:
     return Finding(check="version", grade=Grade.OK, found=str(server))
 
 
-def _role(info: Info) -> Finding:
+def _role(info: Info, *, apart: bool) -> Finding:
     if info.get("role") in ("slave", "replica"):
         return Finding(
             check="role",
@@ -153,11 +183,13 @@ def _role(info: Info) -> Finding:
             advice=f"Connect to its primary ({info.get('master_host')}:{info.get('master_port')}).",
         )
     if str(info.get("cluster_enabled", 0)) == "1":
+        if apart:
+            return Finding(check="role", grade=Grade.OK, found=f"{info.get('role', 'primary')}, in a cluster")
         return Finding(
             check="role",
-            grade=Grade.WARN,
-            found="a node of a cluster; busq speaks to this one node and follows no redirections",
-            advice="Use a server that is not a cluster.",
+            grade=Grade.FAIL,
+            found="this is one node of a cluster, and the URL leads to it alone",
+            advice="Write redis+cluster:// in place of redis://, and busq finds the others.",
         )
     return Finding(check="role", grade=Grade.OK, found=f"{info.get('role', 'primary')}, standalone")
 

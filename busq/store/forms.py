@@ -6,12 +6,14 @@ Plain facts, no behaviour. Milliseconds and bytes where something goes to a scri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from busq.errors import BadRecord
 from busq.protocol.cancel import CancelAnswer, Verdict
 from busq.protocol.hook import write_clean_up
 from busq.protocol.jids import check_child, check_keyed
@@ -26,7 +28,8 @@ class NewJob(msgspec.Struct, frozen=True):
     """
     A job to be admitted. `fields` are further fields of its record, names and values in turn.
 
-    Those called `expires` and `due_by` are given as lengths (ms) and written as moments of the server.
+    Those called `expires` and `due_by` are given as lengths (ms) and written as moments of the server. `most`: it is
+    refused when as many wait in its queue; 0 for what the settings say.
     """
 
     jid: str
@@ -35,6 +38,7 @@ class NewJob(msgspec.Struct, frozen=True):
     payload: bytes
     delay_ms: int = 0
     fields: tuple[str | int, ...] = ()
+    most: int = 0
 
     def said(self, name: str) -> str | None:
         """One of the further fields; None when it is not among them."""
@@ -52,6 +56,10 @@ class NewJob(msgspec.Struct, frozen=True):
             check_child(self.jid, parent, shards)
         if key is not None:
             check_keyed(self.jid, key, shards, parent=parent)
+
+
+Admission = tuple[str, State | None] | tuple[str, None, int] | tuple[str, None, str, int]
+"""What an enqueue was told of one job; see `Store.enqueue`."""
 
 
 class KindTerms(msgspec.Struct, frozen=True):
@@ -86,7 +94,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 class StartAnswer(msgspec.Struct, frozen=True):
     """
-    `word` is started, stale, other_kind, newer or missing; the rest is set for started, or explains.
+    `word` is started, stale, other_kind, newer, unjudged or missing; the rest is set for started, or explains.
 
     Of a hook or a finalizer, `payload` is what it is told of the job that it is about.
     """
@@ -193,7 +201,7 @@ class Renewal(msgspec.Struct, frozen=True):
 
 
 class RenewAnswer(msgspec.Struct, frozen=True):
-    """`word` is running, cancelling, stale or missing; `left_ms` runs to the deadline."""
+    """`word` is running, cancelling, stale or missing; `left_ms` runs to the deadline, `asked_ms` from the request."""
 
     word: str
     state: str = ""
@@ -202,6 +210,15 @@ class RenewAnswer(msgspec.Struct, frozen=True):
     source: str = ""
     grace_ms: float = 0.0
     left_ms: float = 0.0
+    asked_ms: float = 0.0
+
+
+class Finalized(NamedTuple):
+    """`word` is finalized, early, stale or missing; `asked_s` runs from the request to the end, if this call is it."""
+
+    word: str
+    state: str
+    asked_s: float = 0.0
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -211,7 +228,35 @@ class Look(msgspec.Struct, frozen=True):
     wish: tuple[str, str, str, str] | None = None
 
 
-# How answers are read --------------------------------------------------------------------------------------
+# How answers are read: a record may have been written by anybody ----------------------------------------------
+
+
+def _state(word: bytes) -> State:
+    try:
+        return State(word.decode("utf-8", "replace"))
+    except ValueError:
+        raise BadRecord(f"a record is in state {word[:40]!r}, which this busq does not know") from None
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        return 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def _whole(text: str) -> int:
+    return int(_number(text))
+
+
+def admission(answer: Sequence[bytes]) -> Admission:
+    word = answer[0].decode()
+    if word == "full":
+        return word, None, int(answer[1])
+    if word == "limited":
+        return word, None, answer[1].decode(), int(answer[2])
+    return word, _state(answer[1]) if answer[1] else None
 
 
 def cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:
@@ -221,7 +266,7 @@ def cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:
     if verdict is Verdict.TOMBSTONED:
         deadline = moment(answer[1])
     elif len(answer) > 1:
-        state = State(answer[1].decode())
+        state = _state(answer[1])
         deadline = moment(answer[2]) if len(answer) > 2 else None
     return CancelAnswer(jid=jid, verdict=verdict, state=state, deadline=deadline)
 
@@ -253,13 +298,13 @@ def start_answer(answer: Sequence[Any], terms: KindTerms) -> StartAnswer:
 
 def _clean_up(payload: bytes, about: Sequence[bytes], saved: bytes) -> bytes:
     jid, attempt, cause, reason, source, ended = (part.decode("utf-8", "replace") for part in about)
-    return write_clean_up(payload, jid, int(attempt or 0), cause, reason, source, ended, saved)
+    return write_clean_up(payload, jid, _whole(attempt), cause, reason, source, ended, saved)
 
 
 def _finished(payload: bytes, about: Sequence[bytes], saved: bytes) -> bytes:
     """What the job itself saved, and not its finalizer."""
     jid, attempt, children, failed, failed_children = (part.decode("utf-8", "replace") for part in about[:5])
-    counts = (int(attempt or 0), int(children or 0), int(failed or 0))
+    counts = (_whole(attempt), _whole(children), _whole(failed))
     return write_finished(payload, jid, *counts, failed_children.split(), about[5], about[6])
 
 
@@ -271,8 +316,13 @@ def renew_answer(answer: Sequence[Any]) -> RenewAnswer:
     word = answer[0].decode()
     if word != "cancelling":
         return RenewAnswer(word, answer[1].decode() if len(answer) > 1 else word)
-    cause, reason, source, grace, left = (part.decode("utf-8", "replace") for part in answer[1:6])
-    return RenewAnswer(word, word, cause, reason, source, float(grace), float(left))
+    cause, reason, source, grace, left, asked = (part.decode("utf-8", "replace") for part in answer[1:7])
+    return RenewAnswer(word, word, cause, reason, source, _number(grace), _number(left), _number(asked))
+
+
+def finalized(answer: Sequence[Any]) -> Finalized:
+    word, state, asked_ms, *_ = *(part.decode("utf-8", "replace") for part in answer), "", "", ""
+    return Finalized(word, state, _number(asked_ms) / 1000 if word == "finalized" else 0.0)
 
 
 def look(answer: Sequence[Any]) -> Look:

@@ -7,6 +7,7 @@ are looking at, and a mark that has changed says that this is not the data from 
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import Any
 
@@ -31,31 +32,27 @@ class Lineage:
         self._store = store
         self._log = log
         self._seen: dict[int, Glimpse] = {}
-        self._looked_at = float("-inf")
+        self._looked_at: dict[int, float] = {}
         self._may_ask = True
         self.changes = 0
 
-    async def look(self) -> list[Shift]:
+    async def look(self, shard: int) -> Shift | None:
         """
-        What has changed since the last look; at most one look in a second, else nothing.
+        What has changed in a shard since the last look; at most one look in a second, else nothing.
 
         What has changed is told in the log, and the bus's own card is written again where it is gone. Raise
         `BusUnavailable`, or `ConfigError` when the bus is now one of another number of shards.
         """
         now = self._store.clock.monotonic()
-        if now - self._looked_at < LOOK_EVERY_S:
-            return []
-        shifts = []
-        for shard in range(self._store.shards):
-            seen, glimpse = self._seen.get(shard), await self._glimpse(shard)
-            shift = None if seen is None else judge(seen, glimpse)
-            if shift is not None and seen is not None:
-                await self._store.meet_again()
-                self._tell(shard, shift, seen, glimpse)
-                shifts.append(shift)
-            self._seen[shard] = glimpse
-        self._looked_at = now
-        return shifts
+        if now - self._looked_at.get(shard, -math.inf) < LOOK_EVERY_S:
+            return None
+        seen, glimpse = self._seen.get(shard), await self._glimpse(shard)
+        shift = None if seen is None else judge(seen, glimpse)
+        if shift is not None and seen is not None:
+            await self._store.meet_again()
+            self._tell(shard, shift, seen, glimpse)
+        self._seen[shard], self._looked_at[shard] = glimpse, now
+        return shift
 
     def _tell(self, shard: int, shift: Shift, seen: Glimpse, glimpse: Glimpse) -> None:
         self.changes += 1
@@ -99,15 +96,12 @@ class Lineage:
     async def _info(self, shard: int) -> dict[str, Any]:
         if not self._may_ask:
             return {}
-        redis = self._store.redis
-        where: dict[str, Any] = {}
-        if hasattr(redis, "get_node_from_key"):  # a cluster: the node that has this shard
-            where["target_nodes"] = redis.get_node_from_key(self._store.keys(shard).birth)
+        server = self._store.connections.near(self._store.keys(shard).birth)
         found: dict[str, Any] = {}
         with reaching(self._store.connections.place):
             try:
                 for section in ("server", "replication"):
-                    found |= await redis.execute_command("INFO", section, **where)
+                    found |= await server.execute_command("INFO", section)
             except redis_errors.ResponseError as error:
                 if named(error) is Trouble.FORBIDDEN or "unknown command" in str(error).lower():
                     self._may_ask = False  # a role without it, or a service that has none

@@ -143,6 +143,11 @@ class Listener:
             while not self._needed():
                 self._wake.clear()
                 await self._wake.wait()
+            await self.run_while_needed()
+
+    async def run_while_needed(self) -> None:
+        """The same, but end when nothing has been wanted for a while: for an owner that may just be forgotten."""
+        while self._needed():
             try:
                 await self._one_connection()
             except Exception as error:  # whatever it was: a listener that gives up is deaf

@@ -51,10 +51,11 @@ async def stranded(store: Store, shard: int) -> AsyncIterator[list[Stranded]]:
     A look at every record of the shard; several hundred thousand take seconds, in which others are served.
     """
     prefix = store.keys(shard).job("")
+    server = store.connections.near(prefix)
     cursor = None
     while cursor != 0:
         with reaching(store.connections.place):
-            cursor, keys = await store.redis.scan(cursor or 0, match=_literal(prefix) + b"*", count=STEP)
+            cursor, keys = await server.scan(cursor or 0, match=_literal(prefix) + b"*", count=STEP)
             found = await _without_entry(store, shard, [key[len(prefix) :].decode() for key in keys])
         if found:
             yield found

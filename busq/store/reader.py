@@ -7,12 +7,14 @@ that has been decided to stop is shown so, whether its record says it yet or not
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import itertools
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from busq.errors import BadRecord, JobNotFound
 from busq.protocol.job import (
@@ -35,7 +37,8 @@ from busq.store.roster import Member
 from busq.store.store import Store
 from busq.store.suspects import Suspect
 
-STEP = 200  # records in one step of a list
+STEP = 200  # members of an index in one step of a list
+RECORDS = 50  # whole records in one script call: about half a millisecond of the server's
 SCAN_MOST = 20_000  # members looked at for one list, however rare the matches are
 
 
@@ -64,6 +67,16 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     dead: int
     rules: int = 0
     settling: int = 0
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """
+    Jobs that match. `looked_at` were looked at for them; `more`: there may be others, for not all were.
+    """
+
+    jobs: list[Job]
+    looked_at: int
+    more: bool
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,31 +125,58 @@ class Reader:
         limit: int = 100,
     ) -> list[Job]:
         """Jobs that match, live ones first, newest endings first; at most `limit`."""
+        return (await self.listing(states=states, kind=kind, queue=queue, group=group, limit=limit)).jobs
+
+    async def listing(
+        self,
+        *,
+        states: Sequence[State] = (),
+        kind: str | None = None,
+        queue: str | None = None,
+        group: str | None = None,
+        limit: int = 100,
+    ) -> Listing:
+        """The same, and whether all that there is was looked at."""
+        filters = {name: value for name, value in (("kind", kind), ("queue", queue), ("group", group)) if value}
         found: list[Job] = []
-        seen: set[str] = set()
+        seen: set[str] = {""}
+        looked_at = 0
         for shard in range(self._store.shards):
-            async for jids in self._candidates(shard, set(states or State)):
+            async for jids in self._candidates(shard, set(states or State), queue):
+                looked_at += len(jids)
                 fresh = [jid for jid in jids if jid not in seen]
                 seen.update(fresh)
-                found += [
-                    job
-                    for job in await self._records(shard, fresh)
-                    if (not states or job.state in states)
-                    and kind in (None, job.kind)
-                    and queue in (None, job.queue)
-                    and group in (None, job.group)
-                ]
-                if len(found) >= limit or len(seen) >= SCAN_MOST:
-                    break
-        return found[:limit]
+                fitting = await self._fitting(shard, fresh, filters)
+                for start in range(0, len(fitting), RECORDS):
+                    records = await self._records(shard, fitting[start : start + RECORDS])
+                    found += [job for job in records if not states or job.state in states]
+                    if len(found) >= limit:
+                        break
+                if len(found) >= limit or looked_at >= SCAN_MOST:
+                    return Listing(found[:limit], looked_at, more=True)
+        return Listing(found, looked_at, more=False)
 
-    async def _candidates(self, shard: int, states: set[State]) -> AsyncIterator[list[str]]:
+    async def _fitting(self, shard: int, jids: Sequence[str], filters: Mapping[str, str]) -> Sequence[str]:
+        """Those whose record says so: three short fields, before the whole of it is asked for."""
+        if not jids or not filters:
+            return jids
+        with reaching(self._store.connections.place):
+            pipe = self._store.redis.pipeline(transaction=False)
+            for jid in jids:
+                pipe.hmget(self._store.keys(shard).job(jid), *filters)
+            told = await pipe.execute()
+        wanted = list(filters.values())
+        return [jid for jid, values in zip(jids, told, strict=True) if [text(value) for value in values] == wanted]
+
+    async def _candidates(self, shard: int, states: set[State], queue: str | None) -> AsyncIterator[list[str]]:
         """Jids that may be in one of these states, from the indexes that know; a step at a time."""
         keys = self._store.keys(shard)
         if states & {State.RUNNING, State.CANCELLING, State.QUEUED}:
-            for queue in await watch.queues(self._store, shard):
-                async for jids in self._entries(keys.stream(queue)):
-                    yield jids
+            walk = self._entries if State.QUEUED in states else self._held
+            for name in await watch.queues(self._store, shard):
+                if queue in (None, name):
+                    async for jids in walk(keys.stream(name)):
+                        yield jids
         ended = {State.SUCCEEDED: keys.succeeded, State.FAILED: keys.failed, State.CANCELLED: keys.cancelled_jobs}
         if State.SCHEDULED in states:
             async for jids in self._members(keys.scheduled, newest_first=False):
@@ -158,18 +198,39 @@ class Reader:
                 async for jids in self._members(key, newest_first=True):
                     yield jids
 
+    async def _held(self, stream: bytes) -> AsyncIterator[list[str]]:
+        """Of a queue's entries those that workers hold, however many wait behind them."""
+        after = "-"
+        while True:
+            with reaching(self._store.connections.place):
+                try:
+                    pending = await self._store.redis.xpending_range(stream, GROUP, after, "+", STEP)
+                except ResponseError as error:
+                    if not str(error).startswith("NOGROUP"):
+                        raise
+                    return  # a queue that nobody has ever read
+                if not pending:
+                    return
+                ids = [each["message_id"] for each in pending]
+                pipe = self._store.redis.pipeline(transaction=False)
+                for entry_id in ids:
+                    pipe.xrange(stream, entry_id, entry_id)
+                found = await pipe.execute()
+            yield [text((fields or {}).get(b"jid")) or "" for entries in found for _, fields in entries or [(b"", {})]]
+            after = "(" + ids[-1].decode()
+
     async def _entries(self, stream: bytes) -> AsyncIterator[list[str]]:
         after = b"-"
-        for _ in range(SCAN_MOST // STEP):
+        while True:
             with reaching(self._store.connections.place):
                 entries = await self._store.redis.xrange(stream, after.decode(), "+", count=STEP)
             if not entries:
                 return
-            yield [text(fields[b"jid"]) or "" for _, fields in entries if fields and b"jid" in fields]
+            yield [text((fields or {}).get(b"jid")) or "" for _, fields in entries]
             after = b"(" + entries[-1][0]
 
     async def _members(self, index: bytes, *, newest_first: bool) -> AsyncIterator[list[str]]:
-        for start in range(0, SCAN_MOST, STEP):
+        for start in itertools.count(0, STEP):
             with reaching(self._store.connections.place):
                 members = await self._store.redis.zrange(index, start, start + STEP - 1, desc=newest_first)
             if not members:
@@ -231,7 +292,9 @@ class Reader:
             rules = max(rules, len(live))
             settling = max(settling, sum(number > int(walked or 0) for number in live))
             for name, count in counters.items():
-                total[name.decode()] = total.get(name.decode(), 0) + int(count)
+                so_far = total.get(name.decode(), 0)
+                # A rule is decided in every shard, and is one rule all the same.
+                total[name.decode()] = max(so_far, int(count)) if name == b"rules" else so_far + int(count)
             own = [await self._queue(shard, queue) for queue in await watch.queues(self._store, shard)]
             held = sum(each.held for each in own)
             now[State.SCHEDULED] += scheduled
@@ -258,7 +321,7 @@ class Reader:
     async def _queue(self, shard: int, queue: str) -> QueueStats:
         """Counted from the stream and its pending list; `lag` would be blind after some deletions."""
         stream = self._store.keys(shard).stream(queue)
-        now_ms = await watch.server_now_ms(self._store)
+        now_ms = await watch.server_now_ms(self._store, shard)
         with reaching(self._store.connections.place):
             length = await self._store.redis.xlen(stream)
             group: dict[str, Any] = {}
@@ -311,7 +374,7 @@ class Reader:
             with reaching(self._store.connections.place):
                 entries = await self._store.redis.xrevrange(self._store.keys(shard).events, count=limit)
             for entry_id, fields in entries:
-                found += [_logged(shard, entry_id, place, line) for place, line in fields.items()]
+                found += _logged(shard, entry_id, fields.values())
         found.sort(key=lambda each: [int(part) for part in each.id.partition("/")[2].split("-")])
         return found[-limit:]
 
@@ -324,11 +387,15 @@ def _shown(jid: str, look: Look) -> Job:
     return decided(job, cause=cause, reason=reason, source=source, scope=scope)
 
 
-def _logged(shard: int, entry_id: bytes, place: bytes, line: bytes) -> LoggedEvent:
-    """One of the lines that share an entry; `place` is its number in there."""
-    jid, _, rest = line.partition(b"\t")
-    number = place.decode() if place.isdigit() else "0"
-    return LoggedEvent(id=f"{shard}/{entry_id.decode()}-{number}", jid=text(jid) or "", event=event_from_line(rest))
+def _logged(shard: int, entry_id: bytes, lines: Iterable[bytes]) -> Iterator[LoggedEvent]:
+    """The lines that share an entry, and the jobs that share a line: each is numbered in there."""
+    number = 0
+    for line in lines:
+        jids, _, rest = line.partition(b"\t")
+        event = event_from_line(rest)
+        for jid in jids.split(b" "):
+            number += 1
+            yield LoggedEvent(id=f"{shard}/{entry_id.decode()}-{number}", jid=text(jid) or "", event=event)
 
 
 def _together(one: QueueStats | None, other: QueueStats) -> QueueStats:

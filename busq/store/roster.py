@@ -9,6 +9,7 @@ is not taken for it.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from busq.config import Settings
 from busq.protocol.job import moment
 from busq.store.connection import reaching
 from busq.store.store import Store
@@ -62,11 +64,21 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     card: ProcessCard | None
 
 
-def process_card(role: str) -> ProcessCard:
+def host_name(settings: Settings) -> str:
+    """What this pod or machine is called on the roster."""
+    return settings.host or socket.gethostname()
+
+
+def process_name(settings: Settings) -> str:
+    """A name for this very process that no other has or had."""
+    return f"{host_name(settings)}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def process_card(role: str, settings: Settings) -> ProcessCard:
     """The card of this very process."""
     return ProcessCard(
         role=role,
-        host=socket.gethostname(),
+        host=host_name(settings),
         pid=os.getpid(),
         realm=_realm(),
         born=_born(os.getpid()),

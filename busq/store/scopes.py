@@ -33,7 +33,6 @@ class _Stored(msgspec.Struct, frozen=True, kw_only=True):
     """A rule as written down. Scripts read all of it but `filter` and `standing`; `grace_ms` "": the job's own."""
 
     id: str
-    condition: list[Any]
     filter: Filter
     reason: str = ""
     source: str = ""
@@ -67,7 +66,6 @@ class Scopes:
         """
         stored = _Stored(
             id=scope,
-            condition=filter.condition(),
             filter=filter,
             reason=reason,
             source=source,
@@ -85,6 +83,7 @@ class Scopes:
                 (),
                 named={
                     "scope": scope,
+                    "condition": msgspec.json.encode(filter.condition()),
                     "rule": msgspec.json.encode(stored),
                     "cutoff": "" if cutoffs is None else cutoffs[shard],
                     "until_ms": until_ms,
@@ -204,7 +203,7 @@ class Scopes:
         self, shard: int, condition: bytes, cutoff: int
     ) -> AsyncIterator[tuple[bytes, bytes, bytes, bytes]]:
         """Jid, kind, queue and state of what fits, step by step; perhaps twice when it moves meanwhile."""
-        at_ms = await watch.server_now_ms(self._store)
+        at_ms = await watch.server_now_ms(self._store, shard)
         queues = [f"queue:{queue}" for queue in await watch.queues(self._store, shard)]
         for place in ("scheduled", "waiting", *queues):
             cursor = b"0"
@@ -223,7 +222,7 @@ class Scopes:
 
 
 def _scope_of(value: bytes) -> str:
-    return msgspec.json.decode(value.split(b" ", 3)[3], type=_Stored).id
+    return msgspec.json.decode(value.partition(b"\n")[2], type=_Stored).id
 
 
 def _state(own: Mapping[bytes, bytes]) -> ScopeState:

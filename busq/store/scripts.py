@@ -6,10 +6,16 @@ those names from it. A list ends in `name...`; inside the script that name is th
 `Uses` names files of `lua/lib` that are put in front, each once, and before it what it uses itself: that stands in its
 first line. So no position is written twice, and a header that does not
 fit its body does not load.
+
+On a cluster a slot may be moved from node to node, key by key, while scripts run. A script that meets a key which has
+left is stopped in its middle, with half of its work done. So there each call is fenced: it names, before its own keys,
+one that never exists (`ShardKeys.whole`). While the slot is on the move the server refuses such a call before it
+begins (TRYAGAIN), and it is sent again until the slot has arrived.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
@@ -19,8 +25,9 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 import msgspec
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from busq.errors import BusUnavailable
 from busq.store.connection import Client
 
 Arg = bytes | str | int | float
@@ -30,6 +37,8 @@ _LIBRARY_USES = "-- Uses "
 _FIELDS = ("Flags", "KEYS", "ARGV", "Uses")
 
 LOADS = 5  # times a script is loaded for one call: somebody else may flush the cache in between
+BROUGHT_WITHIN_S = 5.0  # by a watchdog, for who may not load scripts itself; it looks for them on every beat
+LOOKS_S = (0.02, 0.5)  # between tries meanwhile: the first and the longest pause
 
 
 class BadScript(Exception):
@@ -44,19 +53,53 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     sha: str
     keys: tuple[str, ...]
     argv: tuple[str, ...]
+    flags: str = ""
+    """What its first line says; "" where it has none."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether it may change anything; True where it has no first line that says so."""
+        return self.flags != "no-writes"
+
+    @property
+    def command(self) -> str:
+        """How it is sent: one that writes nothing may be run by who may only read."""
+        return "EVALSHA" if self.writes else "EVALSHA_RO"
 
     async def run(self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
         """
         Run it in one round trip; two when the server has lost its script cache.
 
         Sent alone on purpose: inside a MULTI a missing script would leave the other half of the transaction done.
+        Whose Redis user may not load scripts waits for a watchdog to do it. Raise `BusUnavailable` when none does.
         """
         for _ in range(LOADS):
             try:
-                return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+                return await self._sent(redis, keys, argv)
             except NoScriptError:
-                await redis.execute_command("SCRIPT LOAD", self.source)
-        return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+                try:
+                    await redis.execute_command("SCRIPT LOAD", self.source)
+                except NoPermissionError:
+                    return await self._once_brought(redis, keys, argv)
+        return await self._sent(redis, keys, argv)
+
+    async def _sent(self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
+        return await redis.execute_command(self.command, self.sha, len(keys), *keys, *argv)
+
+    async def _once_brought(self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
+        pause, waited = LOOKS_S[0], 0.0
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                return await self._sent(redis, keys, argv)
+            except NoScriptError:
+                waited += pause
+                if waited >= BROUGHT_WITHIN_S:
+                    raise BusUnavailable(
+                        f"the server has not got the script {self.name!r} of this busq, and this user may not load it: "
+                        "start a watchdog of this very version (`busq watchdog`), which does"
+                    ) from None
+            pause = min(LOOKS_S[1], pause * 2)
 
     async def run_with(
         self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg], commands: Sequence[Sequence[Arg]]
@@ -67,7 +110,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
         """
         for tries_left in reversed(range(LOADS + 1)):
             pipe = redis.pipeline(transaction=False)
-            pipe.execute_command("EVALSHA", self.sha, len(keys), *keys, *argv)
+            pipe.execute_command(self.command, self.sha, len(keys), *keys, *argv)
             for command in commands:
                 pipe.execute_command(*command)
             answers: list[Any] = await pipe.execute(raise_on_error=False)
@@ -80,18 +123,19 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @cache
-def load(name: str, *, flags_line: bool = True) -> Script:
+def load(name: str, *, flags_line: bool = True, fenced: bool = False) -> Script:
     """
     The script of this verb.
 
-    `flags_line` puts `#!lua` in front, which servers before 7.0 and fakeredis do not take.
+    `flags_line` puts `#!lua` in front, which servers before 7.0 and fakeredis do not take. `fenced` leaves the first
+    key to the fence.
     Raise `BadScript` when the header does not fit the body.
     """
     folder = resources.files(__package__) / "lua"
     text = (folder / f"{name}.lua").read_text()
     fields, body = _split(name, text)
     keys, argv = _names(fields["KEYS"]), _names(fields["ARGV"])
-    parts = [_bind("KEYS", keys) + _bind("ARGV", argv)]
+    parts = [_bind("KEYS", keys, first=2 if fenced else 1) + _bind("ARGV", argv)]
     parts += _libraries(folder / "lib", _names(fields["Uses"])).values()
     parts.append(body)
     source = "\n".join(parts)
@@ -100,13 +144,29 @@ def load(name: str, *, flags_line: bool = True) -> Script:
         flags = fields["Flags"]
         source = ("#!lua\n" if flags == "none" else f"#!lua flags={flags}\n") + source
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return Script(name=name, source=source, sha=sha, keys=keys, argv=argv)
+    return Script(name=name, source=source, sha=sha, keys=keys, argv=argv, flags=fields["Flags"] if flags_line else "")
 
 
 def names() -> list[str]:
     """Every script there is."""
     folder = resources.files(__package__) / "lua"
     return sorted(entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name.endswith(".lua"))
+
+
+async def load_missing(redis: Client, *, flags_line: bool = True, fenced: bool = False) -> list[str]:
+    """Load every script that the server has not got. Answers with the names of those; raises redis-py's errors."""
+    all_scripts = [load(name, flags_line=flags_line, fenced=fenced) for name in names()]
+    there = await redis.execute_command("SCRIPT EXISTS", *[script.sha for script in all_scripts])
+    missing = [script for script, known in zip(all_scripts, there, strict=True) if not known]
+    for script in missing:
+        await redis.execute_command("SCRIPT LOAD", script.source)
+    return [script.name for script in missing]
+
+
+def is_too_old(error: ResponseError) -> bool:
+    """Whether this is how a server answers that knows neither flags lines nor EVALSHA_RO: one before 7.0, fakeredis."""
+    words = str(error).lower()
+    return "near '#'" in words or ("unknown command" in words and "evalsha_ro" in words)
 
 
 def _libraries(folder: Traversable, wanted: Sequence[str]) -> dict[str, str]:
@@ -150,13 +210,13 @@ def _names(value: str) -> tuple[str, ...]:
     return found
 
 
-def _bind(table: str, listed: tuple[str, ...]) -> str:
+def _bind(table: str, listed: tuple[str, ...], first: int = 1) -> str:
     single = [name for name in listed if not name.endswith("...")]
     lines = ""
     if single:
-        lines += f"local {', '.join(single)} = {', '.join(f'{table}[{i + 1}]' for i in range(len(single)))}\n"
+        lines += f"local {', '.join(single)} = {', '.join(f'{table}[{first + i}]' for i in range(len(single)))}\n"
     if len(single) < len(listed):
-        lines += f"local {listed[-1][:-3]} = {len(single) + 1}\n"
+        lines += f"local {listed[-1][:-3]} = {first + len(single)}\n"
     return lines
 
 

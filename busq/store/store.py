@@ -11,21 +11,23 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
-from busq.errors import ConfigError
+from busq.errors import BusUnavailable, ConfigError
 from busq.protocol import keys as bus_keys
 from busq.protocol.cancel import CancelAnswer, CancelRequest
 from busq.protocol.jids import shard_of
 from busq.protocol.keys import GROUP, ShardKeys
-from busq.protocol.states import State, Verb
+from busq.protocol.states import Verb
 from busq.store import forms, scripts
 from busq.store.confirming import Confirming
 from busq.store.connection import Connections, reaching
 from busq.store.forms import (
+    Admission,
     Delivery,
+    Finalized,
     KindTerms,
     Look,
     NewJob,
@@ -44,9 +46,14 @@ BATCH_BYTES = 4 * 1024 * 1024  # payload in one script call
 
 
 class Store:
-    """One process's way to the bus. `by` names the process in the history."""
+    """
+    One process's way to the bus. `by` names the process in the history.
 
-    def __init__(self, settings: Settings, *, by: str, clock: Clock | None = None) -> None:
+    `rings`: whether its scripts publish notices to single jobs. A worker's do not, and its Redis user may not: what it
+    decides is about its own jobs, and the rest it tells all workers on the channel of rules.
+    """
+
+    def __init__(self, settings: Settings, *, by: str, clock: Clock | None = None, rings: bool = True) -> None:
         self.settings = settings
         self.by = clean_name(by)
         self.clock = clock or SystemClock()
@@ -67,7 +74,7 @@ class Store:
             "group": GROUP,
             "keep_succeeded_ms": _ms(settings.keep_succeeded_s),
             "keep_ended_ms": _ms(settings.keep_ended_s),
-            "notice_prefix": self.notice_prefix,
+            "notice_prefix": self.notice_prefix if rings else b"",
             "done_prefix": self.done_prefix,
             "lease_ms": _ms(settings.lease_s),
             "default_grace_ms": _ms(settings.grace_s),
@@ -88,8 +95,7 @@ class Store:
             return
         settings = self.settings
         with reaching(self.connections.place):
-            self._flags_line = await self._takes_flags_line()
-        version, shards = await self._card(settings.shards or 1)
+            version, shards = await self._card(settings.shards or 1)
         if int(version) > WIRE_VERSION:
             raise ConfigError(
                 f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}"
@@ -108,7 +114,8 @@ class Store:
         The data is not what it was: write the bus's own card again if it is gone. Raise `ConfigError` when somebody
         else has made a bus with another number of shards of it meanwhile.
         """
-        _, shards = await self._card(self.shards)
+        with reaching(self.connections.place):
+            _, shards = await self._card(self.shards)
         if int(shards) != self.shards:
             raise ConfigError(
                 f"the data of the bus {self.settings.namespace!r} was lost, and it was made anew with {int(shards)} "
@@ -121,21 +128,36 @@ class Store:
     async def _card(self, shards: int) -> tuple[bytes, bytes]:
         """Wire version and number of shards of the bus, which is made with `shards` where there is none."""
         meta = bus_keys.meta(self.settings.namespace)
-        with reaching(self.connections.place):
+        version, found = await self.redis.hmget(meta, "v", "shards")
+        if version is None:
+            await self._make_bus(meta, shards)
             version, found = await self.redis.hmget(meta, "v", "shards")
-            if version is None:
-                # Shards first: who finds a version finds them too.
-                await self.redis.hsetnx(meta, "shards", shards)
-                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
-                version, found = await self.redis.hmget(meta, "v", "shards")
         return version, found
 
-    async def _takes_flags_line(self) -> bool:
+    async def _make_bus(self, meta: bytes, shards: int) -> None:
         try:
-            await self.redis.execute_command("EVAL", "#!lua\nreturn 1", 0)
-        except ResponseError as error:
-            return "NOPERM" in str(error)  # a role that may only run scripts by their hash: supported servers take it
-        return True
+            # Shards first: who finds a version finds them too.
+            await self.redis.hsetnx(meta, "shards", shards)
+            await self.redis.hsetnx(meta, "v", WIRE_VERSION)
+        except NoPermissionError:
+            raise BusUnavailable(
+                f"there is no bus {self.settings.namespace!r} at {self.connections.place} yet, and this user may not "
+                "make one: start a watchdog first (`busq watchdog`)"
+            ) from None
+
+    async def keep_able(self) -> None:
+        """
+        See to it that every role can do its work: that the server has all scripts, and the bus its card.
+
+        A server that restarts, fails over or is flushed forgets scripts, and no role but the watchdog may load any.
+        """
+        settings = self.settings
+        with reaching(self.connections.place):
+            for _, server in await self.connections.servers():
+                await scripts.load_missing(server, flags_line=self._flags_line, fenced=self.connections.apart)
+            if self._opened and not await self.redis.exists(meta := bus_keys.meta(settings.namespace)):
+                await self.redis.hsetnx(meta, "shards", self.shards)
+                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
 
     # Where things are ----------------------------------------------------------------------------------
 
@@ -152,40 +174,45 @@ class Store:
 
     async def enqueue(
         self, jobs: Sequence[NewJob], *, call: str, confirming: Confirming | None = None
-    ) -> list[tuple[str, State | None]]:
+    ) -> list[Admission]:
         """
         Admit jobs, each once. `call` names this very call: sent again, it is answered as it was the first time.
 
         Answers are (enqueued | tombstoned | fenced | in_use, its state), or (orphan | too_deep, the parent's, None when
-        there is none). One script call for up to 250 jobs of one queue.
+        there is none), or (full, None, how many wait), or (limited, None, queue | group, for how many ms). One script
+        call for up to 250 jobs of one queue.
         """
-        answers: list[tuple[str, State | None]] = [("", None)] * len(jobs)
+        answers: list[Admission] = [("", None)] * len(jobs)
         for shard, queue, places in self._by_queue(jobs):
             args: list[Value] = []
             for place in places:
                 args += _admission(jobs[place])
-            named: dict[str, Value] = {"call": call, "queue": queue, "parent_token": ""}
-            heard = await self.run(
-                Verb.ENQUEUE,
-                shard,
-                [jobs[i].jid for i in places],
-                args,
-                queue=queue,
-                named=named,
-                confirming=confirming,
-            )
-            for place, (word, state, *_) in zip(places, heard, strict=True):
-                answers[place] = (word.decode(), State(state.decode()) if state else None)
+            limits = self._limits(jobs[places[0]].most)
+            named: dict[str, Value] = {"call": call, "queue": queue, "parent_token": "", "limits": limits}
+            jids = [jobs[i].jid for i in places]
+            heard = await self.run(Verb.ENQUEUE, shard, jids, args, queue=queue, named=named, confirming=confirming)
+            for place, answer in zip(places, heard, strict=True):
+                answers[place] = forms.admission(answer)
         return answers
+
+    def _limits(self, most: int) -> str:
+        """What the enqueue script is told of limits; each shard has its share of them, for it sees no other."""
+        given = self.settings
+        most = most or given.queue_limit or 0
+        if not most and given.queue_rate is None and given.group_rate is None:
+            return ""
+        rates = ((rate or 0) / self.shards for rate in (given.queue_rate, given.group_rate))
+        return " ".join((str(-(-most // self.shards)), *map(repr, rates), GROUP.decode()))
 
     async def spawn(self, parent: str, token: str, job: NewJob, *, call: str) -> tuple[str, str, str]:
         """
-        Admit a child of a running job, asked for by the attempt with this token; both live in the same shard.
+        Admit a child of a running job, asked for by the attempt with this token; both live in the same shard. No limit
+        of a queue holds it up: it is part of a job that has been let in.
 
         Answers (enqueued | tombstoned | fenced | in_use, its state, ""), or (orphan | too_deep, the parent's state, its
         cancel's cause).
         """
-        named: dict[str, Value] = {"call": call, "queue": job.queue, "parent_token": token}
+        named: dict[str, Value] = {"call": call, "queue": job.queue, "parent_token": token, "limits": ""}
         heard = await self.run(
             Verb.ENQUEUE, self.shard_of(parent), [job.jid], _admission(job), queue=job.queue, named=named
         )
@@ -297,14 +324,11 @@ class Store:
 
     # Watchdog ------------------------------------------------------------------------------------------
 
-    async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[tuple[str, str]]:
-        """
-        End cancels past their deadline: (jid, owner's process known to be gone).
-
-        Answers (finalized | early | stale | missing, state or ms left).
-        """
+    async def finalize(self, shard: int, queue: str, overdue: Sequence[tuple[str, bool]]) -> list[Finalized]:
+        """End cancels past their deadline: (jid, owner's process known to be gone)."""
         args = [int(gone) for _, gone in overdue]
-        return forms.words(await self.run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue))
+        heard = await self.run(Verb.FINALIZE, shard, [jid for jid, _ in overdue], args, queue=queue)
+        return [forms.finalized(answer) for answer in heard]
 
     async def reclaim(
         self, shard: int, queue: str, owner: str, held: Sequence[tuple[str, bytes]], *, owner_gone: bool, failure: bytes
@@ -343,7 +367,10 @@ class Store:
 
     async def look(self, shard: int, jids: Sequence[str]) -> list[Look]:
         """Records as they are to be shown: with what has been decided and is not in them yet."""
-        return [forms.look(answer) for answer in await self.run("look", shard, jids, ())]
+        looks: list[Look] = []
+        while len(looks) < len(jids):  # one call answers for as many as are quickly told
+            looks += map(forms.look, await self.run("look", shard, jids[len(looks) :], ()))
+        return looks
 
     async def promote(self, shard: int, queue: str, jids: Sequence[str]) -> list[tuple[str, str]]:
         """Queue scheduled jobs that are due. Answers (promoted | early | stale | missing, …)."""
@@ -379,7 +406,34 @@ class Store:
         Lay out keys and arguments in the order of the script's header, and run it: for the verbs, here and in
         `scopes.py`.
         """
-        script = scripts.load(verb, flags_line=self._flags_line)
+        fenced = self.connections.apart
+        script = scripts.load(verb, flags_line=self._flags_line, fenced=fenced)
+        keys, argv = self._laid_out(script, shard, jids, args, queue, named, streams)
+        if fenced:
+            keys.insert(0, self.keys(shard).whole)
+        if confirming is not None:
+            server = self.connections.near(self.keys(shard).birth)
+            return await confirming.run(script, self.redis, server, keys, argv, self.connections.place)
+        with reaching(self.connections.place):
+            try:
+                return await script.run(self.redis, keys, argv)
+            except ResponseError as error:
+                if not (self._flags_line and scripts.is_too_old(error)):
+                    raise
+            # Only for tries and tests: the packaged 6.2 server and fakeredis.
+            self._flags_line = False
+            return await scripts.load(verb, flags_line=False).run(self.redis, keys, argv)
+
+    def _laid_out(
+        self,
+        script: scripts.Script,
+        shard: int,
+        jids: Sequence[str],
+        args: Sequence[Value],
+        queue: str | None,
+        named: dict[str, Value] | None,
+        streams: Sequence[bytes],
+    ) -> tuple[list[bytes], list[Value]]:
         own = self.keys(shard)
         keys: list[bytes] = []
         for name in script.keys:
@@ -399,10 +453,7 @@ class Store:
                 argv += args
             else:
                 argv.append(named[name] if named and name in named else self._constants[name])
-        if confirming is not None:
-            return await confirming.run(script, self.redis, keys, argv, self.connections.place)
-        with reaching(self.connections.place):
-            return await script.run(self.redis, keys, argv)
+        return keys, argv
 
     def _by_shard(self, jids: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
         """Places in `jids`, gathered by shard, at most a batch at a time."""
@@ -414,11 +465,11 @@ class Store:
                 yield shard, places[start : start + BATCH]
 
     def _by_queue(self, jobs: Sequence[NewJob]) -> Iterator[tuple[int, str, list[int]]]:
-        """Places in `jobs`, gathered by shard and queue, bounded in number and in bytes."""
-        gathered: dict[tuple[int, str], list[int]] = {}
+        """Places in `jobs`, gathered by shard, queue and its limit, bounded in number and in bytes."""
+        gathered: dict[tuple[int, str, int], list[int]] = {}
         for place, job in enumerate(jobs):
-            gathered.setdefault((self.shard_of(job.jid), job.queue), []).append(place)
-        for (shard, queue), places in gathered.items():
+            gathered.setdefault((self.shard_of(job.jid), job.queue, job.most), []).append(place)
+        for (shard, queue, _), places in gathered.items():
             batch: list[int] = []
             size = 0
             for place in places:

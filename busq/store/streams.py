@@ -20,6 +20,7 @@ from busq.errors import BadJid, BusUnavailable
 from busq.protocol.jids import check_jid
 from busq.protocol.keys import GROUP
 from busq.protocol.trouble import Trouble
+from busq.store import apart
 from busq.store.connection import BLOCK_MS, reaching
 from busq.store.store import Store
 
@@ -57,6 +58,7 @@ class Streams:
         self._client = store.connections.blocking()
         self._places: dict[bytes, Place] = {}
         self._queues = list(queues)
+        self._trouble: Exception | None = None  # of a read that others did better than
 
     async def open(self) -> None:
         """Make the groups, from the very first entry on; safe to repeat, also after a server lost its data."""
@@ -80,14 +82,12 @@ class Streams:
 
         Raise `BusUnavailable`; entries of a read that failed may be pending under our name (`pending`).
         """
-        wanted = [self._store.keys(shard).stream(queue) for shard, queue in places]
-        command: list[bytes | str | int] = ["XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", each]
-        if block_ms:
-            command += ["BLOCK", block_ms]
-        command += ["STREAMS", *wanted, *[">"] * len(wanted)]
         with reaching(self._store.connections.place):
             try:
-                heard = await self._client.execute_command(*command)
+                if self._store.connections.apart:
+                    heard = await self._read_apart(places, each, block_ms)
+                else:
+                    heard = await self._client.execute_command(*self._command(places, each, block_ms))
             except ResponseError as error:
                 if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                     raise
@@ -96,6 +96,33 @@ class Streams:
                 await self.open()  # the server lost its data, or somebody removed the stream
                 return []
         return self._entries(heard)
+
+    async def _read_apart(self, places: Sequence[Place], each: int, block_ms: int) -> list[Any]:
+        """
+        A call for each shard. What some of them brought is not kept waiting for one that failed: that is raised by the
+        next read, so that whoever reads looks through what is pending.
+        """
+        if (earlier := self._trouble) is not None:
+            self._trouble = None
+            raise earlier
+        by_shard: dict[int, list[Place]] = {}
+        for place in places:
+            by_shard.setdefault(place[0], []).append(place)
+        commands = [self._command(own, each, block_ms) for own in by_shard.values()]
+        read = apart.read_blocked if block_ms else apart.read_at_once
+        heard, trouble = await read(self._client, commands)
+        if trouble is not None and not heard:
+            raise trouble
+        self._trouble = trouble
+        return heard
+
+    def _command(self, places: Sequence[Place], each: int, block_ms: int) -> tuple[bytes | str | int, ...]:
+        streams = [self._store.keys(shard).stream(queue) for shard, queue in places]
+        block = ("BLOCK", block_ms) if block_ms else ()
+        return (
+            "XREADGROUP", "GROUP", GROUP, self._store.by, "COUNT", each, *block, "STREAMS", *streams,
+            *[">"] * len(streams),
+        )  # fmt: skip
 
     async def pending(self) -> list[Entry]:
         """What stands under our own name: held already, or lost with a reply."""

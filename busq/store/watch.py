@@ -28,13 +28,13 @@ class Due(msgspec.Struct, frozen=True):
     next_ms: float | None
 
 
-async def server_now_ms(store: Store) -> float:
-    """The moment that scripts take for now."""
+async def server_now_ms(store: Store, shard: int = 0) -> float:
+    """The moment that a shard's scripts take for now: on a cluster the servers have clocks of their own."""
     own = store.clock.stamp_ms()
     if own:
         return own
     with reaching(store.connections.place):
-        seconds, micros = await store.redis.time()
+        seconds, micros = await store.connections.near(store.keys(shard).counters).time()
     return float(seconds) * 1000 + float(micros) / 1000
 
 

@@ -8,22 +8,23 @@ stands on the roster like a worker, so that operators see whether one is there.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import socket
 from collections import Counter
+from collections.abc import Callable
 
-from busq import events
+from busq import events, tasks
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
 from busq.protocol.trouble import Trouble
+from busq.store import figures
+from busq.store.figures import Figures
 from busq.store.lineage import Lineage
 from busq.store.outage import Backoff, Outage
-from busq.store.roster import process_card
+from busq.store.reader import Reader
+from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.watchdog import health, mend
-from busq.watchdog.sweep import Sweeper
+from busq.watchdog.sweep import DONE, Sweeper
 
 MEND_EVERY_S = 1.0  # looks for queues that lost entries
 SOONEST_S = 0.02  # between two passes, however soon something is due
@@ -32,21 +33,33 @@ log = events.logger("busq.watchdog")
 
 
 class Watchdog:
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    """`final` is told of each cancel that it ended, in seconds since the request."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        final: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
+        self.name = process_name(settings)
         self.last_pass: float | None = None
         self.started = False
         self._settings = settings
         self._clock = clock or SystemClock()
         self._store = Store(settings, by=self.name, clock=self._clock)
-        self._card = process_card("watchdog")
+        self._card = process_card("watchdog", settings)
         self._outage = Outage(log, clock=self._clock)
         self._lineage = Lineage(self._store, log)
         self._stop = asyncio.Event()
-        self._seen_at = self._mend_at = float("-inf")
+        self._seen_at = float("-inf")
+        self._anew = False
+        self._mend_at: dict[int, float] = {}
         self._began = self._clock.monotonic()
         self._passes = 0
-        self._done: Counter[str] = Counter()
+        self._done: Counter[str] = Counter(dict.fromkeys(DONE, 0))
+        self._final = final
+        self._rounds: tasks.Abreast[float | None] = tasks.Abreast()
 
     def stop(self) -> None:
         """End after the present pass. Safe in a signal handler of the loop."""
@@ -55,8 +68,9 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until `stop` is called. Raise `BusUnavailable` or `ConfigError` when it cannot start."""
         await self._store.open()
+        await self._store.keep_able()
         sweepers = [
-            Sweeper(self._settings, self._store, shard, self._clock, done=self._done)
+            Sweeper(self._settings, self._store, shard, self._clock, done=self._done, final=self._final)
             for shard in range(self._store.shards)
         ]
         self.started = True
@@ -70,7 +84,10 @@ class Watchdog:
             except BusUnavailable as error:
                 self._outage.began("pass", error)
                 wait = backoff.pause_s()
+                if self._store.connections.apart:  # the other servers' jobs are looked after as ever
+                    wait = min(wait, self._settings.watchdog_interval_s)
             await self._sleep(wait)
+        await self._rounds.end()
         await self._leave()
         events.tell(log, events.WATCHDOG_STOPPED, watchdog=self.name)
 
@@ -89,6 +106,11 @@ class Watchdog:
             done=self._done,
         )
 
+    async def figures(self) -> Figures:
+        """The bus in figures. Raise `BusUnavailable`."""
+        await self._store.open()
+        return await figures.read(self._store, Reader(self._store))
+
     async def sweep_once(self) -> None:
         """One pass over every shard, for those who drive the watchdog themselves."""
         await self._store.open()
@@ -96,40 +118,50 @@ class Watchdog:
             await Sweeper(self._settings, self._store, shard, self._clock).sweep()
 
     async def _pass(self, sweepers: list[Sweeper]) -> float:
-        if await self._lineage.look():
-            self._seen_at = float("-inf")  # nothing that was written of us is certain to be there any more
-        await self._mend()
-        await self._be_seen()
-        waits = [await sweeper.sweep() for sweeper in sweepers]
+        """One pass over every shard. Return how long to wait for the next."""
+        interval_s, shards = self._settings.watchdog_interval_s, range(self._store.shards)
+        to_be_seen = self._anew or self._clock.monotonic() - self._seen_at >= self._settings.beat_s
+        self._anew = False
+
+        async def look_after(shard: int) -> float | None:
+            if to_be_seen:
+                await self._store.renew(shard, [], info=self._card.encoded())
+            if await self._lineage.look(shard):
+                self._anew = True  # nothing that was written of us is certain to be there any more
+            await self._mend(shard)
+            return await sweepers[shard].sweep()
+
+        if to_be_seen:
+            await self._store.keep_able()
+        waits: list[float | None] | None
+        if self._store.connections.apart:  # one server that is away must not keep the jobs of others waiting
+            waits = await self._rounds.round(shards, look_after, within_s=interval_s)
+        else:
+            waits = [await look_after(shard) for shard in shards]
+        if to_be_seen:
+            self._seen_at = self._clock.monotonic()
+        if waits is None:
+            return SOONEST_S
         self.last_pass = self._clock.monotonic()
         self._passes += 1
         self._tell_hindered(sweepers)
-        soonest = min((wait for wait in waits if wait is not None), default=self._settings.watchdog_interval_s)
-        return min(self._settings.watchdog_interval_s, max(SOONEST_S, soonest))
+        soonest = min((wait for wait in waits if wait is not None), default=interval_s)
+        return min(interval_s, max(SOONEST_S, soonest))
 
-    async def _mend(self) -> None:
+    async def _mend(self, shard: int) -> None:
         """Once a second: queues that lost entries whose jobs are there; after a search with some left, once a lease."""
-        if self._clock.monotonic() < self._mend_at:
+        if self._clock.monotonic() < self._mend_at.get(shard, 0.0):
             return
-        again = False
         try:
-            for shard in range(self._store.shards):
-                mended, later = await mend.mend(self._store, shard)
-                if mended:
-                    self._done[events.QUEUE_MENDED] += mended
-                again = again or later
+            mended, again = await mend.mend(self._store, shard)
+            if mended:
+                self._done[events.QUEUE_MENDED] += mended
         except BusUnavailable as error:
             if error.trouble is not Trouble.FORBIDDEN:
                 raise
             again = True
             events.tell(log, events.SWEEP_FAILED, step="mend", error=str(error))
-        self._mend_at = self._clock.monotonic() + (self._settings.lease_s if again else MEND_EVERY_S)
-
-    async def _be_seen(self) -> None:
-        if self._clock.monotonic() - self._seen_at >= self._settings.beat_s:
-            for shard in range(self._store.shards):
-                await self._store.renew(shard, [], info=self._card.encoded())
-            self._seen_at = self._clock.monotonic()
+        self._mend_at[shard] = self._clock.monotonic() + (self._settings.lease_s if again else MEND_EVERY_S)
 
     def _tell_hindered(self, sweepers: list[Sweeper]) -> None:
         """Steps that a full server does not take; what must come in time came, so the passes go on as they do."""

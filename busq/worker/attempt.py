@@ -2,7 +2,7 @@
 One run of one handler, from start to outcome, as the worker sees it.
 
 Belongs to the handlers' loop. Only the token may be touched from elsewhere, `progress`, which is replaced whole, and
-`deadline_at`, which is the control thread's; that thread also takes the notes while the loop is blocked
+`deadline_at` and `asked_at`, which are the control thread's; that thread also takes the notes while the loop is blocked
 (`standin.py`). An attempt is over once: when its handler has ended, or when the worker has given it up.
 """
 
@@ -33,6 +33,7 @@ class Attempt:
         "abandoned",
         "abandoned_at",
         "answer",
+        "asked_at",
         "deadline_at",
         "entry",
         "force_timer",
@@ -90,6 +91,7 @@ class Attempt:
         self.times_out_at: float | None = None  # known when its handler begins
         self.tripped_at: float | None = None
         self.deadline_at: float | None = None  # of a cancel; written and read by the control thread
+        self.asked_at: float | None = None  # when that cancel was asked for; written by the control thread
         self.shields = 0
         self.shut_out = False  # a cancel waits outside a shield
         self.forced = False

@@ -220,6 +220,11 @@ class CurrentJob:
         """
         heir = handler.options(parent=self.jid)
         job = heir.spec(*args, **kwargs).job
+        if job.most:
+            raise UsageError(
+                "max_queue is for producers outside: a child is part of a job that has been let in. Leave it out, or "
+                "enqueue the job by itself"
+            )
         told = self._hands.spawn(self._attempt, job)
         if self._blocks:
             return self._spawned(heir, job.jid, *told.result())

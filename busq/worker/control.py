@@ -27,12 +27,15 @@ from busq.clock import SystemClock
 from busq.config import Settings
 from busq.errors import ConfigError
 from busq.protocol.cancel import Cause, TripFacts
+from busq.store import drains
+from busq.store.drains import Whole
 from busq.store.forms import Renewal, RenewAnswer
 from busq.store.lineage import Lineage
 from busq.store.listener import Listener
 from busq.store.outage import Outage
 from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
+from busq.worker.meter import UNMETERED, Meter
 from busq.worker.standin import StandIn
 
 UNREACHABLE_AFTER_S = 3.0  # without a good answer: then the worker says that it cannot reach Redis
@@ -49,6 +52,9 @@ class Owner(Protocol):
     def running(self) -> dict[str, Attempt]: ...
     def heard(self, attempt: Attempt, facts: TripFacts, heard_by: str) -> None: ...
     def superseded(self, attempt: Attempt, state: str) -> None: ...
+    def asked_to_drain(self, whole: Whole) -> None:
+        """Called in the control thread, once."""
+
     def history_changed(self, unfit: str) -> None: ...
 
 
@@ -63,6 +69,7 @@ class Control:
         info: Callable[[], bytes],
         occasions: Mapping[str, str],
         stand_in: StandIn,
+        meter: Meter = UNMETERED,
         outage: Outage,
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
@@ -73,15 +80,19 @@ class Control:
         self._info = info
         self._occasions = occasions
         self._stand_in = stand_in
+        self._meter = meter
         self._loop_factory = loop_factory
         self._clock = SystemClock()
         self._thread = threading.Thread(target=self._main, name="busq-control", daemon=True)
         self._ready: asyncio.Future[None] = handlers_loop.create_future()
         self._last_answer = self._clock.monotonic()
         self._outage = outage
+        self._anew = False  # what was written of us may be gone
         self._sent_info = b""
         self._services: dict[str, asyncio.Task[None]] = {}
         self._beats = 0
+        self._asked_to_drain = False
+        self._rounds: tasks.Abreast[None] = tasks.Abreast()
 
     # From the handlers' loop -----------------------------------------------------------------------------
 
@@ -170,7 +181,7 @@ class Control:
         self._all_asked = False
         self._asking_all: asyncio.Task[None] | None = None
         self._questions: set[asyncio.Task[None]] = set()
-        self._store = Store(self._settings, by=self._by)
+        self._store = Store(self._settings, by=self._by, rings=False)
         self._lineage = Lineage(self._store, log)
         self._listener = Listener(
             self._store.connections.listening,
@@ -196,11 +207,13 @@ class Control:
         }
         await self._stop.wait()
         await tasks.end(*self._services.values())
+        await self._rounds.end()
         await self._store.close()
 
     async def _fall_silent(self) -> None:
         """End everything here that speaks to Redis, but for the caller's own task."""
         await tasks.end(*(task for task in self._questions if task is not asyncio.current_task()))
+        await self._rounds.end()
 
     async def _keep_beating(self) -> None:
         beat_s = self._settings.beat_s
@@ -209,36 +222,52 @@ class Control:
             due = max(due + beat_s, self._clock.monotonic())
             await asyncio.sleep(max(0.0, due - self._clock.monotonic()))
             try:
-                await self._beat()
+                await self._beat(within_s=beat_s if self._store.connections.apart else None)
             except Exception as error:  # whatever it was: a beat that gives up looks like a dead worker
                 self._missed(error)
 
-    async def _beat(self) -> None:
+    async def _beat(self, *, within_s: float | None = None) -> None:
+        if self._anew:
+            self._anew, self._beats, self._sent_info = False, 0, b""  # card and hooks are sent again
         info = self._info()
         self._beats += 1
         fresh = info if info != self._sent_info or self._beats % CARD_EVERY == 0 else b""
-        attempts = list(self._owner.running.values())
-        for shard in range(self._store.shards):
-            own = [attempt for attempt in attempts if attempt.shard == shard]
+
+        async def ask(shard: int) -> None:
+            own = [attempt for attempt in list(self._owner.running.values()) if attempt.shard == shard]
             for start in range(0, max(1, len(own)), BATCH):
                 await self._ask(shard, own[start : start + BATCH], "beat", info=fresh)
+            await self._look_at_history(shard)
+
+        # Leases in one shard must not run out because another one's server is away.
+        if await self._rounds.round(range(self._store.shards), ask, within_s=within_s) is None:
+            return
         if self._occasions and self._beats % CARD_EVERY == 1:
             await self._declare()
+        await self._read_drain()
         self._sent_info = info
         self._answered()
-        await self._look_at_history()
 
-    async def _look_at_history(self) -> None:
+    async def _look_at_history(self, shard: int) -> None:
         """Where the data is not what it was, nothing that was written for us is certain to be there any more."""
         unfit = ""
         try:
-            if not await self._lineage.look():
+            if await self._lineage.look(shard) is None:
                 return
         except ConfigError as error:
             unfit = str(error)
-        self._beats, self._sent_info = 0, b""  # the next beat sends card and hooks again
+        self._anew = True
         self._handlers_loop.call_soon_threadsafe(self._owner.history_changed, unfit)
         self._ask_about_all()
+
+    async def _read_drain(self) -> None:
+        """Once we were asked, a drain goes on by itself."""
+        if self._asked_to_drain:
+            return
+        whole = await drains.asked(self._store, self._store.by)
+        if whole is not None:
+            self._asked_to_drain = True
+            self._owner.asked_to_drain(whole)
 
     async def _declare(self) -> None:
         """Say which kinds have a hook: a job that is cancelled before it starts needs somebody who knows."""
@@ -287,12 +316,16 @@ class Control:
             attempt = self._owner.running.get(jid)
             if attempt is not None:
                 by_shard.setdefault(attempt.shard, []).append(attempt)
-        try:
-            for shard, attempts in by_shard.items():
+
+        async def ask(shard: int) -> None:
+            attempts = by_shard[shard]
+            try:
                 for start in range(0, len(attempts), BATCH):
                     await self._ask(shard, attempts[start : start + BATCH], heard_by)
-        except Exception as error:
-            self._missed(error)  # the next beat, or the next confirmation, asks again
+            except Exception as error:
+                self._missed(error)  # the next beat, or the next confirmation, asks again
+
+        await asyncio.gather(*map(ask, by_shard))
 
     async def _ask(self, shard: int, attempts: list[Attempt], heard_by: str, *, info: bytes = b"") -> None:
         told = [attempt.progress for attempt in attempts]
@@ -317,7 +350,11 @@ class Control:
                 grace_s=answer.grace_ms / 1000,
                 left_s=answer.left_ms / 1000,
             )
-            attempt.deadline_at = self._clock.monotonic() + facts.left_s
+            now = self._clock.monotonic()
+            attempt.deadline_at = now + facts.left_s
+            if attempt.asked_at is None:
+                attempt.asked_at = now - answer.asked_ms / 1000
+                self._meter.signalled(heard_by, answer.asked_ms / 1000)
             attempt.token.trip(facts)
             self._handlers_loop.call_soon_threadsafe(self._owner.heard, attempt, facts, heard_by)
         else:

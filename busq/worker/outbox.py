@@ -167,7 +167,12 @@ class Outbox:
         where = next(iter(self._endings))
         waiting = self._endings[where]  # more may be put in while the first are on their way
         chosen = waiting[:BATCH]
-        answers = await self._store.settle(*where, [settlement for _, settlement in chosen])
+        try:
+            answers = await self._store.settle(*where, [settlement for _, settlement in chosen])
+        except BusUnavailable:
+            # The server of this shard may be the only one that is away: another shard's turn comes next.
+            self._endings[where] = self._endings.pop(where)
+            raise
         del waiting[: len(chosen)]
         if not waiting:
             del self._endings[where]
@@ -193,7 +198,7 @@ class Outbox:
             )
 
 
-_USUAL = ("no_slot", "shutdown")  # reasons that say nothing of the job
+_USUAL = ("no_slot", "shutdown", "newer_rule")  # reasons that say nothing of the job
 _RETURNED = {"buried": events.JOB_BURIED, "missing": events.JOB_BURIED, "stale": events.JOB_STALE}
 
 

@@ -27,6 +27,8 @@ from busq.store.streams import Entry
 from busq.worker.outbox import UNKNOWN_JID, Outbox
 from busq.worker.slots import Slots
 
+UNJUDGED_S = 5.0  # until a job is offered again that a rule of a newer busq may cover
+
 Started = tuple[Entry, Handler, Delivery, StartAnswer, KindTerms]
 
 Begin = Callable[[list[Started]], None]
@@ -46,6 +48,7 @@ class Reception:
         self._begin = begin
         self._terms = {handler.kind: terms_of(handler, settings) for handler in handlers}
         self._numbers = itertools.count(1)
+        self._unread_rules: set[str] = set()
 
     @property
     def occasions(self) -> dict[str, str]:
@@ -139,10 +142,21 @@ class Reception:
         elif answer.word == "newer":
             said = f"the record is of version {answer.detail}, which this worker's busq does not know"
             self._refuse(entry, "newer_version", counted=said)
+        elif answer.word == "unjudged":
+            self._tell_of_rule(answer.detail)
+            self._refuse(entry, "newer_rule", delay_s=UNJUDGED_S, unknown=True)
         elif answer.word == "other_kind":
             await self._bury(entry, "bad_entry: it names another kind than the job's record")
         else:
             events.tell(log, events.JOB_STALE, level=logging.DEBUG, jid=entry.jid, kind=entry.kind, state=answer.detail)
+
+    def _tell_of_rule(self, number: str) -> None:
+        """Once for each rule: what it may cover waits for a worker that can judge it."""
+        if number not in self._unread_rules:
+            self._unread_rules.add(number)
+            events.tell(
+                log, events.RULE_UNREADABLE, rule=number, until="it is settled, revoked or read by a newer busq"
+            )
 
     async def _bury(self, entry: Entry, flaw: str) -> None:
         word = await self._store.bury(entry.shard, entry.queue, entry.id, reason=flaw, raw=_raw(entry))

@@ -36,6 +36,7 @@ from busq.worker.context import CurrentJob
 from busq.worker.executors.base import Executor
 from busq.worker.hands import WorkerHands
 from busq.worker.ladder import Ladder
+from busq.worker.meter import UNMETERED, Meter
 from busq.worker.outbox import Outbox
 from busq.worker.outcome import Outcome, outcome_of
 from busq.worker.reception import Started
@@ -68,6 +69,7 @@ class Runner:
         *,
         too_many_suspects: Callable[[int], None],
         outage: Outage,
+        meter: Meter = UNMETERED,
     ) -> None:
         self.running: dict[str, Attempt] = {}
         self.suspects: set[Attempt] = set()
@@ -83,6 +85,7 @@ class Runner:
         self._store = store
         self._slots = slots
         self._too_many_suspects = too_many_suspects
+        self._meter = meter
         self.hands = WorkerHands(
             loop, store, self.outbox, self.ladder, self._errand, result_bytes=settings.result_bytes
         )
@@ -114,6 +117,7 @@ class Runner:
             Attempt(handler, entry, delivery.token, answer, terms, now)
             for entry, handler, delivery, answer, terms in started
         ]
+        self._meter.started(attempts)
         for attempt in attempts:
             self._begin(attempt)
         self._loop.call_later(WATCH_AFTER_S, self._watch_those_left, attempts)
@@ -197,6 +201,7 @@ class Runner:
 
     def _free(self, attempt: Attempt) -> None:
         attempt.over = True
+        self._meter.stopped(attempt, self._loop.time() - attempt.started_at)
         attempt.drop_timers()
         if self.running.get(attempt.jid) is attempt:
             del self.running[attempt.jid]
@@ -207,6 +212,7 @@ class Runner:
             self._nothing_left.set()
 
     def _settled(self, attempt: Attempt, word: str, state: str) -> None:
+        self._meter.settled(attempt, state if word == "settled" else "stale", self._loop.time())
         if word == "settled":
             event = _SETTLED.get(state, events.JOB_SUCCEEDED)
             if event is not None and events.heard(event):

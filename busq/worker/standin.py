@@ -86,21 +86,21 @@ class StandIn:
         self._given_up_at = float("inf")  # since when it is both lifeless and told to stop
         self._leave: Leave | None = None
 
-    def told_to_stop(self, leave: Leave) -> None:
+    def told_to_stop(self, leave: Leave, *, by_wish: bool = False) -> None:
         """
         Leave if the loop cannot: `leave` is called when a drain would be over and the loop is blocked.
 
         Everything is handed back first, spending nothing, but for a job that has blocked the loop all the while and for
         `POISON_S` at least.
 
-        Told again, hurry, as a drain does. Safe from any thread.
+        Told again, hurry, as a drain does; a wish (`by_wish`) does not count as once. Safe from any thread.
         """
         settings, now = self._settings, self._clock.monotonic()
         steps = (settings.shutdown_timeout_s, settings.cleanup_s, settings.force_s)
         self._leave = leave
         self._told_at = min(self._told_at, now)
         self._drained_at = min(self._drained_at, now + sum(steps[min(self._asked, 2) :]))
-        self._asked += 1
+        self._asked += not by_wish
 
     async def run(self, store: Store, fall_silent: FallSilent) -> None:
         """Stand in whenever the loop is blocked, until cancelled. `store` is the control thread's own."""
@@ -154,7 +154,7 @@ class StandIn:
     # Cancels past their deadline -----------------------------------------------------------------------------
 
     async def _finalize(self, store: Store, attempt: Attempt) -> None:
-        [(word, state)] = await store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)])
+        [(word, state, _)] = await store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)])
         if word == "early":
             return
         self._finalized.add(attempt)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,8 +24,9 @@ from busq.handlers import Handler, Handlers
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.hook import hook_queue
 from busq.store import suspects
+from busq.store.drains import Whole
 from busq.store.outage import Outage
-from busq.store.roster import process_card
+from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.store.streams import Streams
 from busq.worker import health
@@ -41,6 +40,7 @@ from busq.worker.executors.thread import ThreadExecutor
 from busq.worker.intake import Intake
 from busq.worker.ladder import KILL_PATIENCE_S
 from busq.worker.loopwatch import LoopWatch
+from busq.worker.meter import UNMETERED, Meter
 from busq.worker.pace import Pace
 from busq.worker.reception import Reception
 from busq.worker.runner import Runner
@@ -59,6 +59,7 @@ class Worker:
     `queues` left out: `default` and every queue that a handler names. `concurrency` is the number of coroutine
     slots (100); threads and child processes have as many slots as the process may use CPUs, or as `concurrency` says
     when it is given. `child_setup` (module:function) is called in each child process before it does anything else.
+    `told_to_drain` is called in the control thread when the bus asks this worker to drain, which it then does anyway.
     """
 
     def __init__(
@@ -69,9 +70,11 @@ class Worker:
         queues: Sequence[str] = (),
         concurrency: int | None = None,
         child_setup: str = "",
+        told_to_drain: Callable[[], object] = lambda: None,
+        meter: Meter = UNMETERED,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.name = process_name(settings)
         self._settings = settings
         self._handlers = handlers
         self._queues = list(queues) or sorted(handlers.queues())
@@ -79,6 +82,8 @@ class Worker:
         self._served = list(dict.fromkeys([*self._queues, *hooked]))
         self._loop_factory = loop_factory
         self._child_setup = child_setup
+        self._told_to_drain = told_to_drain
+        self._meter = meter
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._limits = {
             Pool.COROUTINE: concurrency or 100,
@@ -89,6 +94,9 @@ class Worker:
         self.draining = False
         self.unready = ""
         """Why it takes no more jobs although nobody asked it to stop, in words; "" while it does."""
+        self.empties_pod = False
+        """Whether the bus has asked all workers of this host to drain: then none shall be started in their place."""
+        self._drains_by_wish = False
         self._outage = Outage(log)
         self._stand_in: StandIn | None = None
         self._clock = SystemClock()
@@ -129,19 +137,29 @@ class Worker:
 
     def stop(self) -> None:
         """Drain and end. Called again: hurry through the wait that is on. Safe in a signal handler of the loop."""
-        if self._stop_asked.is_set():
+        if self._stop_asked.is_set() and not self._drains_by_wish:
             self._hurry_asked.set()
+        self._drains_by_wish = False
         self._stop_asked.set()
 
-    def stop_for_certain(self, leave: Leave) -> None:
+    def drain(self) -> None:
         """
-        Make sure that `stop` is not in vain: beside it, for each time that it is called. Safe from any thread.
+        As `stop`, but a `stop` that follows is the first of its kind and hurries nothing. Call it in the loop.
+
+        Whoever takes a pod down asks it to drain and then sends its SIGTERM, which is meant as no hurry.
+        """
+        self._drains_by_wish = True
+        self._stop_asked.set()
+
+    def stop_for_certain(self, leave: Leave, *, by_wish: bool = False) -> None:
+        """
+        Make sure that `stop` (`by_wish`: `drain`) is not in vain: beside it, each time. Safe from any thread.
 
         When a drain would be over and the handlers' loop is blocked, the control thread hands everything back and
         calls `leave`, which ends the process.
         """
         if self._stand_in is not None:
-            self._stand_in.told_to_stop(leave)
+            self._stand_in.told_to_stop(leave, by_wish=by_wish)
 
     @property
     def loop_lag_s(self) -> float:
@@ -192,17 +210,23 @@ class Worker:
     # Opening -----------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._stop_asked, self._hurry_asked = asyncio.Event(), asyncio.Event()
         hello = hello_for(self._settings, self._of_pool(Pool.PROCESS), self._child_setup)
-        self._store = Store(self._settings, by=self.name)
+        self._store = Store(self._settings, by=self.name, rings=False)
         await self._store.open()
         self._streams = Streams(self._store, self._served)
         await self._streams.open()
         self._pace = Pace()
         self._slots = Slots(self._limits, self._pace)
         self._runner = Runner(
-            self._settings, self._store, self._slots, loop, too_many_suspects=self._wear_out, outage=self._outage
+            self._settings,
+            self._store,
+            self._slots,
+            loop,
+            too_many_suspects=self._wear_out,
+            outage=self._outage,
+            meter=self._meter,
         )
         self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
         self._processes = ProcessExecutor(
@@ -221,10 +245,10 @@ class Worker:
         served = {queue: self._handlers.of_queue(queue) for queue in self._served}
         watch = LoopWatch(loop, lambda: self._runner.running)
         stand_in = StandIn(self._settings, self._runner, watch, loop, name=self.name, queues=self._served)
-        self._card = process_card("worker")
+        self._card = process_card("worker", self._settings)
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, occasions=reception.occasions,
-            stand_in=stand_in, outage=self._outage, loop_factory=self._loop_factory,
+            stand_in=stand_in, outage=self._outage, meter=self._meter, loop_factory=self._loop_factory,
         )  # fmt: skip
         self._intake = Intake(
             self._streams, self._slots, reception, served, self._runner.knows,
@@ -259,6 +283,13 @@ class Worker:
 
     def superseded(self, attempt: Attempt, state: str) -> None:
         self._runner.superseded(attempt, state)
+
+    def asked_to_drain(self, whole: Whole) -> None:
+        """The bus, or whoever keeps this worker, asks it to drain. Safe from any thread, and to repeat."""
+        self.empties_pod |= whole is Whole.POD
+        events.tell(log, events.WORKER_ASKED_TO_DRAIN, worker=self.name, whole=str(whole))
+        self._told_to_drain()
+        self._loop.call_soon_threadsafe(self.drain)
 
     def history_changed(self, unfit: str) -> None:
         """What is pending under our name may be other than we know; `unfit`: why we can go on no more, in words."""

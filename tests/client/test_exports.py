@@ -37,6 +37,8 @@ PUBLIC = [
     "NoCurrentJob",
     "ParentClosed",
     "PictureChanged",
+    "QueueFull",
+    "RateLimited",
     "Rule",
     "Scope",
     "ScopeNotFound",

@@ -25,6 +25,7 @@ from busq.handlers import Handlers
 from busq.worker.worker import Worker
 from tests.executors import stories  # noqa: F401 - fills the applications
 from tests.executors.stage import APPLICATIONS, CURTAIN
+from tests.roles import as_role
 from tests.runtime.bench import QUICK, Bench, bench, until
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +127,7 @@ class House:
     async def work(self, **how: Any) -> Backstage:
         """A worker of this executor's application, ready."""
         loop_factory: Callable[[], Any] = type(asyncio.get_running_loop())
-        backstage = Backstage(self.b.settings, APPLICATIONS[self.executor].handlers, loop_factory, **how)
+        backstage = Backstage(self.b.settings_of("worker"), APPLICATIONS[self.executor].handlers, loop_factory, **how)
         self._backstages.append(backstage)
         await backstage.ready()
         return backstage
@@ -134,8 +135,10 @@ class House:
     async def watch(self) -> None:
         await self.b.watch()
 
-    def apart(self) -> Apart:
-        self._aparts.append(Apart(self.b.url, self.executor, self._folder, self._given))
+    def apart(self, **settings: Any) -> Apart:
+        """A worker in a process of its own; `settings` are its alone."""
+        url = as_role(self.b.url, "worker")
+        self._aparts.append(Apart(url, self.executor, self._folder, {**self._given, **settings}))
         return self._aparts[-1]
 
     async def close(self) -> None:

@@ -17,10 +17,15 @@ from tests.executors import stage
 from tests.executors.differences import FORCE, LINGERING, ONE_LOCK
 from tests.executors.house import House, house
 from tests.executors.test_stopping import ASKED
-from tests.runtime.bench import until
+from tests.runtime.bench import UNHURRIED, until
 from tests.runtime.test_process_pool import alive
 
 HURRIED: dict[str, Any] = {"grace": 0.1}
+
+
+def time_for(ended: str) -> dict[str, Any]:
+    """What force can end shall be ended before a watchdog says that it could not; the other waits for its deadline."""
+    return {} if ended == "abandoned" else UNHURRIED
 
 
 async def seen_to_be(h: House, handle: busq.JobHandle[Any], *, heard: bool, observed: bool) -> busq.Job:
@@ -48,7 +53,7 @@ async def no_suspects(h: House) -> bool:
 async def test_a_handler_that_swallows_every_cancel_is_beyond_words(
     redis_url: str, executor: str, tmp_path: Path
 ) -> None:
-    async with house(redis_url, executor, tmp_path) as h:
+    async with house(redis_url, executor, tmp_path, **time_for(FORCE[executor].ended)) as h:
         await h.work(concurrency=1)
         await h.watch()
         handle = await h.running("swallows_for_ever", **HURRIED)
@@ -65,7 +70,7 @@ async def test_a_handler_that_observes_late_and_never_stops_is_said_to_have_obse
     redis_url: str, executor: str, tmp_path: Path
 ) -> None:
     """After the moment at which a worker usually tells what a tripped handler has heard."""
-    async with house(redis_url, executor, tmp_path) as h:
+    async with house(redis_url, executor, tmp_path, **time_for(FORCE[executor].ended)) as h:
         worker = await h.work(concurrency=1)
         await h.watch()
         handle = await h.running("swallows_late", grace=1.0)
@@ -79,7 +84,7 @@ async def test_a_handler_that_observes_late_and_never_stops_is_said_to_have_obse
 
 async def test_an_endless_loop_is_ended_or_given_up(redis_url: str, executor: str, tmp_path: Path) -> None:
     """A coroutine's loop stands still with it: the watchdog records what has become of the job."""
-    async with house(redis_url, executor, tmp_path) as h:
+    async with house(redis_url, executor, tmp_path, **time_for(FORCE[executor].ended)) as h:
         await h.work(concurrency=1)
         await h.watch()
         handle = await h.running("spins", **HURRIED)
@@ -111,7 +116,7 @@ async def test_a_child_that_spins_is_replaced_and_its_sibling_works_on(redis_url
 
 async def test_a_handler_that_tidies_up_for_ever_is_forced(redis_url: str, executor: str, tmp_path: Path) -> None:
     """It has heard the cancel. A coroutine is interrupted in its clean-up, the others cannot be."""
-    async with house(redis_url, executor, tmp_path) as h:
+    async with house(redis_url, executor, tmp_path, **time_for(LINGERING[executor])) as h:
         await h.work()
         await h.watch()
         handle = await h.running("lingers", **HURRIED)
@@ -147,7 +152,7 @@ async def test_a_call_that_holds_the_interpreter_lock_is_ended_or_given_up(
     """
     os.mkfifo(tmp_path / "pipe")
     writer = os.open(tmp_path / "pipe", os.O_RDWR)
-    async with house(redis_url, executor, tmp_path) as h:
+    async with house(redis_url, executor, tmp_path, **time_for(FORCE[executor].ended)) as h:
         apart = h.apart()
         await h.watch()
         handle = await h.play("holds_the_lock", how, letters(2.0) if how == "match" else 0, **HURRIED)
@@ -179,8 +184,8 @@ async def test_a_call_that_holds_the_lock_past_the_lease(redis_url: str, executo
     """The stated limit: it looks like a dead worker and the job runs twice. A child's lock is not its worker's."""
     os.mkfifo(tmp_path / "pipe")
     writer = os.open(tmp_path / "pipe", os.O_RDWR)
-    async with house(redis_url, executor, tmp_path, lease_s=0.6) as h:
-        h.apart()
+    async with house(redis_url, executor, tmp_path) as h:
+        h.apart(lease_s=0.6 if ONE_LOCK[executor] else 2.0)
         await h.watch()
         handle = await h.play("holds_the_lock", "read")
         await h.at("running")
@@ -190,7 +195,7 @@ async def test_a_call_that_holds_the_lock_past_the_lease(redis_url: str, executo
             h.apart()
             await h.at("running")
         else:
-            await beats(h, 10)  # and more leases than one
+            await beats(h, 25)  # and more leases than one
         os.write(writer, b"xx")
         assert await handle.result(timeout=20) == "at last"
         job = await handle.get()

@@ -106,8 +106,8 @@ async def test_a_worker_that_lost_its_lease_tells_the_handler_and_nothing_of_it_
     redis_url: str, executor: str, tmp_path: Path
 ) -> None:
     """It was frozen past its lease; another worker took the job over meanwhile."""
-    async with house(redis_url, executor, tmp_path, lease_s=1.0) as h:
-        first = h.apart()
+    async with house(redis_url, executor, tmp_path) as h:
+        first = h.apart(lease_s=1.0)
         handle = await h.running("waits")
         first.signal(signal.SIGSTOP)
         (tmp_path / "running").unlink()
@@ -136,6 +136,7 @@ async def test_a_killed_workers_cancelled_job_never_starts_again(redis_url: str,
         handle = await h.running("swallows_for_ever", grace=0.2)
         pid = int(await h.at("running"))
         await h.work()
+        first.signal(signal.SIGSTOP)  # it hears nothing any more, however late the signal that ends it
         await handle.cancel()
         first.kill()
         await h.watch()

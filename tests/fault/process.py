@@ -22,6 +22,7 @@ import busq
 from busq.cli.tied import end_process, tied_process
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.worker import Worker
+from tests.roles import as_role
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ class Child:
     """One process; ends with the test that made it."""
 
     def __init__(self, role: str, url: str, folder: Path, settings: dict[str, Any], **how: Any) -> None:
-        task = json.dumps({"role": role, "url": url, "folder": str(folder), "settings": settings, **how})
+        task = json.dumps({"role": role, "url": as_role(url, role), "folder": str(folder), "settings": settings, **how})
         self.output = folder / f"{role}-{time.monotonic_ns()}.log"
         with self.output.open("wb") as output:
             self._process: subprocess.Popen[bytes] = tied_process(

@@ -28,8 +28,12 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
+    def place(self) -> str:
+        return f"{HOST}:{self._port}/0"
+
+    @property
     def url(self) -> str:
-        return f"redis://{HOST}:{self._port}/0"
+        return f"redis://{self.place}"
 
     def stall(self) -> None:
         self._passing.clear()

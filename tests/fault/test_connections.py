@@ -12,6 +12,7 @@ import pytest
 import busq
 from busq.worker.worker import Worker
 from tests.fault.proxy import Proxy
+from tests.roles import as_role, elsewhere
 from tests.runtime.bench import BUSY_S, Bench, bench, taken, until
 from tests.servers import RedisServer
 
@@ -20,7 +21,7 @@ KEEPS_DATA = pytest.mark.parametrize("own_server", [{"aof": True}], indirect=Tru
 
 def far_bus(b: Bench, proxy: Proxy) -> busq.Bus:
     """The same bus, seen through the proxy."""
-    return busq.Bus(proxy.url, **b.given)
+    return busq.Bus(as_role(elsewhere(b.url, proxy.place), "worker"), **b.given)
 
 
 async def all_end(b: Bench, jids: list[str], timeout: float = 30.0) -> list[busq.Job]:

@@ -22,6 +22,12 @@ WITHIN: dict[str, Any] = {"confirm_within_s": 0.4, "command_timeout_s": 3.0}
 KEEPS_DATA = pytest.mark.parametrize("own_server", [{"aof": True}], indirect=True)
 
 
+@pytest.fixture(scope="session")
+def how_to_start() -> dict[str, Any]:
+    """A server without users: these stories give it replicas, users of their own, and other data."""
+    return {}
+
+
 @pytest.fixture
 def replica(own_server: RedisServer, start_server: Callable[..., RedisServer]) -> Iterator[RedisServer]:
     server = start_server()

@@ -25,6 +25,12 @@ NOTICED_S = 5.0 + BUSY_S
 PATIENT: dict[str, Any] = {"lease_s": 60.0, "command_timeout_s": 0.5, "connect_timeout_s": 0.5}
 
 
+@pytest.fixture(scope="session")
+def how_to_start() -> dict[str, Any]:
+    """A server without users: these stories give it replicas, users of their own, and other data."""
+    return {}
+
+
 def changes(lines: list[Any]) -> list[str]:
     return [line["change"] for line in lines if line["event"] == "history.changed"]
 
@@ -39,7 +45,8 @@ def shorts(b: Bench) -> Any:
 
 async def looked(worker: Worker, dog: Watchdog) -> None:
     """Both know which history it is that they look at."""
-    await until(lambda: worker._control._lineage._seen and dog._lineage._seen)
+    shards = worker._store.shards
+    await until(lambda: len(worker._control._lineage._seen) == len(dog._lineage._seen) == shards)
 
 
 async def noticed(worker: Worker, dog: Watchdog) -> None:
@@ -172,8 +179,8 @@ async def test_a_promotion_that_lost_writes_is_told_with_their_size_and_lost_sta
 
 async def _looked_again(worker: Worker, dog: Watchdog) -> None:
     for lineage in (worker._control._lineage, dog._lineage):
-        before = lineage._looked_at
-        await until(lambda lineage=lineage, before=before: lineage._looked_at > before)
+        before = lineage._looked_at[0]
+        await until(lambda lineage=lineage, before=before: lineage._looked_at[0] > before)
 
 
 async def test_a_bus_that_somebody_made_anew_with_other_shards_is_left(own_server: RedisServer) -> None:

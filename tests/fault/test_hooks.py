@@ -10,7 +10,7 @@ from typing import Any
 import busq
 from tests.fault.process import declare
 from tests.fault.test_processes import Start, lines, running, start
-from tests.runtime.bench import Bench, bench, until
+from tests.runtime.bench import SHORT_LEASE, Bench, bench, until
 
 __all__ = ["start"]  # the fixture
 
@@ -32,15 +32,15 @@ async def test_a_worker_that_dies_in_the_middle_of_a_hook_leaves_it_to_another(
 ) -> None:
     async with bench(redis_url) as b:
         hold, _, _ = declare(b.bus, tmp_path)
-        first = start("worker", redis_url)
+        first = start("worker", redis_url, **SHORT_LEASE)
         handle = await hold.enqueue()
         await running(b, tmp_path, handle)
         await handle.cancel()
         await until(lambda: lines(tmp_path, handle.jid, "cleaned"), timeout=20)
         assert lines(tmp_path, handle.jid, "cleaned") == [f"{first.pid} confirmed"]
+        first.kill()
         await b.watch()
         second = start("worker", redis_url)
-        first.kill()
         await until(lambda: len(lines(tmp_path, handle.jid, "cleaned")) == 2, timeout=20)
         (tmp_path / f"{handle.jid}.clean").touch()
         hook = await ended_hook(b, handle.jid)
@@ -80,7 +80,7 @@ async def test_the_hook_of_a_killed_workers_job_runs_elsewhere(redis_url: str, t
     """The job was asked to stop and its worker died before it could: the script that ends it admits the hook."""
     async with bench(redis_url, grace_s=60.0) as b:
         hold, _, _ = declare(b.bus, tmp_path)
-        first = start("worker", redis_url, grace_s=60.0)
+        first = start("worker", redis_url, grace_s=60.0, **SHORT_LEASE)
         handle = await hold.enqueue()
         await running(b, tmp_path, handle)
         first.freeze()

@@ -6,6 +6,7 @@ Shown in /proc, with real workers that get a real SIGKILL. What holds the interp
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import busq
+from tests.roles import as_role, deploy
 from tests.runtime import process_handlers
 from tests.runtime.bench import BUSY_S, until
 from tests.runtime.test_process_pool import group, read, there
@@ -38,10 +40,18 @@ asyncio.run(main())
 
 
 @pytest.fixture
+def redis_url(redis_url: str) -> str:
+    asyncio.run(deploy(redis_url))
+    return redis_url
+
+
+@pytest.fixture
 def worker(redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker in a process of its own, with two children at most."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
-    process = subprocess.Popen([sys.executable, "-c", WORKER, redis_url], env=environ, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, as_role(redis_url, "worker")], env=environ, stdout=subprocess.DEVNULL
+    )
     yield process
     process.kill()
     process.wait()
@@ -59,7 +69,7 @@ async def test_a_killed_workers_children_are_gone_with_their_trees(
 ) -> None:
     """Three levels of processes, all deaf to SIGTERM, below a child that may hold the interpreter lock for ever."""
     folder = str(tmp_path)
-    async with busq.Bus(redis_url) as bus:
+    async with busq.Bus(as_role(redis_url, "client")) as bus:
         await bus.enqueue("grows_a_tree", folder, how)
         await bus.enqueue("waits", folder, "never")
         await until(lambda: there(folder, "running") and there(folder, "running-never"), 30)
@@ -72,7 +82,7 @@ async def test_a_killed_workers_children_are_gone_with_their_trees(
 
 
 async def test_an_idle_child_goes_with_its_killed_worker(redis_url: str, worker: subprocess.Popen[bytes]) -> None:
-    async with busq.Bus(redis_url) as bus:
+    async with busq.Bus(as_role(redis_url, "client")) as bus:
         child = await (await bus.enqueue("pid_of")).result(timeout=30)
         assert group(child) == [child]
         worker.kill()
@@ -81,7 +91,7 @@ async def test_an_idle_child_goes_with_its_killed_worker(redis_url: str, worker:
 
 async def test_a_stopped_child_goes_with_its_killed_worker(redis_url: str, worker: subprocess.Popen[bytes]) -> None:
     """SIGSTOP: it can run nothing at all, and needs to run nothing."""
-    async with busq.Bus(redis_url) as bus:
+    async with busq.Bus(as_role(redis_url, "client")) as bus:
         child = await (await bus.enqueue("pid_of")).result(timeout=30)
         os.kill(child, signal.SIGSTOP)
         worker.kill()
@@ -94,7 +104,7 @@ async def test_a_program_goes_with_its_killed_worker(
 ) -> None:
     """A program has a group of its own; tied to the process that its handler runs in, which is tied to the worker."""
     folder = str(tmp_path)
-    async with busq.Bus(redis_url) as bus:
+    async with busq.Bus(as_role(redis_url, "client")) as bus:
         queue = process_handlers.QUEUES.get(kind, "default")
         await bus.options(queue=queue).enqueue(kind, folder, "deaf")
         await until(lambda: there(folder, "up") and there(folder, "pid"), 30)

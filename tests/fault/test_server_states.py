@@ -31,6 +31,12 @@ Way = Callable[[RedisServer], AbstractContextManager[object]]
 """Brings a server into trouble, and out of it at the end."""
 
 
+@pytest.fixture(scope="session")
+def how_to_start() -> dict[str, Any]:
+    """A server without users: these stories give it replicas, users of their own, and other data."""
+    return {}
+
+
 @pytest.fixture(autouse=True)
 def soon_calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The servers of these stories do not come and go: what is over is over."""

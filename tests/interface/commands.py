@@ -9,10 +9,12 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.roles import as_role
 
 APPS = Path(__file__).parent / "apps"
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,12 @@ def environ(url: str | None, **more: str) -> dict[str, str]:
     return own if url is None else own | {"BUSQ_URL": url}
 
 
+def url_for(words: Sequence[str], url: str | None) -> str | None:
+    """The URL of the user who may run this command, where the server has one for each role."""
+    role = words[0] if words and words[0] in ("worker", "watchdog") else "admin"
+    return None if url is None else as_role(url, role)
+
+
 def busq(*words: str, url: str | None = None, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     return subprocess.run(
@@ -36,7 +44,7 @@ def busq(*words: str, url: str | None = None, stdin: str = "", **more: str) -> s
         timeout=LIMIT_S,
         check=False,
         cwd=APPS,
-        env=environ(url, **more),
+        env=environ(url_for(words, url), **more),
     )
 
 
@@ -56,7 +64,7 @@ class Service:
             stderr=subprocess.PIPE,
             text=True,
             cwd=APPS,
-            env=environ(url, **more),
+            env=environ(url_for(words, url), **more),
         )
         self.lines: list[dict[str, Any]] = []
         self.text = ""
@@ -123,7 +131,12 @@ class Terminal:
         # The first terminal that the leader of a session opens becomes its own: then Ctrl-C reaches whom it should.
         command = ["sh", "-c", 'exec "$@" <"$0"', os.ttyname(theirs), *COMMAND, *words]
         self.process = subprocess.Popen(
-            command, stdout=theirs, stderr=theirs, cwd=APPS, env=environ(url, **more), start_new_session=True
+            command,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=APPS,
+            env=environ(url_for(words, url), **more),
+            start_new_session=True,
         )
         os.close(theirs)
         self.shown = ""

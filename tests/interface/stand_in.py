@@ -34,7 +34,8 @@ def healthy(**more: Any) -> dict[str, Any]:
 def serve() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     line = socket.socket(fileno=int(sys.argv[1]))
-    how, _, code = json.loads(sys.argv[2])["app"].partition(" ")
+    with line.makefile("rb", buffering=0) as words:
+        how, _, code = json.loads(words.readline())["app"].partition(" ")
     if how == "fails":
         os._exit(int(code))
     if how == "deaf":

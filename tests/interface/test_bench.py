@@ -14,7 +14,7 @@ BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 STARTED = "matching handlers started afterwards"  # the one figure that is to be zero
 # A worker beats once a second: it is heard at least once.
 TINY = ("--quick", "--pairs", "1", "--jobs", "200", "--samples", "10", "--idle-s", "1.5")
-TINY += ("--backlog", "400", "--settled", "300", "--running", "40")
+TINY += ("--backlog", "400", "--settled", "300", "--running", "40", "--listed", "300")
 
 
 def _run(*arguments: str) -> str:
@@ -40,6 +40,7 @@ def _run(*arguments: str) -> str:
         ("settle", "1 in 100 matches: longest script call"),
         ("tell", "40 handlers: the last one"),
         ("rules", "ten standing / no rule, time"),
+        ("listed", "list --kind rare: slowest calls"),
         ("rules", "ten, jobs came first / no rule, time"),
     ],
 )

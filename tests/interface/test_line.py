@@ -13,6 +13,7 @@ import pytest
 
 from busq.cli import line
 from busq.cli.line import Answer
+from busq.store.drains import Whole
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +24,14 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 class Worker:
     lifeless = ""
+    empties_pod = False
+
+    def __init__(self) -> None:
+        self.drained: list[Whole] = []
+
+    def asked_to_drain(self, whole: Whole) -> None:
+        self.drained.append(whole)
+        self.empties_pod = True
 
     def health(self) -> Health:
         return Health()
@@ -51,6 +60,23 @@ async def test_it_answers_also_for_a_loop_that_does_not(monkeypatch: pytest.Monk
         free = await asyncio.to_thread(ask)
         assert not free.late
         assert msgspec.json.decode(free.health)["started"] is True
+
+
+async def test_a_drain_by_way_of_the_line_is_heard_and_answered_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb") as answers:
+        worker = Worker()
+
+        def ask() -> Answer:
+            ours.sendall(line.ASK)
+            return msgspec.json.decode(answers.readline(), type=Answer)
+
+        line.answer(theirs, worker)
+        assert not (await asyncio.to_thread(ask)).empties_pod
+        ours.sendall(line.DRAIN)
+        assert (await asyncio.to_thread(ask)).empties_pod
+        assert worker.drained == [Whole.POD]
 
 
 async def test_a_worker_whose_supervisor_is_gone_drains(monkeypatch: pytest.MonkeyPatch) -> None:

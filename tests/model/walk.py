@@ -304,7 +304,7 @@ class Walk:
     async def finalize(self, jobs: Sequence[Job]) -> None:
         deadlines = {job: int(self.looks[job].record.get(b"deadline", 2**62)) for job in jobs}
         answers = await self.bench.dog.finalize(0, QUEUE, [(job.jid, False) for job in jobs])
-        self._same([word for word, _ in answers], lambda job: self.bus.finalize(job, deadlines[job]), jobs)
+        self._same([answer.word for answer in answers], lambda job: self.bus.finalize(job, deadlines[job]), jobs)
         await self.compare()
 
     async def carry_out(self, dog: Store, step: int) -> str:

@@ -16,20 +16,23 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar, overload
 
+import msgspec
+
 import busq
 from busq.client.jobs import Enqueuer
 from busq.config import Settings
 from busq.handlers import Handlers
+from busq.store.store import Store
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.attempt import Attempt
 from busq.worker.worker import Worker
+from tests.roles import as_role, as_tester, deploy
 
 EXECUTORS = ("coroutine", "thread")
 CANCELLATIONS = (asyncio.CancelledError, busq.Cancelled)
 
 QUICK: dict[str, Any] = {
     "beat_s": 0.1,
-    "lease_s": 0.6,
     "grace_s": 0.2,
     "force_s": 0.1,
     "watchdog_interval_s": 0.05,
@@ -38,10 +41,19 @@ QUICK: dict[str, Any] = {
     "shutdown_timeout_s": 0.3,
     "cleanup_s": 0.2,
 }
-PATIENT: dict[str, Any] = {"grace_s": 5.0, "lease_s": 15.0}
-"""For stories in which neither grace nor lease may run out, however slow the machine is."""
+PATIENT: dict[str, Any] = {"grace_s": 20.0}
+"""For stories in which the grace may not run out, however slow the machine is."""
 
-BUSY_S = 2.0
+UNHURRIED: dict[str, Any] = {"beat_s": 3.0}
+"""
+For stories in which force shall be done before a watchdog finalizes: a deadline allows a beat for the hearing, which
+takes a notice no time, so that is what is left for a machine that stalls.
+"""
+
+SHORT_LEASE: dict[str, Any] = {"lease_s": 0.6}
+"""For those who shall lose their lease; who shall keep it must not have this, for a machine may stall for as long."""
+
+BUSY_S = 5.0
 """How much later than promised a thing may happen where the machine is busy with something else."""
 
 NEVER_SO_LONG_S = 30.0
@@ -182,13 +194,26 @@ class Bench:
     def __init__(self, url: str, **settings: Any) -> None:
         self.url = url
         self.given = {**QUICK, **settings}
-        self.bus = busq.Bus(url, **self.given)
+        self.bus = busq.Bus(as_role(url, "client"), **self.given)
         self.gates: list[Gate] = []
         self._services: list[tuple[Worker | Watchdog, asyncio.Task[None]]] = []
+        self._store: Store | None = None
+
+    async def store(self) -> Store:
+        """A way past all roles, for a test that looks into Redis or plays a trick there."""
+        if self._store is None:
+            self._store = Store(self.settings_of("tester"), by="tester")
+            await self._store.open()
+        return self._store
 
     @property
     def settings(self) -> Settings:
         return self.bus.settings
+
+    def settings_of(self, role: str, bus: busq.Bus | None = None) -> Settings:
+        """Those of a bus, ours when left out, for a process of this role: its URL is that of the role's user."""
+        settings = (bus or self.bus).settings
+        return msgspec.structs.replace(settings, url=as_role(as_tester(settings.url or ""), role))
 
     def gate(self) -> Gate:
         """A gate that opens at the end at the latest."""
@@ -198,13 +223,13 @@ class Bench:
     async def work(self, bus: busq.Bus | None = None, *, handlers: Handlers | None = None, **how: Any) -> Worker:
         """Start a worker; returns when it takes jobs. `handlers`: those of another application, with our settings."""
         bus = bus or self.bus
-        worker = Worker(bus.settings, bus.handlers if handlers is None else handlers, **how)
+        worker = Worker(self.settings_of("worker", bus), bus.handlers if handlers is None else handlers, **how)
         await self._serve(worker, lambda: worker.ready)
         return worker
 
     async def watch(self) -> Watchdog:
         """Start a watchdog; returns after its first pass."""
-        dog = Watchdog(self.settings)
+        dog = Watchdog(self.settings_of("watchdog"))
         await self._serve(dog, lambda: dog.last_pass is not None)
         return dog
 
@@ -234,6 +259,8 @@ class Bench:
             service.stop()  # hurry
         ended = await asyncio.gather(*(task for _, task in self._services), return_exceptions=True)
         await self.bus.close()
+        if self._store is not None:
+            await self._store.close()
         for each in ended:
             if isinstance(each, BaseException):
                 raise each
@@ -245,15 +272,24 @@ class Bench:
         return [event.name for event in await self.bus.history(jid)]
 
     async def reaches(self, jid: str, *states: str, timeout: float = NEVER_SO_LONG_S) -> busq.Job:
-        """The record, once it is in one of these states."""
+        """
+        The record, once it is in one of these states.
+
+        Where it says that a worker of this bench runs the job, that worker knows: its record tells earlier.
+        """
 
         async def there() -> busq.Job | None:
             job = await self.bus.get(jid)
-            return job if job.state in states else None
+            return job if job.state in states and self._is_known(job) else None
 
         job = await until(there, timeout)
         assert job is not None
         return job
+
+    def _is_known(self, job: busq.Job) -> bool:
+        """Whether the worker that is said to run this job has heard so, if it is one of ours."""
+        owners = (each for each, _ in self._services if isinstance(each, Worker) and each.name == job.owner)
+        return all(job.jid in owner.running for owner in owners if job.state == "running")
 
 
 async def taken(worker: Worker, jid: str) -> Attempt:
@@ -269,6 +305,7 @@ async def taken(worker: Worker, jid: str) -> Attempt:
 async def bench(url: str, **settings: Any) -> AsyncIterator[Bench]:
     """A bench with quick settings, and `settings` on top."""
     made = Bench(url, **settings)
+    await deploy(url, **made.given)
     try:
         yield made
     finally:

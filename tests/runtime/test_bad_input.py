@@ -13,6 +13,7 @@ from busq.protocol.judgement import REFUSALS
 from busq.store.reader import DeadLetter
 from busq.store.store import Store
 from busq.worker.reception import Reception
+from tests.roles import as_role
 from tests.runtime.bench import Bench, bench, until
 
 
@@ -24,7 +25,7 @@ def quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def the_store(b: Bench) -> Store:
-    return (await b.bus._link()).store
+    return await b.store()
 
 
 async def letters(b: Bench) -> list[DeadLetter]:
@@ -69,7 +70,7 @@ async def test_an_unknown_kind_runs_as_soon_as_a_worker_knows_it(redis_url: str)
         handle = await b.bus.enqueue("newer", 1)
         await until(lambda: _handed_back(b, handle.jid))
         await b.end(unknowing)  # which of two reads it is a throw of dice, and each refusal doubles the wait
-        async with busq.Bus(redis_url, **b.given) as other:
+        async with busq.Bus(as_role(redis_url, "client"), **b.given) as other:
 
             @other.job
             async def newer(n: int) -> int:

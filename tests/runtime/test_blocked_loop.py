@@ -22,7 +22,7 @@ from busq.store.store import Store
 from busq.worker import standin
 from busq.worker.loopwatch import LoopWatch
 from busq.worker.runner import Runner
-from tests.runtime.bench import BUSY_S, Bench, bench, until
+from tests.runtime.bench import BUSY_S, SHORT_LEASE, Bench, bench, until
 
 LIMIT_S = 30.0
 
@@ -129,8 +129,8 @@ async def test_a_task_that_a_handler_made_is_told_by_its_stack(redis_url: str) -
 
             worker = await b.work()
             await (await starts_others.enqueue()).result(timeout=10)
-    [line] = told(lines, "loop.blocked")
-    assert "in hogs" in line["stack"]
+    # A busy machine may hold the loop up elsewhere too.
+    assert len([line for line in told(lines, "loop.blocked") if "in hogs" in line["stack"]]) == 1
 
 
 async def test_a_loop_that_goes_on_is_not_told(redis_url: str) -> None:
@@ -647,7 +647,7 @@ async def test_a_job_that_blocked_the_loop_too_long_for_any_honest_handler_costs
 ) -> None:
     """Its neighbours are handed back for nothing; and so is it, when the block began in a drain that was on."""
     monkeypatch.setattr(standin, "POISON_S", 0.5)
-    async with bench(redis_url, shutdown_timeout_s=1.0, cleanup_s=0.1) as b:
+    async with bench(redis_url, shutdown_timeout_s=1.0, cleanup_s=0.1, **SHORT_LEASE) as b:
         block, left, gate, seen = Block(), threading.Event(), b.gate(), []
 
         @b.bus.job
@@ -695,7 +695,7 @@ async def test_a_loop_that_many_handlers_hold_up_in_turn_has_no_culprit() -> Non
             self.task, self.job, self.facts = task, None, {}
 
     async def first() -> None:
-        spin(lambda: watch.culprit()[1] > 0.6)
+        spin(lambda: watch.culprit()[1] > 1.5)
 
     async def second() -> None:
         spin(lambda: watch.culprit()[0] is running["second"])
@@ -715,8 +715,7 @@ async def test_a_loop_that_many_handlers_hold_up_in_turn_has_no_culprit() -> Non
     running.update(first=Running(asyncio.create_task(first())), second=Running(asyncio.create_task(second())))
     await asyncio.gather(*(each.task for each in running.values()))
     held_s, blocked_s = seen
-    assert blocked_s > 0.6
-    assert held_s < blocked_s - 0.5
+    assert held_s < blocked_s - 0.5, "the rest is room for time in which the watch itself did not get its turn"
     [task] = asyncio.all_tasks(watching)
     watching.call_soon_threadsafe(task.cancel)
     watcher.join(LIMIT_S)

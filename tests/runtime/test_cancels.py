@@ -262,13 +262,19 @@ async def test_a_thousand_cancels_near_the_end_leave_no_contradiction(redis_url:
         await b.work()
         verdicts: dict[str, Verdict] = {}
 
-        async def one() -> None:
-            handle = await short.enqueue(rng.uniform(0, 0.01))
-            await asyncio.sleep(rng.uniform(0, 0.02))
+        async def one(n: int) -> None:
+            # However slow the machine is, one of them runs for long enough and one is cancelled after its end.
+            handle = await short.enqueue(60.0 if n == 0 else rng.uniform(0, 0.01))
+            if n == 0:
+                await b.reaches(handle.jid, "running")
+            elif n == 1:
+                await handle.wait(timeout=20)
+            else:
+                await asyncio.sleep(rng.uniform(0, 0.02))
             verdicts[handle.jid] = (await handle.cancel()).verdict
 
         for _ in range(10):
-            await asyncio.gather(*(one() for _ in range(100)))
+            await asyncio.gather(*(one(n) for n in range(100)))
         for jid, verdict in verdicts.items():
             job = await b.bus.wait(jid, timeout=10)
             assert (job.state, job.ended) in CONSISTENT[verdict], (verdict, job)

@@ -16,6 +16,7 @@ import busq
 from busq.protocol.cancel import Cause
 from busq.worker.attempt import Attempt
 from busq.worker.executors.coroutine import CoroutineExecutor
+from tests.roles import as_role
 from tests.runtime.bench import PATIENT, bench, until
 
 FAR_S = 60.0
@@ -338,7 +339,7 @@ async def test_a_cancel_during_a_call_of_the_handlers_own_redis_client_leaves_no
 
 async def test_a_cancel_during_a_call_of_busq_in_a_handler_leaves_no_stray_reply(redis_url: str) -> None:
     """The handlers' bus is their own, with connections of its own; its calls are cancelled on their way."""
-    async with bench(redis_url, **PATIENT) as b, busq.Bus(redis_url, **b.given) as bus:
+    async with bench(redis_url, **PATIENT) as b, busq.Bus(as_role(redis_url, "client"), **b.given) as bus:
         numbers, wrong = itertools.count(), []
 
         @b.bus.job

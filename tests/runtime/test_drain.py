@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 import busq
+from busq.store import drains
+from busq.store.drains import Whole
 from busq.store.store import Store
 from busq.worker.reception import Reception
-from tests.runtime.bench import CANCELLATIONS, EXECUTORS, Bench, Wait, bench, declare, until
+from tests.runtime.bench import CANCELLATIONS, EXECUTORS, NEVER_SO_LONG_S, Bench, Wait, bench, declare, taken, until
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -279,3 +281,55 @@ async def test_a_worker_shows_on_the_roster_that_it_drains(redis_url: str) -> No
 
 async def _draining(b: Bench) -> bool:
     return any(member.card is not None and member.card.draining for member in await b.bus.workers())
+
+
+# Asked through the bus ---------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_is_asked_to_drain_does_so_and_what_follows_as_sigterm_hurries_nothing(
+    redis_url: str,
+) -> None:
+    """A pod that is deleted is asked to drain first, and gets its SIGTERM then."""
+    async with bench(redis_url, shutdown_timeout_s=NEVER_SO_LONG_S) as b:
+        gate = b.gate()
+
+        @b.bus.job
+        async def waits() -> str:
+            await gate.wait()
+            return "in time"
+
+        worker, other = await b.work(), await b.work(queues=["other"])
+        handle = await waits.enqueue()
+        await taken(worker, handle.jid)
+        assert await drains.ask(worker._store, worker.name, Whole.WORKER) == "asked"
+        await until(lambda: worker.draining)
+        later = await waits.enqueue()
+        worker.stop()
+        assert not worker._hurry_asked.is_set()
+        gate.open()
+        await b.ended(worker)
+        assert (await handle.get()).result == "in time"
+        assert (await later.get()).state == "queued"
+        assert not other.draining
+        assert not worker.empties_pod
+        assert await drains.asked(other._store, worker.name) is None, "the wish leaves with the worker"
+
+
+async def test_a_second_signal_after_the_wish_to_drain_hurries(redis_url: str) -> None:
+    async with bench(redis_url, shutdown_timeout_s=NEVER_SO_LONG_S) as b:
+        gate = b.gate()
+
+        @b.bus.job
+        async def waits() -> None:
+            await gate.wait()
+
+        worker = await b.work()
+        handle = await waits.enqueue()
+        await taken(worker, handle.jid)
+        await drains.ask(worker._store, worker.name, Whole.POD)
+        await until(lambda: worker.draining)
+        assert worker.empties_pod
+        worker.stop()
+        worker.stop()
+        await b.ended(worker)
+        assert (await handle.get()).state == "queued"

@@ -86,7 +86,7 @@ async def everything(b: Bench) -> list[Worker | Watchdog]:
 async def test_of_a_system_whose_jobs_have_all_ended_nothing_is_left(redis_url: str) -> None:
     async with bench(redis_url, keep_succeeded_s=KEPT_S, keep_ended_s=KEPT_S, backoff_s=0.01, backoff_max_s=0.01) as b:
         services = await everything(b)
-        store = (await b.bus._link()).store
+        store = await b.store()
 
         async def are_all_gone() -> bool:
             return set(await left_behind(store, alive=True)) == set()

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 import busq
 from busq.protocol.cancel import Cause, Ended
 from busq.store.streams import Streams
+from tests.roles import as_role
 from tests.runtime import hook_handlers
 from tests.runtime.bench import PATIENT, Bench, bench, until
 
@@ -265,7 +266,7 @@ async def test_a_producer_without_the_code_need_not_know_of_the_hook_of_a_worker
     async with bench(redis_url) as b:
         told = note(takes(b), "coroutine")
         await b.end(await b.work())
-        async with busq.Bus(redis_url, **b.given) as producer:
+        async with busq.Bus(as_role(redis_url, "client"), **b.given) as producer:
             handle = await producer.options(delay=delay).enqueue("takes", 4)
             await handle.cancel()
         await b.work()
@@ -277,7 +278,7 @@ async def test_a_hook_that_nobody_knew_of_runs_when_its_worker_comes_at_last(red
     """Neither producer nor any worker so far had the handler's code; the entry is still there and brings it up."""
     async with bench(redis_url) as b:
         told = note(takes(b), "coroutine")
-        async with busq.Bus(redis_url, **b.given) as producer:
+        async with busq.Bus(as_role(redis_url, "client"), **b.given) as producer:
             handle = await producer.enqueue("takes", 4)
             await handle.cancel()
         assert (await b.bus.get(handle.jid)).hook is None
@@ -296,8 +297,8 @@ async def test_workers_say_again_which_hooks_they_have(redis_url: str, monkeypat
     monkeypatch.setattr("busq.worker.control.CARD_EVERY", 2)
     async with bench(redis_url) as b:
         note(takes(b), "coroutine")
-        worker = await b.work()
-        store = worker._store
+        await b.work()
+        store = await b.store()
         key = store.keys(0).hooks
         assert (await store.redis.hget(key, "takes")).startswith(b"always ")
         assert await store.redis.hexists(key, "takes/on_cancel") == 0
@@ -405,7 +406,7 @@ async def test_a_hook_that_hangs_is_stopped_at_its_limit(redis_url: str, style: 
 async def test_a_hook_whose_jobs_arguments_do_not_fit_fails_and_says_so(redis_url: str) -> None:
     async with bench(redis_url) as b:
         told = note(takes(b), "coroutine")
-        async with busq.Bus(redis_url, **b.given) as producer:
+        async with busq.Bus(as_role(redis_url, "client"), **b.given) as producer:
             handle = await producer.enqueue("takes", "three")
             await handle.cancel()
         await b.work()
@@ -559,7 +560,7 @@ async def test_a_hook_cannot_be_enqueued(redis_url: str) -> None:
         note(takes(b), "coroutine")
         with pytest.raises(busq.UsageError, match="is an on_cancel hook"):
             await b.bus.enqueue("takes/on_cancel")
-        async with busq.Bus(redis_url) as producer:
+        async with busq.Bus(as_role(redis_url, "client")) as producer:
             with pytest.raises(busq.UsageError, match="'/' at position 5"):
                 await producer.enqueue("takes/on_cancel")
 
@@ -606,11 +607,12 @@ async def test_a_worker_that_leaves_leaves_nothing_in_the_queues_of_hooks(redis_
         await b.reaches(handle.jid, "running")
         await handle.cancel()
         await hook_of(b, handle.jid)
-        other = await b.work()
-        stream = other._store.keys(0).stream("default/on_cancel")
+        await b.work()
+        store = await b.store()
+        stream = store.keys(0).stream("default/on_cancel")
 
         async def readers() -> set[str]:
-            return {each["name"].decode() for each in await other._store.redis.xinfo_consumers(stream, "busq")}
+            return {each["name"].decode() for each in await store.redis.xinfo_consumers(stream, "busq")}
 
         assert worker.name in await readers()
         await b.end(worker)

@@ -16,6 +16,7 @@ from busq.store import scripts
 from busq.store.store import Store
 from busq.worker.intake import Intake
 from tests.fault.proxy import Proxy
+from tests.roles import as_role, elsewhere
 from tests.runtime.bench import Bench, bench, until
 from tests.servers import RedisServer
 
@@ -55,7 +56,7 @@ async def test_a_start_that_was_not_heard_of_before_sigterm_is_handed_back_witho
 
         async def leave_later(self: Intake) -> None:
             if cancelled:
-                assert (await b.bus.cancel(handle.jid)).verdict == "signalled"
+                assert (await b.bus.cancel("one")).verdict == "signalled"
             cancelling.set()
             await leave(self)
 
@@ -63,7 +64,7 @@ async def test_a_start_that_was_not_heard_of_before_sigterm_is_handed_back_witho
         worker = await b.work()
         with monkeypatch.context() as patched:
             lose_starts(patched, worker.stop)
-            handle = await b.bus.enqueue("short")
+            handle = await b.bus.options(jid="one").enqueue("short")
             await b.ended(worker)
         job = await handle.get()
         assert cancelling.is_set()
@@ -97,13 +98,17 @@ async def test_a_start_that_was_not_heard_of_is_given_back_when_its_slot_is_take
 
             lose_starts(patched, take_it)
             handle = await b.bus.enqueue("short")
-            await b.reaches(handle.jid, "running")
+            await until(lambda: _handed_back(b, handle.jid))
             await b.reaches(handle.jid, "queued")
         assert slot == [True]
         worker._slots.give_back(short)
         job = await handle.wait(timeout=10)
         assert (job.state, job.attempt, job.losses, ran) == ("succeeded", 2, 0, [2])
         assert (await b.names(handle.jid)).count("handed_back") == 1
+
+
+async def _handed_back(b: Bench, jid: str) -> bool:
+    return "handed_back" in await b.names(jid)
 
 
 async def test_a_start_that_was_not_heard_of_and_then_cancelled_ends_before_start(
@@ -132,7 +137,7 @@ async def test_a_start_that_was_not_heard_of_and_then_cancelled_ends_before_star
         job = await handle.wait(timeout=10)
         assert (job.state, job.ended, job.cause, ran) == ("cancelled", "before_start", "user", [])
         assert (await b.bus.stats()).suspects == 0
-        assert (worker.leftovers, worker._slots.used) == (0, 0)
+        await until(lambda: (worker.leftovers, worker._slots.used) == (0, 0))
 
 
 @pytest.mark.parametrize("lost", [1, 4])
@@ -147,7 +152,7 @@ async def test_a_start_whose_replies_are_cut_off_while_it_is_cancelled_ends_befo
     start = scripts.load("start").sha.encode()
     async with bench(own_server.url, **LONG) as b, Proxy(own_server.port) as proxy:
         ran: list[int] = []
-        far = busq.Bus(proxy.url, **b.given)
+        far = busq.Bus(as_role(elsewhere(b.url, proxy.place), "worker"), **b.given)
 
         @far.job
         async def short() -> None:

@@ -17,7 +17,7 @@ from tests.runtime.bench import PATIENT, bench, until
 
 
 async def the_store(b: Any) -> Store:
-    store: Store = (await b.bus._link()).store
+    store: Store = await b.store()
     return store
 
 

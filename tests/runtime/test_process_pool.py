@@ -28,7 +28,7 @@ from busq.worker.executors.hello import hello_for, without_secrets
 from busq.worker.executors.victim import Victim, start_time
 from busq.worker.worker import Worker
 from tests.runtime import process_handlers
-from tests.runtime.bench import BUSY_S, PATIENT, Bench, bench, until
+from tests.runtime.bench import BUSY_S, PATIENT, UNHURRIED, Bench, bench, until
 
 HANDLERS = process_handlers.bus.handlers
 
@@ -260,7 +260,7 @@ async def test_a_worker_does_not_start_with_such_a_handler(redis_url: str) -> No
         def local() -> None: ...
 
         with pytest.raises(busq.ConfigError, match="inside another function"):
-            await Worker(b.settings, b.bus.handlers).run()
+            await Worker(b.settings_of("worker"), b.bus.handlers).run()
 
 
 async def test_a_child_that_cannot_start_fails_the_job_with_the_reason_and_not_in_a_hot_loop(
@@ -396,7 +396,7 @@ async def test_a_job_that_waits_for_its_child_can_be_cancelled(
 async def test_who_does_not_listen_is_ended_and_replaced_and_the_siblings_work_on(
     redis_url: str, folder: str, how: str, number: str
 ) -> None:
-    async with bench(redis_url) as b:
+    async with bench(redis_url, **UNHURRIED) as b:
         worker = await work(b, concurrency=2)
         await b.watch()
         sibling = await b.bus.enqueue("waits", folder, "go on")

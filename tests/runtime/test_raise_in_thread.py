@@ -18,7 +18,7 @@ from busq.protocol.cancel import Cause, TripFacts
 from busq.worker.executors import raising as module
 from busq.worker.executors.raising import Raising
 from busq.worker.token import CancelToken
-from tests.runtime.bench import Bench, bench, until
+from tests.runtime.bench import NEVER_SO_LONG_S, Bench, bench, until
 
 FACTS = TripFacts(cause=Cause.USER, reason="enough")
 CANCELLED_STORY = ["enqueued", "started", "requested", "tripped", "observed", "stopped", "finalized"]
@@ -311,9 +311,11 @@ def test_shots_that_land_on_the_steps_after_the_handler_change_nothing(
 async def test_many_cancels_round_the_end_of_their_handler_leave_the_thread_whole(redis_url: str) -> None:
     """One slot, short jobs, force at once: each is cancelled or done, and none is hit by another's exception."""
     async with bench(redis_url, grace_s=0.0, force_s=1.0) as b:
+        loop, begun = asyncio.get_running_loop(), [asyncio.Event() for _ in range(300)]
 
         @b.bus.job(raise_in_thread=True)
         def short(n: int) -> int:
+            loop.call_soon_threadsafe(begun[n].set)
             until_s = time.perf_counter() + (n % 20) * 0.0005
             while time.perf_counter() < until_s:
                 pass
@@ -322,13 +324,13 @@ async def test_many_cancels_round_the_end_of_their_handler_leave_the_thread_whol
         worker = await b.work(concurrency=1)
         handles = await b.bus.enqueue_many(short.spec(n) for n in range(300))
 
-        async def harass(handle: Any) -> None:
-            await b.reaches(handle.jid, "running", "succeeded", "cancelled", timeout=30)
-            await handle.cancel()
+        async def harass(n: int) -> None:
+            await begun[n].wait()
+            await handles[n].cancel()
 
-        async with asyncio.TaskGroup() as group:
-            for handle in handles[::2]:
-                group.create_task(harass(handle))
+        async with asyncio.timeout(NEVER_SO_LONG_S), asyncio.TaskGroup() as group:
+            for n in range(0, 300, 2):
+                group.create_task(harass(n))
         jobs = [await handle.wait(timeout=30) for handle in handles]
         for n, job in enumerate(jobs):
             if n % 2:

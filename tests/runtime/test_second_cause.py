@@ -17,7 +17,7 @@ from busq.worker.control import Control
 from busq.worker.executors.process import ProcessExecutor
 from busq.worker.worker import Worker
 from tests.runtime import process_handlers
-from tests.runtime.bench import BUSY_S, CANCELLATIONS, EXECUTORS, PATIENT, Wait, bench, declare, until
+from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, Wait, bench, declare, taken, until
 
 Steps = Generator[Any, Any, Any]
 DRAINING: dict[str, Any] = {**PATIENT, "shutdown_timeout_s": 0.0, "cleanup_s": 20.0}
@@ -26,7 +26,7 @@ SILENT: dict[str, Any] = {**DRAINING, "beat_s": 20.0, "lease_s": 60.0}
 
 async def heard(worker: Worker, jid: str, cause: Cause) -> None:
     """Wait until the ladder of this attempt goes by this cause."""
-    attempt = worker.running[jid]
+    attempt = await taken(worker, jid)
     await until(lambda: attempt.heeded is not None and attempt.heeded.cause is cause)
 
 
@@ -216,7 +216,7 @@ async def test_a_cancel_with_a_long_grace_puts_nothing_off(redis_url: str) -> No
     async with bench(redis_url, lease_s=15.0) as b:
         gate, told, story = b.gate(), b.gate(), []
 
-        @b.bus.job(timeout=0.05, grace=BUSY_S)
+        @b.bus.job(timeout=0.05, grace=2.0)
         async def lingers() -> None:
             try:
                 await gate.wait()

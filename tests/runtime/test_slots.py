@@ -265,9 +265,7 @@ async def test_no_slot_leaks_when_redis_fails_in_the_middle_of_a_take(
 
         monkeypatch.setattr(Store, fails, once)
         worker = await b.work(concurrency=50)
-        for handle in handles:
-            await b.reaches(handle.jid, "running")
-        assert failed
+        await until(lambda: failed)
         await until(lambda: len(worker.running) == 6)
         assert worker._slots._used[Pool.COROUTINE] == 6
         gate.open()

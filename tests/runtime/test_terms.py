@@ -13,12 +13,13 @@ import pytest
 
 import busq
 from busq.protocol.cancel import Cause
+from tests.roles import as_role
 from tests.runtime import process_handlers
-from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, Bench, Wait, bench, declare, until
+from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, UNHURRIED, Bench, Wait, bench, declare, until
 
 Steps = Generator[Any, Any, Any]
 LATE_S = 0.05  # past a moment that a story waits for
-START_S = 1.0  # long enough to be started within, on a busy machine too
+START_S = 3.0  # long enough to be started within, on a busy machine too
 
 every_executor = pytest.mark.parametrize("executor", EXECUTORS)
 
@@ -79,7 +80,7 @@ async def test_a_handlers_own_expires_counts_for_producers_without_its_code(redi
         async def short() -> None:
             ran.append(1)
 
-        async with busq.Bus(redis_url, **b.given) as far:
+        async with busq.Bus(as_role(redis_url, "client"), **b.given) as far:
             handle = await far.enqueue("short")
         await asyncio.sleep(LATE_S * 2)  # so old it has to be
         await b.work()
@@ -172,7 +173,7 @@ async def test_a_child_process_is_stopped_at_the_jobs_deadline(
     redis_url: str, tmp_path: Path, kind: str, ended: str
 ) -> None:
     more = ["to SIGTERM"] if kind == "deaf" else []
-    async with bench(redis_url) as b:
+    async with bench(redis_url, **UNHURRIED) as b:
         await b.work(handlers=process_handlers.bus.handlers, concurrency=1)
         await b.watch()
         assert await (await b.bus.enqueue("pid_of")).result(timeout=20)  # its start does not count then

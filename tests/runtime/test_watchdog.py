@@ -108,7 +108,7 @@ async def test_a_step_of_the_servers_clock_takes_no_job_from_a_live_worker(redis
         worker = await b.work()
         handle = await waits.enqueue()
         await b.reaches(handle.jid, "running")
-        dog = Watchdog(b.settings, clock=SteppedClock())
+        dog = Watchdog(b.settings_of("watchdog"), clock=SteppedClock())
         watching = asyncio.create_task(dog.run())
         beats: set[float] = set()
 
@@ -200,12 +200,12 @@ async def test_a_pass_prunes_all_that_has_expired_although_each_step_is_bounded(
 ) -> None:
     """One step of each pass would be outrun by a bus that ends more jobs than that: its indexes would grow for ever."""
     monkeypatch.setattr("busq.watchdog.sweep.PRUNE_LIMIT", 2)
-    async with bench(redis_url) as b:
+    async with bench(redis_url, watchdog_interval_s=60.0) as b:  # steps stop where their share of a pass is over
         await b.bus.cancel_many([f"nobody-{n}" for n in range(9)], tombstone=0.01)
         redis = (await b.bus._link()).store.redis
         [(newest, _)] = await redis.zrange("busq:{0}:cancelled", -1, -1, withscores=True)
         await until(lambda: _is_over(redis, newest, "cancelled"))
-        await Watchdog(b.settings).sweep_once()
+        await Watchdog(b.settings_of("watchdog")).sweep_once()
         assert await redis.zcard("busq:{0}:cancelled") == 0
 
 
@@ -228,7 +228,7 @@ async def test_a_flood_of_jobs_whose_moment_has_come_does_not_keep_overdue_cance
     async with bench(redis_url) as b:
         past, later = b.bus.options(expires=0.01), b.bus.options(delay=0.01)
         handles = await b.bus.enqueue_many(each.spec("k") for each in (past, past, past, later, later, later))
-        store = (await b.bus._link()).store
+        store = await b.store()
         await until(lambda: _is_over(store.redis, handles[-1].jid, "scheduled"))
         sweeper = Sweeper(b.settings, store, 0, OurClock())
         for left in (2, 1, 0) if slow else (0,):
@@ -263,7 +263,7 @@ async def test_a_pass_over_every_shard_is_over_within_the_interval_although_all_
     monkeypatch.setattr("busq.watchdog.sweep.watch.due", endless(Due([("jid", "q", "")], None)))
     monkeypatch.setattr(Sweeper, "_finalize_overdue", endless(None))
     async with bench(redis_url, shards=shards, watchdog_interval_s=0.5) as b:
-        await Watchdog(b.settings, clock=clock).sweep_once()
+        await Watchdog(b.settings_of("watchdog"), clock=clock).sweep_once()
         assert b.settings.watchdog_interval_s / 2 < clock.now <= b.settings.watchdog_interval_s
 
 

@@ -20,7 +20,8 @@ import pytest
 
 import busq
 from busq.protocol.cancel import Cause, Ended
-from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, Ask, Bench, Wait, bench, declare, until
+from tests.roles import as_role
+from tests.runtime.bench import CANCELLATIONS, EXECUTORS, PATIENT, UNHURRIED, Ask, Bench, Wait, bench, declare, until
 
 Steps = Generator[Wait | Ask, Any, Any]
 
@@ -255,7 +256,7 @@ async def test_a_coroutine_that_blocked_its_loop_did_not_observe(redis_url: str)
             jid = busq.current_job().jid
 
             def ask() -> None:
-                with_its_own = busq.Bus(redis_url)
+                with_its_own = busq.Bus(as_role(redis_url, "client"))
                 verdicts.append(with_its_own.blocking.cancel(jid).verdict)
                 with_its_own.blocking.close()
 
@@ -484,10 +485,15 @@ async def test_clean_up_may_await_during_the_grace(redis_url: str) -> None:
         assert (job.ended, job.saved, done) == ("confirmed", {"tidied": True}, [1])
 
 
+def _forced_in_time(executor: str) -> dict[str, Any]:
+    """What can be forced shall be, before a watchdog says that it could not; the other waits for its deadline."""
+    return UNHURRIED if executor == "coroutine" else {}
+
+
 async def test_the_second_request_changes_neither_cause_nor_reason_and_a_shorter_grace_hastens(
     redis_url: str, executor: str
 ) -> None:
-    async with bench(redis_url, **PATIENT) as b:
+    async with bench(redis_url, **PATIENT, **_forced_in_time(executor)) as b:
         gate, freed = b.gate(), b.gate()
 
         def lingers() -> Steps:
@@ -788,7 +794,7 @@ async def test_a_shields_limit_lets_the_cancel_in(redis_url: str, executor: str)
 
 
 async def test_a_shield_does_not_move_the_deadline(redis_url: str, executor: str) -> None:
-    async with bench(redis_url) as b:
+    async with bench(redis_url, **_forced_in_time(executor)) as b:
         inside = b.gate()
 
         def shields() -> Steps:
@@ -868,7 +874,7 @@ async def test_arguments_that_do_not_fit_fail_the_job_at_once_and_are_not_retrie
                 return a + b
 
         await b.work()
-        async with busq.Bus(redis_url) as other:
+        async with busq.Bus(as_role(redis_url, "client")) as other:
             for args in ([], ["one"], [1, 2, 3]):
                 job = await (await other.enqueue("adds", *args)).wait(timeout=10)
                 assert (job.state, job.cause, job.attempt) == ("failed", "bad_arguments", 1)

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import msgspec
+
 from busq.clock import ManualClock
 from busq.config import Settings
 from busq.protocol.cancel import CancelAnswer, CancelRequest, Cause
@@ -24,6 +26,7 @@ from busq.store.forms import Delivery, KindTerms, NewJob, Note, Renewal, RenewAn
 from busq.store.scopes import Scopes
 from busq.store.store import Store
 from busq.store.streams import Entry, Streams
+from tests.store.residue import complaints
 
 QUEUE = "q"
 KIND = "k"
@@ -52,10 +55,12 @@ class Bench:
     """
     `a` and `b` are workers, `dog` is a watchdog; all share `clock`.
 
-    Settings are the defaults but for what is given here.
+    Settings are the defaults but for what is given here. At the end of a test that went well, keys that should not be
+    there, or have a wrong expiry, fail it; `strict` False: not where the test itself writes over keys.
     """
 
-    def __init__(self, url: str, **settings: Any) -> None:
+    def __init__(self, url: str, *, strict: bool = True, **settings: Any) -> None:
+        self.strict = strict
         self.clock = ManualClock()
         self.settings = Settings.load({}, url=url, **settings)
         self._fresh = itertools.count(1)
@@ -69,9 +74,11 @@ class Bench:
         await Streams(self.a, [QUEUE]).open()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, error: object, *_: object) -> None:
+        found = await complaints(self.redis) if self.strict and error is None else []
         for store in (self.a, self.b, self.dog):
             await store.close()
+        assert found == []
 
     def fresh(self, what: str) -> str:
         """A name that nothing on this bench has yet."""
@@ -222,6 +229,12 @@ class Bench:
             held.token, held.attempt = token, answer.attempt
         return answer
 
+    async def start_all(self, entries: Sequence[Entry]) -> list[StartAnswer]:
+        """Begin what was read from one queue of one shard, all in one call."""
+        terms = KindTerms(KIND, 0, 5, round(GRACE_S * 1000), round(SLACK_S * 1000))
+        deliveries = [Delivery(each.id, each.jid, each.kind, self.fresh("token")) for each in entries]
+        return await self.a.start(entries[0].shard, entries[0].queue, deliveries, [terms])
+
     async def run(
         self,
         jid: str | None = None,
@@ -295,8 +308,8 @@ class Bench:
         return await store.renew(shard, [Renewal(each.jid, each.token) for each in held], info=b"info")
 
     async def finalize(self, jid: str, *, gone: bool = False, queue: str = QUEUE) -> tuple[str, str]:
-        (answer,) = await self.dog.finalize(self.dog.shard_of(jid), queue, [(jid, gone)])
-        return answer
+        ((word, state, _),) = await self.dog.finalize(self.dog.shard_of(jid), queue, [(jid, gone)])
+        return word, state
 
     async def reclaim(self, held: Held, *, owner: str = "a", gone: bool = False) -> tuple[str, str]:
         (answer,) = await self.dog.reclaim(
@@ -395,3 +408,36 @@ async def put_in(
             held.settled = True
     assert await bench.state(held.jid) is state
     return held
+
+
+NEAR = ["near", {"f": "place"}, {"v": [52.5, 13.4]}]
+"""A condition of a busq that is yet to come."""
+
+
+async def make_newer(bench: Bench, scope: str, **change: Any) -> Callable[[], Awaitable[None]]:
+    """Write the live rule of a scope as a newer busq might; what comes back puts it as it was."""
+    return await rewrite_rule(bench.a, scope, **(change or {"condition": ["and", NEAR]}))
+
+
+async def rewrite_rule(store: Store, scope: str, **change: Any) -> Callable[[], Awaitable[None]]:
+    """Change the live rule of a scope, in every shard; what comes back puts it as it was."""
+    redis: Any = store.redis
+    shards = []
+    for shard in range(store.shards):
+        own = store.keys(shard)
+        number = await redis.hget(own.scope(scope), "number")
+        before = await redis.hget(own.rules, number)
+        head, rest = before.split(b"\n", 1)
+        *words, version, condition = head.split(b" ", 4)
+        if "version" in change:
+            version = str(change["version"]).encode()
+        if "condition" in change:
+            condition = msgspec.json.encode(change["condition"])
+        await redis.hset(own.rules, number, b" ".join([*words, version, condition]) + b"\n" + rest)
+        shards.append((own.rules, number, before))
+
+    async def back() -> None:
+        for key, number, before in shards:
+            await redis.hset(key, number, before)
+
+    return back

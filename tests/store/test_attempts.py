@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from busq.errors import BadRecord
 from busq.protocol.job import job_from_record
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store import scripts, watch
@@ -544,3 +545,29 @@ async def test_a_beat_hands_in_progress_and_nothing_else(url: str) -> None:
         (answer,) = await bench.a.renew(0, [Renewal(held.jid, held.token, "0.5", "half")])
         assert answer.word == "running"
         assert await bench.record(held.jid) == before | {b"progress": b"0.5", b"progress_note": b"half"}
+
+
+async def test_a_record_with_words_for_numbers_is_not_started(redis_url: str) -> None:
+    """
+    Nobody but a stranger writes so: the worker is told in an error of ours, and the record is left alone.
+
+    On a real server only: errors of the fake one break the protocol.
+    """
+    async with Bench(redis_url) as bench:
+        held = await bench.take(await bench.enqueue(retries="many"))
+        with pytest.raises(BadRecord, match="many"):
+            await bench.begin(held)
+        assert await bench.state(held.jid) is State.QUEUED
+
+
+async def test_an_answer_about_a_record_of_a_stranger_is_an_error_of_ours(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await bench.run()
+        await bench.cancel(held.jid)
+        await bench.redis.hset(bench.a.job_key(held.jid), mapping={"cancel_grace": "long", "deadline": "1"})
+        assert (await bench.beat(held=[held]))[0].grace_ms == 0
+        await bench.redis.hset(bench.a.job_key(held.jid), "state", "no state")
+        for call in (bench.admit(held.jid), bench.cancel(held.jid)):
+            with pytest.raises(BadRecord, match="no state"):
+                await call
+        await bench.redis.delete(bench.a.job_key(held.jid))

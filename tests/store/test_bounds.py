@@ -10,10 +10,13 @@ from busq import events
 from busq.protocol.cancel import Cause, Ended, Verdict
 from busq.protocol.keys import KEY_TABLE
 from busq.protocol.states import State, Verb, is_terminal
+from busq.store import drains
+from busq.store.drains import Whole
 from busq.store.forms import Note
 from busq.store.lineage import Lineage
 from busq.store.streams import Streams, read_entry
 from tests.store.bench import DEADLINE_S, KIND, LEASE_S, QUEUE, Bench, put_in
+from tests.store.residue import row_of
 
 S = State
 
@@ -184,15 +187,8 @@ async def test_a_stale_call_does_not_keep_a_record_alive(url: str) -> None:
         assert 0 < await bench.redis.pttl(bench.a.job_key(held.jid)) <= 50_000
 
 
-def _pattern(named: str) -> re.Pattern[bytes]:
-    place = re.escape(named).replace(re.escape("{s}"), r"\{\d+\}")
-    place = re.sub(r"<(jid|queue|id)>", "[A-Za-z0-9_.:/-]+", place).replace("<state>", "(succeeded|failed|cancelled)")
-    return re.compile(f"busq:{place}".encode())
-
-
 async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
-    kinds = {"hash", "stream", "set", "sorted set", "sorted sets"}
-    async with Bench(url) as bench:
+    async with Bench(url, queue_rate=1000) as bench:
         for state in State:
             await put_in(bench, state)
         await bench.cancel("nobody", tombstone_s=60)
@@ -204,8 +200,9 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
         await bench.enqueue(parent=between.jid)
         await bench.settle(Verb.FINISH, between, "failed", cause="error")
         await bench.beat()
+        await drains.ask(bench.a, "a", Whole.WORKER)
         await bench.a.declare(0, {KIND: "always"}, keep_s=60)
-        await Lineage(bench.a, events.logger("test")).look()
+        await Lineage(bench.a, events.logger("test")).look(0)
         late = await put_in(bench, S.CANCELLING)
         bench.clock.advance(DEADLINE_S)
         await bench.finalize(late.jid)
@@ -217,13 +214,7 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
         assert (await bench.dog.carry_out(0, step=1))[0] == "more"
         found: dict[str, int] = {named: 0 for named, *_ in KEY_TABLE}
         for key in await bench.redis.keys("*"):
-            (row,) = [row for row in KEY_TABLE if _pattern(row[0]).fullmatch(key)]
-            found[row[0]] += 1
-            kind = row[1].split(",")[0]
-            assert kind in kinds
-            assert (await bench.redis.type(key)).decode() == {"sorted set": "zset", "sorted sets": "zset"}.get(
-                kind, kind
-            )
+            found[row_of(key)[0]] += 1
         assert [named for named, count in found.items() if count == 0] == []
 
 
@@ -360,6 +351,20 @@ async def test_a_worker_with_a_good_lease_is_forgotten_at_its_own_wish_only(url:
         await bench.beat()
         assert await bench.dog.forget(0, "a", [QUEUE]) == "alive"
         assert await bench.a.forget(0, "a", [QUEUE], own_wish=True) == "forgotten"
+
+
+async def test_no_wish_to_drain_outlives_the_worker(url: str) -> None:
+    async with Bench(url) as bench:
+        await bench.beat()
+        assert await drains.ask(bench.dog, "a", Whole.POD) == "asked"
+        assert await drains.asked(bench.a, "a") is Whole.POD
+        bench.clock.advance(LEASE_S)
+        assert await drains.ask(bench.dog, "a", Whole.WORKER) == "silent"
+        assert await drains.asked(bench.a, "a") is Whole.WORKER
+        assert await bench.dog.forget(0, "a", [QUEUE]) == "forgotten"
+        assert await drains.asked(bench.a, "a") is None
+        assert await drains.ask(bench.dog, "a", Whole.WORKER) == "missing"
+        assert await drains.asked(bench.a, "a") is None
 
 
 async def test_a_queue_that_nobody_ever_read_does_not_keep_a_worker_on_the_roster(url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from datetime import datetime
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from busq.protocol.cancel import Cause, Ended, Verdict
 from busq.protocol.scope import Filter
 from busq.protocol.states import State, Verb
-from busq.store.forms import Note, Refusal
+from busq.store.forms import NewJob, Note, Refusal
 from busq.store.reader import Reader
 from busq.store.scopes import Scopes
+from busq.store.store import Store
 from tests.store.bench import DEADLINE_S, DELAY_S, GRACE_S, KIND, LEASE_S, QUEUE, SLACK_S, Bench, Held, put_in
 
 S = State
@@ -194,6 +196,16 @@ async def test_late_success_is_kept_of_a_parent_whose_children_have_all_ended(ur
         assert await bench.settle(Verb.FINISH, held, "succeeded", result=b"\x01\x2a") == ("settled", "succeeded")
 
 
+async def test_whoever_finalizes_a_cancel_learns_how_long_ago_it_was_asked_for(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.CANCELLING)
+        bench.clock.advance(DEADLINE_S)
+        (answer,) = await bench.dog.finalize(0, QUEUE, [(held.jid, False)])
+        assert answer == ("finalized", "cancelled", DEADLINE_S)
+        (answer,) = await bench.dog.finalize(0, QUEUE, [(held.jid, False)])
+        assert answer == ("stale", "cancelled", 0.0)
+
+
 async def test_a_late_success_after_finalization_is_stale_even_when_kept(url: str) -> None:
     async with Bench(url) as bench:
         held = await put_in(bench, S.CANCELLING, late="keep")
@@ -231,6 +243,7 @@ async def test_a_shorter_grace_brings_the_deadline_nearer(url: str) -> None:
         assert deadlines == [(held.jid.encode(), bench.clock.now_ms + 2500)]
         (heard,) = await bench.beat(held=[held])
         assert (heard.grace_ms, heard.left_ms) == (500, 2500)
+        assert heard.asked_ms == 1000
 
 
 @pytest.mark.parametrize("grace_s", [GRACE_S, 50.0])
@@ -401,6 +414,39 @@ async def test_the_notice_rings_after_the_request_is_written(url: str) -> None:
                     heard.append((message["channel"], message["data"]))
         notice, done = f"cancel:{held.jid}".encode(), f"busq:done:{held.jid}".encode()
         assert heard == [(notice, b"cancel"), (notice, b"hasten"), (done, b"cancelled"), (notice, b"finalized")]
+
+
+async def rung(bench: Bench, jid: str, what: Awaitable[object]) -> list[tuple[bytes, bytes]]:
+    """What is heard of a job while `what` is done: notices to it, its ending, and words to all workers."""
+    async with bench.a.connections.listening().pubsub() as ear:
+        channels = (f"cancel:{jid}", f"busq:done:{jid}", "busq:rules", jid, "the-end")
+        await ear.subscribe(*channels)
+        for _ in channels:
+            assert (await ear.get_message(timeout=10) or {})["type"] == "subscribe"
+        await what
+        await bench.redis.publish("the-end", b"")
+        heard: list[tuple[bytes, bytes]] = []
+        while not heard or heard[-1][0] != b"the-end":
+            message = await ear.get_message(timeout=10)
+            assert message is not None
+            heard.append((message["channel"], message["data"]))
+        return heard[:-1]
+
+
+async def test_a_worker_tells_all_workers_of_a_job_that_it_had_superseded_and_rings_no_notice(url: str) -> None:
+    """Its user may not ring notices to single jobs; without any word the other worker would hear a beat later."""
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING, key="report:7")
+        worker = Store(bench.settings, by="other", clock=bench.clock, rings=False)
+        await worker.open()
+        newer = NewJob("newer", KIND, QUEUE, b"", fields=("key", "report:7"))
+        heard = await rung(bench, held.jid, worker.enqueue([newer], call="one"))
+        assert (await bench.job(held.jid)).state is S.CANCELLING
+        assert heard == [(b"busq:rules", b"superseded")]
+        bench.clock.advance(DEADLINE_S)
+        heard = await rung(bench, held.jid, worker.finalize(0, QUEUE, [(held.jid, False)]))
+        assert heard == [(f"busq:done:{held.jid}".encode(), b"cancelled")]
+        await worker.close()
 
 
 def _left_s(bench: Bench, deadline: datetime | None) -> float:

@@ -84,10 +84,10 @@ class Ground:
     async def decide(self, node: Any) -> str:
         """The same as a rule; its name."""
         scope = self.bench.fresh("scope")
-        rule = {"id": scope, "condition": node, "reason": "", "source": "", "grace_ms": ""}
+        rule = {"id": scope, "reason": "", "source": "", "grace_ms": ""}
         named: dict[str, Any] = {
-            "scope": scope, "rule": msgspec.json.encode(rule), "cutoff": "", "until_ms": 0, "most": 100,
-            "announcement": "rule",
+            "scope": scope, "condition": msgspec.json.encode(node), "rule": msgspec.json.encode(rule),
+            "cutoff": "", "until_ms": 0, "most": 100,
         }  # fmt: skip
         await self.bench.a.run("decide", 0, (), (), named=named)
         return scope

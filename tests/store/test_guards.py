@@ -22,8 +22,12 @@ from tests.store import test_attempts as attempts
 from tests.store import test_bounds as bounds
 from tests.store import test_cancels as cancels
 from tests.store import test_hooks as hooks
+from tests.store import test_limits as limits
+from tests.store import test_listing as listing
 from tests.store import test_moments as moments
+from tests.store import test_newer_rules as newer
 from tests.store import test_rules as rules
+from tests.store import test_settling as settling
 from tests.store import test_supersede as supersede
 from tests.store import test_transitions as transitions
 from tests.store import test_trees as trees
@@ -138,6 +142,20 @@ def admitted(way: str) -> Keeper:
 
 def no_hook(way: str) -> Keeper:
     return lambda url: hooks.test_a_kind_without_a_hook_leaves_nothing_to_do(url, way)
+
+
+def newer_rule(how: str) -> Keeper:
+    return lambda url: in_time(newer.test_what_a_newer_rule_may_cover_does_not_start_and_is_left_as_it_is(url, how))
+
+
+def most(waiting: int) -> Keeper:
+    return lambda url: limits.test_a_queue_takes_as_many_as_its_limit_and_refuses_the_rest_of_a_call(
+        url, waiting, "by the job"
+    )
+
+
+def at_once(of: str, count: int) -> Keeper:
+    return lambda url: limits.test_what_comes_in_a_second_may_come_at_once_and_the_rest_later(url, of, count)
 
 
 def opted_out(way: str) -> Keeper:
@@ -281,6 +299,7 @@ ACKED = "redis.call('XACK', stream, group, unpack(acked))\n"
 DELETED = "redis.call('XDEL', stream, unpack(acked))\n"
 LATE = "keeps_late(job, told)"
 KEPT = f"outcome == 'succeeded' and {LATE}"
+no_notice = cancels.test_a_worker_tells_all_workers_of_a_job_that_it_had_superseded_and_rings_no_notice
 HASTENED = "if nearer < tonumber(deadline) then"
 CANCELLING_HELD = "elseif state == 'cancelling' and held then"
 
@@ -341,6 +360,10 @@ GUARDS = [
     Guard("cancel", "  if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'cancel') end\n",
           "  redis.call('PUBLISH', notice_prefix .. jid, 'other')\n",
           cancels.test_the_notice_rings_after_the_request_is_written),
+    Guard("enqueue", "local hushed = notice_prefix == ''", "local hushed = false", no_notice),
+    Guard("enqueue", "    if hushed and verdict == 'signalled' then announce('superseded') end", "", no_notice),
+    Guard("finalize", "    if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'finalized') end",
+          "    redis.call('PUBLISH', notice_prefix .. jid, 'finalized')", no_notice),
     Guard("cancel", "if was[5] then answer('signalled'", "if false then answer('signalled'",
           moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
     # moments: enqueue, expire, start, and every ending
@@ -390,7 +413,7 @@ GUARDS = [
     Guard("start", "elseif (unknown or was[5] == token) and state", "elseif state",
           moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
     *(
-        Guard(verb, "    redis.call('ZREM', timers, unpack(ended_jids))\n", "", timer_goes(how))
+        Guard(verb, "redis.call('ZREM', timers, unpack(ended_jids)) ", "", timer_goes(how))
         for verb, how in (
             (V.FINISH, "finish"), (V.RETRY, "fail"), (V.CANCEL, "cancel queued"), (V.FINALIZE, "finalize"),
             (V.RECLAIM, "reclaim"), (V.REFUSE, "refuse"),
@@ -573,10 +596,10 @@ GUARDS = [
     Guard("cancel", "(occasion == 'attempted' and tonumber(attempt) > 0)", "false", opted_out("handed back")),
     Guard("enqueue", "(occasion == 'attempted' and tonumber(attempt) > 0)", "occasion == 'attempted'",
           opted_out("tombstoned")),
-    Guard("cancel", "was[2] or declared(", "declared(", said("always", "", 1)),
-    Guard("cancel", "was[2] or declared(", "declared(", said("attempted", "always", 0)),
-    Guard("cancel", "if is_hook(was[1]) then", "if false then", hook_cancelled(False)),
-    Guard("finish", "if is_hook(was[1]) then", "if false then", hook_cancelled(True)),
+    Guard("cancel", "ties.on_cancel or declared(", "declared(", said("always", "", 1)),
+    Guard("cancel", "ties.on_cancel or declared(", "declared(", said("attempted", "always", 0)),
+    Guard("cancel", "if is_hook(kind) then", "if false then", hook_cancelled(False)),
+    Guard("finish", "if is_hook(kind) then", "if false then", hook_cancelled(True)),
     Guard("cancel", "redis.call('EXISTS', key_of(jid)) == 0", "true",
           hooks.test_a_hook_takes_no_jid_that_is_in_use),
     Guard("finish", "if was[9] then put(more, 'saved', was[9]) end", "", hooks.test_a_hook_is_told_of_its_job),
@@ -648,25 +671,25 @@ GUARDS = [
     Guard("carry_out", "  if redis.call('EXISTS', own) == 0 then return end\n", "",
           rules.test_settling_a_rule_whose_counts_are_gone_makes_no_new_ones),
     # rules: judging
-    Guard("carry_out", "not born and seq <= rule.cutoff", "not born",
+    Guard("carry_out", "if tonumber(facts.seq or 0) <= rule.cutoff then return", "do return",
           rules.test_what_came_after_the_survey_is_not_covered_by_its_decision),
-    Guard("enqueue", "born and rule.until_ms > now or", "born or",
+    Guard("enqueue", "return rule.until_ms > now and now or nil", "return now",
           rules.test_a_job_that_comes_after_the_decision_is_left_alone),
-    Guard("enqueue", "born and rule.until_ms > now or", "",
+    Guard("enqueue", "return rule.until_ms > now and now or nil", "return nil",
           rules.test_the_same_enqueue_sent_again_is_told_again_that_it_was_fenced),
-    Guard("start", "        if judged_now then put(fields, 'cleared', digits[newest]) end\n", "",
+    Guard("start", "        if judged_now then put(fields, 'cleared', digits[cleared_now()]) end\n", "",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
-    Guard("retry", "if judged_now and not later then redis.call('HSET', job, 'cleared', digits[newest]) end", "",
+    Guard("retry", "if judged_now and not later then redis.call('HSET', job, 'cleared', digits[cleared_now()]) end", "",
           rules.test_a_failure_after_the_decision_does_not_bring_a_rule_for_failed_jobs_back),
-    Guard("renew", "if rule.number > cleared and", "if",
+    Guard("renew", "rule.number > cleared and covered_at", "covered_at",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
-    Guard("renew", "if newest <= tonumber(facts.cleared or 0) then return nil end", "facts.cleared = nil",
+    Guard("renew", "local cleared = tonumber(facts.cleared or 0)\n", "local cleared = 0\n",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
-    Guard("start", "if newest <= tonumber(cleared or 0) and not (own", "if not (own",
+    Guard("start", "if newest <= tonumber(cleared or 0) and not (has_ties(own)", "if not (has_ties(own)",
           rules.test_a_job_without_anything_of_its_own_is_judged_too),
-    Guard("start", "and not (own and redis.call('HGET', job, 'parent')) then", "then",
+    Guard("start", "and not (has_ties(own) and redis.call('HGET', job, 'parent')) then", "then",
           below("start")),
-    Guard("carry_out", "      facts.at = born and now or rule.at\n", "      facts.at = now\n",
+    Guard("carry_out", "<= rule.cutoff then return rule.at end", "<= rule.cutoff then return now end",
           rules.test_the_age_of_a_job_is_that_at_the_decision),
     Guard("renew", "if is_hook(facts.kind) then return nil, facts end", "", never_covered(S.RUNNING)),
     Guard("start", "if is_hook(facts.kind) then return nil, facts end", "", never_covered(S.QUEUED)),
@@ -678,7 +701,7 @@ GUARDS = [
     Guard("look", "    local wish, facts = decided(KEYS[i])\n", "    local wish, facts = nil, {}\n", shown(S.QUEUED)),
     Guard("carry_out", "function(one, other) return one.number < other.number end",
           "function(one, other) return one.number > other.number end", rules.test_the_first_rule_gives_the_cause),
-    Guard("renew", "grace = rule.grace_ms, at", "grace = '', at",
+    Guard("renew", "grace = told.grace_ms, at", "grace = '', at",
           rules.test_the_grace_of_a_rule_stands_before_that_of_the_job),
     # whoever touches a job
     *(
@@ -705,7 +728,7 @@ GUARDS = [
     Guard("carry_out", "if state == 'scheduled' then redis.call('ZREM', scheduled, jid) end", "",
           touched("walk, scheduled")),
     # born against a standing rule
-    Guard("enqueue", "local fenced = not tombstone and fence(jid, delay > 0 and 'scheduled' or 'queued', fields)",
+    Guard("enqueue", "local fenced = not tombstone and fence(jid, fields)",
           "local fenced = nil",
           rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
     Guard("enqueue", "      put(fields, 'born', 'fenced')\n", "",
@@ -733,7 +756,7 @@ GUARDS = [
     Guard("carry_out", "over = left == 0 and #entries < count", "over = true", walked(1)),
     Guard("carry_out", "over = left == 0 and #entries < count", "over = #entries < count",
           rules.test_a_step_that_has_stopped_as_many_as_it_may_goes_on_from_there),
-    Guard("carry_out", "    if hit >= tonumber(hits) then break end\n", "",
+    Guard("carry_out", "    if spent >= tonumber(hits) then break end\n", "",
           rules.test_a_step_that_has_stopped_as_many_as_it_may_goes_on_from_there),
     Guard("carry_out", "  redis.call('DEL', walk) -- whatever", "  -- whatever",
           rules.test_a_walk_is_over_when_every_rule_has_been_revoked),
@@ -743,7 +766,7 @@ GUARDS = [
     Guard("carry_out", "place == -1 and scheduled or", "false or", walked(7)),
     Guard("carry_out", "cursor, over = found[1], found[1] == '0'", "cursor, over = found[1], true",
           rules.test_a_walk_goes_through_large_sets_while_they_shrink),
-    Guard("carry_out", "if rule.number <= walked and rule.until_ms <= now then", "if false then",
+    Guard("carry_out", "if rule.matches and rule.number <= walked and rule.until_ms <= now then", "if false then",
           rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
     Guard("carry_out", "      if rule.until_ms > now then\n", "      if false then\n",
           rules.test_a_standing_rule_hits_those_who_come_later_until_it_is_over),
@@ -800,9 +823,9 @@ GUARDS = [
           trees.test_a_job_that_takes_the_jid_of_one_long_gone_does_not_abandon_its_children),
     Guard("finalize", "if ended == 'abandoned' and not was[8] then", "if ended == 'abandoned' then",
           trees.test_the_code_of_a_parked_parent_that_has_ended_meanwhile_is_no_suspect_again),
-    Guard("enqueue", "fence(jid, delay > 0 and 'scheduled' or 'queued', fields)", "fence(jid, 'queued', fields)",
+    Guard("enqueue", "'state', state, 'n', '1'", "'state', 'queued', 'n', '1'",
           rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
-    Guard("enqueue", "facts.at = born and now or rule.at", "facts.at = rule.at",
+    Guard("enqueue", "return rule.until_ms > now and now or nil", "return rule.until_ms > now and rule.at or nil",
           rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
     Guard("finish", "if tonumber(redis.call('HGET', child, 'open') or 0) > 0 then hand_on_past(child, parent) end", "",
           trees.test_a_cancel_goes_down_past_a_failed_job),
@@ -873,7 +896,7 @@ GUARDS = [
     Guard("cascade", "    close_cancelled(parent, {}, tonumber(now_at[4]), now_at[5] or 0, now_at[2])\n", "",
           trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
     # trees: going down
-    Guard("cascade", " and not redis.call('HGET', job, 'policy') then", " then", policy("wait")),
+    Guard("cascade", "local down = not was[2] and from_above(", "local down = from_above(", policy("wait")),
     Guard("cascade", "if redis.call('HGET', child, 'policy') == 'abandon' then", "if false then", policy("abandon")),
     Guard("cascade", "    redis.call('HINCRBY', parent, 'open', -1)\n", "", policy("abandon")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif false then", below("start")),
@@ -889,10 +912,10 @@ GUARDS = [
           trees.test_a_cascade_of_a_parent_that_has_no_record_any_more_leaves_nothing_behind),
     Guard("cascade", "was[1] == 'cancelling' or was[1] == 'cancelled' or was[1] == 'failed' then\n  local from",
           "was[1] == 'cancelling' or was[1] == 'failed' then\n  local from", takes_along(S.QUEUED)),
-    Guard("cancel", "  if hands_on(ties) then announce_cascade(job) end\n  local fields\n",
-          "  local fields\n", takes_along(S.SCHEDULED)),
-    Guard("start", "  if hands_on(ties) then announce_cascade(job) end\n  local fields\n",
-          "  local fields\n", trees.test_a_parent_that_a_start_finds_expired_takes_its_children_with_it),
+    Guard("cancel", "  if hands_on(ties) then announce_cascade(job) end\n  above = {}\n",
+          "  above = {}\n", takes_along(S.SCHEDULED)),
+    Guard("start", "  if hands_on(ties) then announce_cascade(job) end\n  above = {}\n",
+          "  above = {}\n", trees.test_a_parent_that_a_start_finds_expired_takes_its_children_with_it),
     Guard("cancel", "  if hands_on(ties) then announce_cascade(job) end\n  local terms",
           "  announce_cascade(job)\n  local terms",
           lambda url: in_time(trees.test_workers_are_told_that_a_job_with_children_is_asked_to_stop(url))),
@@ -904,6 +927,73 @@ GUARDS = [
     Guard("carry_out", "if not above or above == jid then return above == jid end",
           "if true then return above == jid end",
           trees.test_descendants_are_those_below_and_not_the_job_itself),
+    Guard("look", "  if bytes > MOST_BYTES then break end\n", "",
+          lambda url: listing.test_large_records_are_told_in_several_short_calls(url, listing.MEBIBYTE)),
+    Guard("start", "      check_numbers(own, 7)\n", "",
+          lambda url: in_time(attempts.test_a_record_with_words_for_numbers_is_not_started(url))),
+    # limits
+    Guard("enqueue", "  elseif limits ~= '' and over_limit(own.group) then", "  elseif false then", most(6)),
+    Guard("enqueue", "waiting >= most_waiting", "waiting > most_waiting", most(6)),
+    Guard("enqueue", "waiting >= most_waiting", "waiting + 1 >= most_waiting", most(5)),
+    Guard("enqueue", "        if waiting then waiting = waiting + 1 end\n", "", most(6)),
+    Guard("enqueue", " - (held.err and 0 or held[1])", "", limits.test_jobs_that_workers_hold_do_not_count),
+    Guard("enqueue", "redis.pcall('XPENDING'", "redis.call('XPENDING'",
+          lambda url: in_time(limits.test_a_queue_that_nobody_has_read_yet_has_a_limit_too(url))),
+    Guard("enqueue", "if wait > ROUNDING_MS then", "if false then", at_once("queue", 6)),
+    Guard("enqueue", "if wait > ROUNDING_MS then", "if wait > 0 then", limits.test_parts_of_a_second_add_up),
+    Guard("enqueue", "group = group and tonumber(group_rate)", "group = nil", at_once("group", 6)),
+    Guard("enqueue", "math.max(ALLOWANCE_MS, step)", "ALLOWANCE_MS",
+          limits.test_less_than_one_a_second_lets_one_come_at_once),
+    Guard("enqueue", "math.max(ALLOWANCE_MS, step)", "step", at_once("queue", 5)),
+    Guard("enqueue", "or tonumber(redis.call('GET', key) or 0), now)", "or now, now)",
+          limits.test_room_for_one_more_comes_with_time_and_not_before),
+    Guard("enqueue", "math.max(due[key] or tonumber(redis.call('GET', key) or 0), now)",
+          "(due[key] or tonumber(redis.call('GET', key) or now))",
+          limits.test_room_for_one_more_comes_with_time_and_not_before),
+    Guard("enqueue", "  if refusal then return true end\n", "",
+          lambda url: in_time(limits.test_a_job_that_is_over_one_rate_costs_nothing_of_the_other(url))),
+    Guard("enqueue", "rate > 0 and not refusal then", "rate > 0 then", limits.test_a_full_queue_is_told_before_a_rate),
+    Guard("enqueue", ", 'PX', digits[math.ceil(math.max(0, at - now)) + KEPT_MS])", ")",
+          limits.test_a_rate_is_forgotten_a_minute_after_it_has_no_say_any_more),
+    # rules of a newer busq
+    Guard("start", "elseif doubt and", "elseif false and", newer_rule("another operator")),
+    Guard("start", " or adopted) then", ") then",
+          newer.test_a_start_that_is_sent_again_is_answered_as_before_whatever_was_decided_since),
+    Guard("start", "  doubt = false\n  local changed", "  local changed",
+          newer.test_a_job_beside_one_in_doubt_starts),
+    Guard("start", "if not pcall(understand, rule, json, compile) then",
+          "understand(rule, json, compile) if false then", newer_rule("another operator")),
+    Guard("start", "  assert(version == RULE_VERSION)\n", "", newer_rule("a version in front")),
+    Guard("start", "told.reason or {}, ", "", newer_rule("no reason")),
+    Guard("start", "told.source or {} }", "}", newer_rule("a source in other words")),
+    Guard("start", "assert(OPERATORS[word])", "OPERATORS[word] or function() return false end",
+          newer_rule("another operator")),
+    Guard("start", "assert(FIELDS[node.f])", "FIELDS[node.f] or { nil, text_of(node.f) }", newer_rule("another field")),
+    Guard("start", "    assert(value ~= nil)\n", "", newer_rule("another sort of operand")),
+    Guard("start", "assert(type(part) == 'string' or type(part) == 'number')", "", newer_rule("a path in other words")),
+    Guard("start", "then assert(node.p[1] ~= nil) end", "then node.p = node.p or {} end", newer_rule("no path")),
+    Guard("start", "      assert(type(node[2]) == 'string')\n", "", newer_rule("descendants of something else")),
+    Guard("start", "tonumber(cutoff) or math.huge", "tonumber(cutoff) or 0",
+          newer.test_garbage_among_the_rules_keeps_everything_from_starting_and_nothing_from_ending),
+    Guard("refuse", "local function cleared_now() return unjudged and unjudged - 1 or newest end",
+          "local function cleared_now() return newest end",
+          newer.test_a_newer_rule_decides_once_it_can_be_judged_whoever_passed_it_over),
+    Guard("enqueue", "put(fields, 'cleared', digits[cleared_now()])", "put(fields, 'cleared', digits[newest])",
+          newer.test_a_standing_newer_rule_hits_those_who_came_while_nobody_could_judge_it),
+    Guard("start", "return rule.at <= since and since < rule.until_ms and since or nil", "return nil",
+          newer.test_a_standing_newer_rule_hits_those_who_came_while_nobody_could_judge_it),
+    Guard("start", "and since < rule.until_ms and", "and",
+          newer.test_a_standing_newer_rule_that_is_over_covers_nobody_who_came_later),
+    Guard("start", "  doubt = before or doubted[key]\n", "  doubt = before\n",
+          newer.test_a_child_does_not_start_while_nobody_can_say_whether_its_parent_is_to_stop),
+    Guard("start", "  doubt = before or doubted[key]\n", "",
+          newer.test_a_child_does_not_start_while_nobody_can_say_whether_its_parent_is_to_stop),
+    Guard("carry_out", "if cleared_now() <= walked then", "if newest <= walked then",
+          lambda url: in_time(newer.test_a_watchdog_settles_what_is_older_than_a_newer_rule_and_leaves_the_rest(url))),
+    Guard("carry_out", "if upto > cleared_now() then return { 'idle' } end\n", "",
+          newer.test_a_walk_that_a_newer_watchdog_has_begun_is_its_own),
+    Guard("carry_out", "if rule.matches and rule.number <= walked", "if rule.number <= walked",
+          newer.test_a_standing_newer_rule_is_taken_down_by_those_who_can_judge_it),
     # keys
     Guard("enqueue", "  if LIVE[was[1]] then\n    local wish", "  if false then\n    local wish", superseded(S.QUEUED)),
     Guard("enqueue", "  if LIVE[was[1]] then\n    local wish", "  if was[1] then\n    local wish",
@@ -926,6 +1016,9 @@ GUARDS = [
     Guard("bury", "if #pending == 0 then", "if false then",
           lambda url: bounds.test_an_entry_that_is_no_job_is_buried_with_its_bytes(url, {b"jid": b"j"})),
     Guard("forget", "if held > 0 then", "if false then", bounds.test_a_worker_that_holds_entries_is_never_forgotten),
+    Guard("forget", "redis.call('HDEL', drains, worker)\n", "", bounds.test_no_wish_to_drain_outlives_the_worker),
+    Guard("drain", "if not lease then return { 'missing' } end\n", "lease = lease or 0\n",
+          bounds.test_no_wish_to_drain_outlives_the_worker),
     Guard("forget", "lease and tonumber(lease) > now", "false",
           bounds.test_a_worker_with_a_good_lease_is_forgotten_at_its_own_wish_only),
     Guard("forget", "own_wish ~= '1' and", "",
@@ -938,6 +1031,40 @@ GUARDS = [
           bounds.test_pruning_takes_a_bounded_number_at_a_time),
     Guard("prune", "ZRANGEBYSCORE', index, '-inf', stamp", "ZRANGEBYSCORE', index, '-inf', '+inf'",
           lambda url: bounds.test_an_index_of_ended_jobs_forgets_a_job_when_its_record_expires(url, S.FAILED)),
+    # what the jobs of one call share
+    Guard("carry_out", "alike.wish == wish and ", "alike.wish and ",
+          settling.test_each_job_of_one_walk_is_told_why_it_itself_was_stopped),
+    Guard("carry_out", "alike.n == n and ", "", settling.test_a_walk_goes_on_with_the_history_that_each_job_has),
+    Guard("carry_out", " and alike.attempt == attempt then", " then",
+          settling.test_two_jobs_with_as_many_lines_and_other_attempts_are_told_apart),
+    Guard("carry_out", "facts.n ~= '1' or has_ties", "has_ties",
+          settling.test_a_walk_asks_a_job_for_the_hook_that_a_start_has_named),
+    Guard("carry_out", " or has_ties(facts.own)) and ties_of(job)", ") and ties_of(job)",
+          settling.test_a_job_of_a_key_that_a_walk_stops_leaves_the_key_free),
+    Guard("carry_out", "  if has_ties(facts.own) then spare = {} end\n", "",
+          settling.test_a_job_is_judged_by_what_it_is_and_not_by_its_parent),
+    Guard("carry_out", "facts.jid, facts.args, facts.tag = jid_of(job), nil, nil",
+          "facts.jid, facts.tag = jid_of(job), nil",
+          lambda url: settling.test_what_was_read_of_one_job_is_not_taken_for_the_next(url, "args.path == 'b'")),
+    Guard("carry_out", "facts.jid, facts.args, facts.tag = jid_of(job), nil, nil",
+          "facts.jid, facts.args = jid_of(job), nil",
+          lambda url: settling.test_what_was_read_of_one_job_is_not_taken_for_the_next(url, "tags.colour == 'b'")),
+    Guard("carry_out", "(tied and 2 or 1)", "1",
+          settling.test_jobs_with_ties_count_as_two_of_those_that_one_step_may_stop),
+    Guard("enqueue", "own.parent or ", "", settling.test_a_child_that_a_walk_stops_is_counted_out_by_its_parent),
+    Guard("enqueue", " or own.key or ", " or ", settling.test_a_job_of_a_key_that_a_walk_stops_leaves_the_key_free),
+    Guard("enqueue", " or own.on_cancel) and 1", ") and 1",
+          settling.test_a_walk_asks_a_job_for_the_hook_that_its_producer_named),
+    Guard("finish", "place < (told_at[jid] or 0) or ", "",
+          settling.test_the_log_keeps_the_order_of_a_jobs_lines_where_others_had_them_the_other_way_round),
+    Guard("carry_out", " or #told[place] == JIDS_IN_ENTRY then", " then",
+          settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
+    Guard("carry_out", " or jids + #sharing > JIDS_IN_ENTRY then", " then",
+          settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
+    Guard("carry_out", "#entry == LINES_IN_ENTRY * 2 or ", "",
+          settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
+    Guard("carry_out", "if not place or place < (told_at[jid] or 0)", "if true or place < (told_at[jid] or 0)",
+          settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
     Guard("prune", "string.format('%.0f', now - tonumber(suspect_ms))", "'+inf'",
           bounds.test_suspects_are_forgotten_after_their_time),
 ]  # fmt: skip

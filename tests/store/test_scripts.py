@@ -14,7 +14,7 @@ import pytest
 from busq.protocol.keys import ShardKeys
 from busq.protocol.scope import Filter
 from busq.protocol.states import State, Verb
-from busq.store import scripts
+from busq.store import drains, scripts
 from busq.store.scripts import BadScript, load, names
 from tests.store.bench import NO_ENTRY, QUEUE, Bench, put_in
 from tests.store.test_transitions import CASES
@@ -109,6 +109,7 @@ OTHERS: dict[str, Callable[[Bench], Awaitable[Any]]] = {
     "cascade": lambda bench: bench.dog.cascade(0, step=1),
     "decide": lambda bench: bench.decide(kind="k"),
     "declare": lambda bench: bench.a.declare(0, {"k": "always"}, keep_s=1),
+    "drain": lambda bench: drains.ask(bench.a, "a", drains.Whole.WORKER),
     "forget": lambda bench: bench.a.forget(0, "a", [QUEUE]),
     "look": lambda bench: bench.a.look(0, ["job"]),
     "prune": lambda bench: bench.a.prune(0, limit=1, suspect_s=1),

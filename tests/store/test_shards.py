@@ -136,12 +136,14 @@ async def test_every_verb_works_with_several_shards_and_touches_one_slot(
         bench.clock.advance(LEASE_S)
         for shard in range(SHARDS):
             await bench.dog.prune(shard, limit=10, suspect_s=1)
+            await bench.dog.run("drain", shard, (), (), named={"worker": "a", "whole": "worker"})
             assert await bench.dog.forget(shard, "a", [QUEUE]) == "forgotten"
         assert used == set(range(SHARDS))
     for name, keys, _ in calls:
         assert len({key_slot(key) for key in keys}) == 1, name
     assert {name for name, *_ in calls} >= set(Verb) - {Verb.REFUSE, Verb.LAST_CHILD} | {
         "prune",
+        "drain",
         "forget",
         "look",
     } | OF_RULES

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from busq.protocol.states import TRANSITIONS, State, Verb, allowed, is_terminal
 from busq.protocol.tree import DEEPEST
-from busq.store.forms import Note, Refusal
+from busq.store.forms import NewJob, Note, Refusal
+from busq.store.store import Store
 from tests.store.bench import (
     CHILD_DELAY_S,
     DEADLINE_S,
@@ -25,6 +27,7 @@ from tests.store.bench import (
     Bench,
     Held,
     but_history,
+    make_newer,
     put_in,
 )
 
@@ -78,6 +81,25 @@ async def _enqueue_fenced(bench: Bench, held: Held) -> str:
     return (await bench.admit(held.jid))[0]
 
 
+async def _enqueue_to_full_queue(bench: Bench, held: Held) -> str:
+    await bench.enqueue()
+    job = NewJob(held.jid, "k", QUEUE, b"\x01p", most=1)
+    return (await bench.a.enqueue([job], call=bench.fresh("call")))[0][0]
+
+
+async def _enqueue_too_fast(bench: Bench, held: Held) -> str:
+    """One a second may come, and one has come right now."""
+    store = Store(msgspec.structs.replace(bench.settings, queue_rate=1.0), by="a", clock=bench.clock)
+    await store.open()
+    try:
+        job = NewJob(bench.fresh("job"), "k", QUEUE, b"\x01p")
+        await store.enqueue([job], call=bench.fresh("call"))
+        job = NewJob(held.jid, "k", QUEUE, b"\x01p")
+        return (await store.enqueue([job], call=bench.fresh("call")))[0][0]
+    finally:
+        await store.close()
+
+
 async def _enqueue_too_deep(bench: Bench, held: Held) -> str:
     parent = await bench.enqueue(depth=DEEPEST)
     return (await bench.admit(held.jid, parent=parent))[0]
@@ -97,6 +119,7 @@ def _start(
     kind: str = "k",
     version: int = 1,
     marked: bool = False,
+    newer_rule: bool = False,
     adopt: bool = False,
     after_s: float = 0.0,
 ) -> Call:
@@ -104,6 +127,8 @@ def _start(
         bench.clock.advance(after_s)
         if version > 1:
             await _write(bench, held, "v", version)
+        if newer_rule:
+            await make_newer(bench, await bench.decide(where=f"jid == '{held.jid}'"))
         if marked and await bench.state(held.jid) is None:
             # Cancelled while nobody had read its entry, and so long ago that the record has expired.
             await bench.enqueue(held.jid)
@@ -269,6 +294,8 @@ CASES: Mapping[Verb, list[Case]] = {
         Case("by a parent that there is not", _spawn),
         Case("against a standing rule", _enqueue_fenced),
         Case("one generation too many", _enqueue_too_deep),
+        Case("to a full queue", _enqueue_to_full_queue),
+        Case("too many a second", _enqueue_too_fast),
     ],
     Verb.PROMOTE: [Case("not due", _promote(DELAY_S - 1)), Case("due", _promote(DELAY_S))],
     Verb.START: [
@@ -276,6 +303,8 @@ CASES: Mapping[Verb, list[Case]] = {
         Case("a foreign entry", _start(foreign=True)),
         Case("another kind", _start(kind="other")),
         Case("a record of a newer version", _start(version=9)),
+        Case("a rule of a newer version", _start(newer_rule=True)),
+        Case("a rule of a newer version, after a lost reply", _start(newer_rule=True, adopt=True)),
         Case("a record that expired after its cancel", _start(marked=True)),
         Case("found after a lost reply", _start(adopt=True)),
         Case("past its moment", _start(after_s=LATER_S), fields=DUE_BY),

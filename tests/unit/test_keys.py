@@ -10,14 +10,14 @@ from busq.protocol.keys import KEY_TABLE, ShardKeys, done_prefix, meta, notice_p
 
 NAMES = [
     "events", "cancelled", "tombstones", "deadlines", "timers", "scheduled", "queues", "counters", "workers",
-    "worker_info", "suspects", "hooks", "rules", "walk", "waiting", "cascades", "keyed", "dead", "succeeded",
+    "worker_info", "drains", "suspects", "hooks", "rules", "walk", "waiting", "cascades", "keyed", "dead", "succeeded",
     "failed", "cancelled_jobs", "birth",
 ]  # fmt: skip
 
 
 def every_key(own: ShardKeys) -> list[bytes]:
     of_one = [own.job("j"), own.job("a:{b}"), own.stream("q"), own.stream("{9}"), own.scope("s")]
-    of_one += [own.children("j"), own.fallen("j")]
+    of_one += [own.children("j"), own.fallen("j"), own.whole]
     return of_one + [getattr(own, name) for name in NAMES]
 
 
@@ -55,12 +55,12 @@ def test_every_key_has_a_row_in_the_table() -> None:
     written = {"{s}:ended:<state>" if ":ended:" in name else name for name in written}
     assert rows == written | {
         "meta", "{s}:job:<jid>", "{s}:queue:<queue>", "{s}:scope:<id>", "{s}:children:<jid>",
-        "{s}:fallen:<jid>",
+        "{s}:fallen:<jid>", "{s}:rate:<queue or group>",
     }  # fmt: skip
     assert all(all(row) for row in KEY_TABLE)
 
 
 def test_this_page_lists_every_key_there_is() -> None:
     listed = {name for name in vars(ShardKeys) if not name.startswith("_")}
-    assert listed == {*NAMES, "job", "stream", "scope", "children", "fallen"}
+    assert listed == {*NAMES, "job", "stream", "scope", "children", "fallen", "rate", "whole"}
     assert keys.GROUP == b"busq"

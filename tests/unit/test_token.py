@@ -55,6 +55,9 @@ def test_a_check_says_so_every_time_with_the_cause_of_the_moment() -> None:
         with pytest.raises(Cancelled) as raised:
             token.check()
         assert raised.value.cause is cause
+    for _ in range(2):  # also when nobody says it again, and whatever became of the exception
+        with pytest.raises(Cancelled):
+            token.check()
 
 
 def test_what_was_learned_of_a_shutdown_is_not_learned_of_the_cancel_after_it() -> None:

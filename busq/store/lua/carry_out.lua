@@ -5,17 +5,15 @@
   KEYS     events, cancelled, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, queues, rules, walk
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix, step, hits
-           step: jobs looked at in one call; hits: jobs stopped in one call, of a queue
+           step: jobs looked at in one call; hits: jobs stopped in one call, of a queue; one with ties counts as two
   Uses     scope, rules
   Answers  {'idle'}             nothing is to be settled
            {'more', hit}        so many jobs were stopped by this step; call again
            {'settled', hit}     the same, and the walk is over
+           idle, too: of the rules that are left, the oldest was made by a newer busq, and this version cannot judge it
   Holds    one walk settles every rule that was there when it began, and where it stands is kept in Redis: any number of
            watchdogs may call this. A job that moves meanwhile is judged by whoever moves it.
 ]]
--- Most of those that it comes by are hit: what ends them is asked for at once.
-for _, name in ipairs(TIES) do asked[name] = true end
-
 local walked = tonumber(redis.call('HGET', rules, 'walked') or 0)
 if newest == 0 then
   redis.call('DEL', walk) -- whatever it was for has been revoked
@@ -25,9 +23,9 @@ local was = redis.call('HMGET', walk, 'upto', 'places', 'place', 'cursor', 'coun
 if not was[1] then
   -- Standing rules whose time is over leave here.
   for _, rule in ipairs(live_rules()) do
-    if rule.number <= walked and rule.until_ms <= now then retire(rule.number, rule.id, 'settled') end
+    if rule.matches and rule.number <= walked and rule.until_ms <= now then retire(rule.number, wish_of(rule).scope, 'settled') end
   end
-  if newest <= walked then return { 'idle' } end
+  if cleared_now() <= walked then return { 'idle' } end
   local places, total = {}, redis.call('ZCARD', scheduled) + redis.call('ZCARD', prefix .. 'waiting')
   for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
     if not is_hook(queue) then
@@ -36,18 +34,22 @@ if not was[1] then
     end
   end
   table.sort(places)
-  was = { digits[newest], table.concat(places, '\n'), '-1', '0' }
-  redis.call('HSET', walk, 'upto', newest, 'places', was[2], 'place', -1, 'cursor', '0', 'examined', 0, 'total', total)
+  was = { digits[cleared_now()], table.concat(places, '\n'), '-1', '0' }
+  redis.call('HSET', walk, 'upto', was[1], 'places', was[2], 'place', -1, 'cursor', '0', 'examined', 0, 'total', total)
 end
 
 local upto, place, cursor = tonumber(was[1]), tonumber(was[3]), was[4]
+live_rules()
+if upto > cleared_now() then return { 'idle' } end
 local places = {}
 for name in string.gmatch(was[2], '[^\n]+') do places[#places + 1] = name end
 
-local hit, examined = 0, 0
+local hit, spent, examined = 0, 0, 0
 local function judge(jid)
   examined = examined + 1
-  if jid and heed(key_of(jid)) then hit = hit + 1 end
+  if not jid then return end
+  local changed, _, tied = heed(key_of(jid))
+  if changed then hit, spent = hit + 1, spent + (tied and 2 or 1) end
 end
 
 -- Places -1 and 0 are the sorted sets of scheduled and waiting jobs, the others are streams. A scan of a set that changes
@@ -65,7 +67,7 @@ else
   end
   local left = #entries
   for _, entry in ipairs(entries) do
-    if hit >= tonumber(hits) then break end
+    if spent >= tonumber(hits) then break end
     left = left - 1
     judge(jid_in(entry))
     cursor = entry[1]
@@ -81,11 +83,12 @@ if place > #places and place > 0 then
   write_tallies() -- who says whether a scope is done reads them
   for _, rule in ipairs(live_rules()) do
     if rule.number <= upto then
+      local scope = wish_of(rule).scope
       if rule.until_ms > now then
-        redis.call('HSET', prefix .. 'scope:' .. rule.id, 'state', 'standing')
-        redis.call('PUBLISH', done_prefix .. rule.id, 'standing')
+        redis.call('HSET', prefix .. 'scope:' .. scope, 'state', 'standing')
+        redis.call('PUBLISH', done_prefix .. scope, 'standing')
       else
-        retire(rule.number, rule.id, 'settled')
+        retire(rule.number, scope, 'settled')
       end
     end
   end

@@ -4,8 +4,8 @@
 
   Flags    allow-oom
   KEYS     events, counters, rules
-  ARGV     now_ms, by, scope, rule, cutoff, until_ms, most
-           rule: JSON with id, condition, reason, source, grace_ms and what else its readers want
+  ARGV     now_ms, by, scope, condition, rule, cutoff, until_ms, most
+           condition: JSON; rule: JSON with id, reason, source, grace_ms and what else its readers want
            cutoff: the admission number up to which jobs match, '' for the newest of now
            until_ms: the moment up to which later arrivals match as well, 0 for never
   Uses     rules
@@ -22,6 +22,7 @@ local number = redis.call('HINCRBY', counters, 'rules', 1)
 local admitted = redis.call('HGET', counters, 'enqueued') or '0'
 if cutoff ~= '' and tonumber(cutoff) < tonumber(admitted) then admitted = cutoff end
 redis.call('HSET', own, 'number', number, 'state', 'settling', 'at', stamp, 'by', by, 'rule', rule, 'until', until_ms)
-redis.call('HSET', rules, number, admitted .. ' ' .. stamp .. ' ' .. until_ms .. ' ' .. rule, 'newest', number)
+local stored = table.concat({ admitted, stamp, until_ms, RULE_VERSION, condition }, ' ') .. '\n' .. rule
+redis.call('HSET', rules, number, stored, 'newest', number)
 announce('rule')
 return { 'decided', digits[number] }

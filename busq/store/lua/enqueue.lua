@@ -4,17 +4,21 @@
   Flags    none
   KEYS     events, cancelled, tombstones, deadlines, timers, scheduled, counters, succeeded, failed, cancelled_jobs, queues, stream, jobs...
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
-           notice_prefix, done_prefix, call, queue, parent_token, per_job...
+           notice_prefix, done_prefix, call, queue, parent_token, limits, per_job...
            parent_token: '', or that of the attempt that asks for these children; then its parent must run it
+           limits: '' for none, or how many may wait in the queue, how many a second may come to it, and of one group (0: any
+           number), and the group of those who read the queue
            per job: kind, payload, delay_ms, count of further fields, then name and value of each; the values of
            `expires` and `due_by` are lengths from now (ms) and are written as moments
-  Uses     admit
+  Uses     admit, limits
   Answers  {'enqueued', state}     a record was written; queued or scheduled
            {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
            {'fenced', state}       a standing rule matches it: the job is born cancelled
            {'in_use', state}       another call made a job of this jid, whose record still exists
            {'orphan', state, cause}   the parent is not there, has ended or was asked to stop: nothing was written
            {'too_deep', state}     it would be one generation too many: nothing was written
+           {'full', waiting}       so many wait in the queue, as many as may: nothing was written
+           {'limited', what, ms}   too many come a second, of the queue or group, for so long: nothing was written
   Holds    the same call sent twice writes nothing the second time and is answered as the first was; a job that was
            asked to stop gains no children; the newest job of a key is the only one that is not asked to stop.
 ]]
@@ -37,14 +41,17 @@ for i = jobs, #KEYS do
     answers[#answers + 1] = { 'orphan', parent.state, parent.cause }
   elseif parent and parent.depth >= DEEPEST then
     answers[#answers + 1] = { 'too_deep', parent.state }
+  elseif limits ~= '' and over_limit(own.group) then
+    answers[#answers + 1] = refusal
   else
     -- The set may also name the jid for an unread entry of a cancelled job whose record has expired: no tombstone.
     local mark, wish = redis.call('ZSCORE', cancelled, jid), redis.call('HGET', tombstones, jid)
     local tombstone = mark and wish and tonumber(mark) > now
     admitted = (admitted or tonumber(redis.call('HGET', counters, 'enqueued') or 0)) + 1
-    local fields = {
-      'v', WIRE, 'kind', kind, 'queue', queue, 'payload', payload, 'call', call, 'enqueued', stamp,
-      'seq', digits[admitted],
+    local state = delay > 0 and 'scheduled' or 'queued'
+    local fields = { -- what is read most stands first: a small record is searched from its beginning
+      'state', state, 'n', '1', 'seq', digits[admitted], 'kind', kind, 'v', WIRE, 'queue', queue, 'payload', payload,
+      'call', call, 'enqueued', stamp,
     }
     local first = math.huge -- of its moments
     for k = at + 4, at + 3 + extra * 2, 2 do
@@ -55,11 +62,11 @@ for i = jobs, #KEYS do
       end
       put(fields, name, value)
     end
-    if extra > 0 then put(fields, 'own', 1) end
+    if extra > 0 then put(fields, 'own', (own.parent or own.key or own.on_cancel) and 1 or ALONE) end
     if parent then put(fields, 'depth', parent.depth + 1) end
-    if newest > 0 then put(fields, 'cleared', digits[newest]) end
+    if #live_rules() > 0 then put(fields, 'cleared', digits[cleared_now()]) end
     local n = remember(fields, job, 0, 'enqueued', 0, kind)
-    local fenced = not tombstone and fence(jid, delay > 0 and 'scheduled' or 'queued', fields)
+    local fenced = not tombstone and fence(jid, fields)
     if tombstone then
       local cause, reason, source, requested_at = string.match(wish, '^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t[^\t]*$')
       put(fields, 'born', 'tombstoned')
@@ -78,19 +85,16 @@ for i = jobs, #KEYS do
       end_unstarted(job, n, 0, fenced)
       answers[#answers + 1] = { 'fenced', 'cancelled' }
     else
-      local state = 'queued'
       if mark then redis.call('ZREM', cancelled, jid) end
       if wish then redis.call('HDEL', tombstones, jid) end
       if delay > 0 then
-        state = 'scheduled'
         put(fields, 'due', string.format('%.0f', now + delay))
         redis.call('ZADD', scheduled, now + delay, jid)
       else
         put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', kind))
+        if waiting then waiting = waiting + 1 end
       end
       if first < math.huge then redis.call('ZADD', timers, first, jid) end
-      put(fields, 'state', state)
-      put(fields, 'n', n)
       redis.call('HSET', job, unpack(fields))
       answers[#answers + 1] = { 'enqueued', state }
     end
@@ -107,4 +111,5 @@ if fresh > 0 then
   redis.call('SADD', queues, queue)
   redis.call('HINCRBY', counters, 'enqueued', fresh)
 end
+write_rates()
 return conclude(answers)

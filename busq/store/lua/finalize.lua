@@ -7,7 +7,7 @@
            notice_prefix, done_prefix, group, per_job...
            per job: owner_gone ('1': the process of the attempt's owner is known to be gone)
   Uses     scope
-  Answers  {'finalized', state}   cancelled by this call
+  Answers  {'finalized', state, asked_ms}   cancelled by this call, so long after it was asked for
            {'early', left_ms}     its deadline has not come
            {'stale', state}       it is not cancelling any more
            {'missing'}            no such job
@@ -20,7 +20,7 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
   local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'deadline', 'entry', 'owner', 'kind',
-    'parked')
+    'parked', 'requested')
   local state, attempt = was[1], was[3] or 0
   if not state then
     redis.call('ZREM', deadlines, jid)
@@ -43,8 +43,8 @@ for i = jobs, #KEYS do
     end
     close_cancelled(job, {}, tonumber(was[2]), attempt, ended)
     -- The worker, if it lives, learns that nothing of this attempt will be applied, and counts a suspect.
-    redis.call('PUBLISH', notice_prefix .. jid, 'finalized')
-    answers[#answers + 1] = { 'finalized', 'cancelled' }
+    if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'finalized') end
+    answers[#answers + 1] = { 'finalized', 'cancelled', string.format('%.0f', now - tonumber(was[9] or now)) }
   end
   at = at + 1
 end

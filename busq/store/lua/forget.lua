@@ -2,7 +2,7 @@
   forget: a worker that is gone and holds nothing leaves the roster.
 
   Flags    allow-oom
-  KEYS     workers, worker_info, streams...
+  KEYS     workers, worker_info, drains, streams...
   ARGV     now_ms, group, worker, own_wish
            own_wish: '1' when the worker itself says good-bye, lease or not
   Uses     clock
@@ -25,4 +25,5 @@ if held > 0 then return { 'holding', held } end
 for _, stream in ipairs(read) do redis.call('XGROUP', 'DELCONSUMER', stream, group, worker) end
 redis.call('ZREM', workers, worker)
 redis.call('HDEL', worker_info, worker)
+redis.call('HDEL', drains, worker)
 return { 'forgotten' }

@@ -10,7 +10,8 @@
            per job: token, progress (0 to 1, or ''), progress_note
   Uses     scope
   Answers  {'running'}
-           {'cancelling', cause, reason, source, grace_ms, left_ms}   left_ms: until the deadline, may be below 0
+           {'cancelling', cause, reason, source, grace_ms, left_ms, asked_ms}
+                left_ms: until the deadline, may be below 0; asked_ms: since the request
            {'stale', state}   another attempt owns the job, or it has ended
            {'missing'}        no such job
   Holds    a worker's lease is the lease of all its attempts; nothing else of a job is written but its progress, and
@@ -37,8 +38,10 @@ for i = jobs, #KEYS do
     if state == 'running' then
       answers[#answers + 1] = { 'running' }
     else
-      local wish = redis.call('HMGET', job, 'cause', 'reason', 'source', 'cancel_grace', 'deadline')
-      answers[#answers + 1] = { 'cancelling', wish[1], wish[2], wish[3], wish[4], string.format('%.0f', tonumber(wish[5]) - now) }
+      local wish = redis.call('HMGET', job, 'cause', 'reason', 'source', 'cancel_grace', 'deadline', 'requested')
+      local left = string.format('%.0f', tonumber(wish[5]) - now)
+      local asked = string.format('%.0f', now - tonumber(wish[6] or now))
+      answers[#answers + 1] = { 'cancelling', wish[1], wish[2], wish[3], wish[4], left, asked }
     end
   end
   at = at + 3

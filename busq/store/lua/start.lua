@@ -17,7 +17,7 @@
                                because that had been decided for it, a moment of it had passed, or its attempt never
                                came to run
            {'other_kind', kind}   the entry lied about its kind; nothing was changed
-           {'newer', version}  written by a newer busq; nothing was changed
+           {'newer', version}, {'unjudged', number}   the record, or a live rule that may cover it, was written by a newer busq
            {'missing'}         no such job; nothing was changed
   Holds    every start mints an attempt (number and token); nothing starts unless its record says queued and names
            this very entry, and no moment of it has passed. `adopt` is set when a worker looks through its own pending
@@ -31,6 +31,7 @@ for i = jobs, #KEYS do
   local entry, token = ARGV[at], ARGV[at + 2]
   local kind_at = per_kind + tonumber(ARGV[at + 1]) * 9
   local was = redis.call('HMGET', job, unpack(NAMES))
+  doubt = false
   local changed, judged_now = heed_known(job, was[10], was[11], true)
   if changed then was = redis.call('HMGET', job, unpack(NAMES)) end
   local state = was[1]
@@ -49,6 +50,8 @@ for i = jobs, #KEYS do
     end
   elseif (tonumber(was[3]) or math.huge) > WIRE then
     answers[#answers + 1] = { 'newer', was[3] or '?' }
+  elseif doubt and ((state == 'queued' and was[2] == entry) or adopted) then
+    answers[#answers + 1] = { 'unjudged', digits[unjudged] }
   elseif (state == 'queued' and was[2] == entry) or resent or adopted then
     if was[4] ~= ARGV[kind_at] then
       answers[#answers + 1] = { 'other_kind', was[4] }
@@ -60,8 +63,8 @@ for i = jobs, #KEYS do
       local before = was[7] and terms_of(job) or {}
       local expires, due_by = moment_of(job, own[9], ARGV[kind_at + 6]), moment_of(job, own[10], ARGV[kind_at + 7])
       local passed = (expires or due_by) and not resent and over(was[7], expires, due_by)
-      local retries = own[2] or before.retries or ARGV[kind_at + 1]
-      local losses = own[3] or before.max_losses or ARGV[kind_at + 2]
+      check_numbers(own, 7)
+      local retries, losses = own[2] or before.retries or ARGV[kind_at + 1], own[3] or before.max_losses or ARGV[kind_at + 2]
       local grace = own[4] or before.grace or ARGV[kind_at + 3]
       local timeout = own[5] or before.timeout or ARGV[kind_at + 5]
       local terms = table.concat({ retries, losses, grace, ARGV[kind_at + 4], timeout }, ' ')
@@ -69,7 +72,7 @@ for i = jobs, #KEYS do
         attempt = attempt + 1
         local fields = { 'state', 'running', 'attempt', digits[attempt], 'token', token, 'owner', by, 'started', stamp, 'terms', terms }
         if ARGV[kind_at + 8] ~= '' then put(fields, 'on_cancel', ARGV[kind_at + 8]) end
-        if judged_now then put(fields, 'cleared', digits[newest]) end
+        if judged_now then put(fields, 'cleared', digits[cleared_now()]) end
         put(fields, 'n', remember(fields, job, was[9], 'started', digits[attempt]))
         if due_by and not own[10] then
           put(fields, 'due_by', due_by)

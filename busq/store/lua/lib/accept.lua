@@ -1,8 +1,9 @@
--- Uses ending
-local hushed = false -- set by who is told by its answer, and needs no notice
+-- Uses unstarted
+-- Set by who is told by its answer, and needs no notice. Workers ring none at all: their Redis user may not.
+local hushed = notice_prefix == ''
 
 -- Accepts a wish for a live job that nobody has asked to stop. The wish is written before it is announced. Returns the
--- verdict, the state, and the deadline of a job that runs. `own_grace`: '' for the job's own; `ties`: see lib/ending.lua,
+-- verdict, the state, and the deadline of a job that runs. `own_grace`: '' for the job's own; `ties`: see lib/unstarted.lua,
 -- nil where the caller does not know.
 local function accept(job, state, n, attempt, wish, own_grace, ties)
   local jid, fields = jid_of(job), nil

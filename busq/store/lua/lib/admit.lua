@@ -44,14 +44,15 @@ local function supersede(key, jid, lives)
   local was = redis.call('HMGET', job, 'state', 'n', 'attempt')
   if LIVE[was[1]] then
     local wish = { cause = 'superseded', reason = 'superseded by ' .. jid, source = '' }
-    accept(job, was[1], tonumber(was[2]), was[3] or 0, wish, '')
+    local verdict = accept(job, was[1], tonumber(was[2]), was[3] or 0, wish, '')
+    if hushed and verdict == 'signalled' then announce('superseded') end -- by a worker: a word to all of them
   end
 end
 
 -- The wish of a standing rule that this newborn job matches.
-local function fence(jid, state, fields)
+local function fence(jid, fields)
   if newest == 0 then return nil end
-  local facts = { jid = jid, state = state }
+  local facts = { jid = jid }
   for k = 1, #fields, 2 do facts[fields[k]] = fields[k + 1] end
   facts.cleared = nil
   return matching(facts, true)

@@ -1,13 +1,13 @@
 -- Uses names, arguments, operators
 -- Conditions of rules, as protocol/where.py writes them, made into functions of a job's facts. A call that meets no live
--- rule does without all of this.
+-- rule does without all of this. What is written otherwise, by a newer busq, is an error here and not when a job is judged.
 local function conditions()
-  local compile
-  local OPERATORS = operators()
+  local compile, OPERATORS
 
   local function number_of(name) return function(facts) return tonumber(facts[name] or 0) end end
   local function text_of(name) return function(facts) return facts[name] end end
 
+  local PLAIN = { jid = 'jid', kind = 'kind', queue = 'queue', group = 'group', parent = 'parent', state = 'state' }
   -- Which field of a record a name of the language reads, and how.
   local FIELDS = {
     jid = { nil, text_of('jid') },
@@ -47,6 +47,8 @@ local function conditions()
   end
 
   local function operand(node, names)
+    for _, part in ipairs(node.p or {}) do assert(type(part) == 'string' or type(part) == 'number') end
+    if (node.f == 'args' or node.f == 'tags') then assert(node.p[1] ~= nil) end
     if node.f == 'args' then
       names.payload = true
       return argument_of(node.p)
@@ -54,11 +56,12 @@ local function conditions()
       names.tags = true
       return tag_of(node.p)
     elseif node.f then
-      local field = FIELDS[node.f]
+      local field = assert(FIELDS[node.f])
       if field[1] then names[field[1]] = true end
       return field[2]
     end
     local value = node.v
+    assert(value ~= nil)
     if value == cjson.null then value = nil end
     if type(value) == 'table' then value = { list = value } end
     return function() return value end
@@ -96,6 +99,7 @@ local function conditions()
     local word = node[1]
     if word == 'under' then
       names.parent = true
+      assert(type(node[2]) == 'string')
       return function(facts) return is_under(facts, node[2]) end
     elseif word == 'and' or word == 'or' or word == 'not' then
       local parts = {}
@@ -104,11 +108,14 @@ local function conditions()
       if word == 'not' then return function(facts) return not parts[1](facts) end end
       return word == 'and' and all_of(parts) or any_of(parts)
     end
-    local left, right, operator = operand(node[2], names), operand(node[3], names), OPERATORS[word]
+    local left, right = operand(node[2], names), operand(node[3], names)
     local literal = node[3].v
     if word == '==' and type(literal) == 'string' then -- nearly all conditions are of this sort
-      return function(facts) return left(facts) == literal end
+      local name = PLAIN[node[2].f]
+      return name and function(facts) return facts[name] == literal end or function(facts) return left(facts) == literal end
     end
+    OPERATORS = OPERATORS or operators()
+    local operator = assert(OPERATORS[word])
     return function(facts) return operator(left(facts), right(facts)) end
   end
   return compile

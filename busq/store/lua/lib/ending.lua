@@ -19,7 +19,7 @@ at_end[2] = function()
   if #marks > 0 then redis.call('ZADD', cancelled, unpack(marks)) end
   -- Once for all: few jobs have a timer or wait for children, and asking each record would cost the others more.
   if #ended_jids > 0 then
-    redis.call('ZREM', timers, unpack(ended_jids))
+    if redis.call('EXISTS', timers) == 1 then redis.call('ZREM', timers, unpack(ended_jids)) end
     if redis.call('EXISTS', prefix .. 'waiting') == 1 then redis.call('ZREM', prefix .. 'waiting', unpack(ended_jids)) end
   end
 end
@@ -30,13 +30,10 @@ local function was_read(jid)
   redis.call('ZREM', cancelled, jid)
 end
 
--- `ties`: what else hangs on this job (parent, key, scope, signalled); false: nothing; nil: asked for here.
-close = function(job, fields, n, attempt, state, facts, ties)
+-- What it writes is in `fields`. `ties`: what else hangs on this job (parent, key, signalled); false: nothing; nil: asked
+-- for here, and its scope with them.
+local function shut(job, fields, state, facts, ties, scope)
   local jid = jid_of(job)
-  n = remember(fields, job, n, 'finalized', attempt, facts or state)
-  put(fields, 'n', n)
-  put(fields, 'state', state)
-  put(fields, 'finished', stamp)
   redis.call('HSET', job, unpack(fields))
   redis.call('PEXPIRE', job, keep_ms[state])
   put(ended_now[state], expiry[state], jid)
@@ -44,14 +41,25 @@ close = function(job, fields, n, attempt, state, facts, ties)
   redis.call('PUBLISH', done_prefix .. jid, state)
   if ties == nil then
     local was = redis.call('HMGET', job, 'parent', 'key', 'scope', 'deadline')
-    ties = { parent = was[1], key = was[2], scope = was[3], signalled = was[4] }
+    ties, scope = { parent = was[1], key = was[2], signalled = was[4] }, was[3]
   end
   if not ties then return end
-  local key, scope = ties.key, ties.scope
+  local key = ties.key
   if key and redis.call('HGET', prefix .. 'keyed', key) == jid then redis.call('HDEL', prefix .. 'keyed', key) end
   if scope and ties.signalled then tally(scope, 'unfinished', -1) end
   if scope then tally(scope, 'e:' .. (state == 'cancelled' and facts or state)) end
   if ties.parent then child_ended(job, ties.parent, state) end
+end
+
+local function put_end(fields, n, state)
+  put(fields, 'n', n)
+  put(fields, 'state', state)
+  put(fields, 'finished', stamp)
+end
+
+close = function(job, fields, n, attempt, state, facts, ties)
+  put_end(fields, remember(fields, job, n, 'finalized', attempt, facts or state), state)
+  shut(job, fields, state, facts, ties)
 end
 
 -- An accepted cancel has come to its end: the job leaves the cancelled set and the watchdog's list of deadlines, and
@@ -80,37 +88,4 @@ local function end_attempt(job, fields, n, attempt, ended)
   redis.call('HDEL', job, 'entry')
   redis.call('ZADD', prefix .. 'waiting', '+inf', jid_of(job)) -- counted by its score: nothing of it runs
   return 'cancelling'
-end
-
--- What is written of a wish that a job stops. `wish` has cause, reason, source and, where it may be sent twice, request;
--- further `scope`, the rule that it comes from, and `of`, the job above that is being cancelled.
-local function requested(job, n, attempt, wish)
-  above = {}
-  local fields = { 'cause', wish.cause, 'reason', wish.reason, 'source', wish.source, 'requested', stamp }
-  if wish.request then put(fields, 'request', wish.request) end
-  if wish.scope then put(fields, 'scope', wish.scope) end
-  local who = wish.source ~= '' and wish.source or nil
-  local from = wish.scope or wish.of
-  local facts = wish.cause .. (from and ' ' .. from or '') .. (wish.reason ~= '' and ': ' .. wish.reason or '')
-  return fields, remember(fields, job, n, 'requested', attempt, facts, nil, who)
-end
-
--- What somebody wants to know who ends a job that is not running.
-local TIES = { 'open', 'fallen', 'parent', 'key', 'kind', 'on_cancel', 'n', 'attempt' }
-local function ties_of(job)
-  local was, ties = redis.call('HMGET', job, unpack(TIES)), {}
-  for k = 1, #TIES do ties[TIES[k]] = was[k] end
-  return ties
-end
-
--- Nothing of this job is running: it ends here and now, and no attempt of it will start.
-end_unstarted = function(job, n, attempt, wish, ties)
-  ties = ties or ties_of(job)
-  if hands_on(ties) then announce_cascade(job) end
-  local fields
-  fields, n = requested(job, n, attempt, wish)
-  put(fields, 'ended', 'before_start')
-  ties.scope = wish.scope
-  close(job, fields, n, attempt, 'cancelled', 'before_start', ties)
-  clean_up_after(job, attempt, 'before_start', ties)
 end

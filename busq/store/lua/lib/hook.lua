@@ -73,13 +73,17 @@ end
 -- A job has just become cancelled. What its record says of a hook (its producer, or the worker that started it, had the
 -- handler's code) stands before what workers have declared. A hook has none itself.
 local function clean_up_after(job, attempt, ended, ties)
-  local was = ties and { ties.kind, ties.on_cancel } or redis.call('HMGET', job, 'kind', 'on_cancel')
-  if not was[1] then return end
-  if is_hook(was[1]) then
+  if not ties then
+    local was = redis.call('HMGET', job, 'kind', 'on_cancel')
+    ties = { kind = was[1], on_cancel = was[2] }
+  end
+  local kind = ties.kind
+  if not kind then return end
+  if is_hook(kind) then
     tell_parent(job, 'hook_ended', attempt, 'cancelled, ' .. ended)
     return
   end
-  local occasion = was[2] or declared(was[1])
+  local occasion = ties.on_cancel or declared(kind)
   if is_wanted(occasion, attempt) then admit_hook(job) end
 end
 

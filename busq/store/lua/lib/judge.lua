@@ -1,80 +1,54 @@
--- Uses clock, conditions
+-- Uses live_rules
 -- What has been decided for a job and is not in its record yet: by a live rule, or because a job above it is being
 -- cancelled. Nothing is written here.
 --
 -- Whoever changes a record judges it first (lib/scope.lua), so a record stands as it did when a rule was decided until
 -- somebody judges it: judged late, it gives the same answer as at that moment. `cleared` is the highest number of a rule
 -- that has found nothing against it.
-local RULES = prefix .. 'rules' -- <number> -> '<cutoff> <at_ms> <until_ms> <rule, JSON>', and `newest`; absent: no live rule
 local LIVE = { scheduled = true, queued = true, running = true, waiting = true }
-local newest = tonumber(redis.call('HGET', RULES, 'newest') or 0)
 
-local function read_rule(number, text)
-  local cutoff, at, until_ms, json = string.match(text, '^(%d+) (%d+) (%d+) (.*)$')
-  local rule = cjson.decode(json)
-  rule.number, rule.cutoff, rule.at, rule.until_ms = tonumber(number), tonumber(cutoff), tonumber(at), tonumber(until_ms)
-  return rule
-end
-
--- Every live rule, the oldest first: the first cause stands.
-local judged -- the rules
-local asked = { state = true, seq = true, cleared = true, kind = true, parent = true } -- fields of a record
-local wanted -- the same as a list
-local function want()
-  wanted = {}
-  for name in pairs(asked) do wanted[#wanted + 1] = name end
-end
-
-local function live_rules()
-  if judged then return judged end
-  judged = {}
-  local held = newest > 0 and redis.call('HGETALL', RULES) or {}
-  local compile = #held > 0 and conditions()
-  for k = 1, #held, 2 do
-    if string.match(held[k], '^%d+$') then
-      local rule = read_rule(held[k], held[k + 1])
-      rule.matches = compile(rule.condition, asked)
-      rule.wish = { cause = 'scope', scope = rule.id, reason = rule.reason, source = rule.source, grace = rule.grace_ms, at = rule.at }
-      judged[#judged + 1] = rule
-    end
-  end
-  want()
-  table.sort(judged, function(one, other) return one.number < other.number end)
-  return judged
-end
-
+-- One table serves job after job, since making one is dear; that of a job with ties is kept by whoever asked for it, who
+-- goes on to ask about others.
+local spare = {}
 local function facts_of(job)
   live_rules()
-  local values = redis.call('HMGET', job, unpack(wanted))
-  local facts = { jid = jid_of(job) }
-  for k = 1, #wanted do facts[wanted[k]] = values[k] or nil end
+  local facts, was = spare, redis.call('HMGET', job, unpack(wanted))
+  facts.jid, facts.args, facts.tag = jid_of(job), nil, nil
+  for k = 1, #wanted do facts[wanted[k]] = was[k] or nil end
+  if has_ties(facts.own) then spare = {} end
   return facts
 end
 
-local function matching(facts, born)
-  if newest <= tonumber(facts.cleared or 0) then return nil end
-  local cleared, seq = tonumber(facts.cleared or 0), tonumber(facts.seq or 0)
-  for _, rule in ipairs(live_rules()) do
-    if rule.number > cleared and (born and rule.until_ms > now or not born and seq <= rule.cutoff) then
-      facts.at = born and now or rule.at
-      if rule.matches(facts) then return rule.wish end
-    end
-  end
+-- The moment as of which a rule judges a job, nil when it does not cover it. A job that came under a standing rule is
+-- judged as it is born, and later only when whoever admitted it could not judge that rule.
+local function covered_at(rule, facts, born)
+  if born then return rule.until_ms > now and now or nil end
+  if tonumber(facts.seq or 0) <= rule.cutoff then return rule.at end
+  local since = tonumber(facts.enqueued or 0)
+  return rule.at <= since and since < rule.until_ms and since or nil
 end
 
--- The jid that an entry of a queue names; nil for one that is no job.
-local function jid_in(entry)
-  for k = 1, #entry[2], 2 do
-    if entry[2][k] == 'jid' then return entry[2][k + 1] end
+local function matching(facts, born)
+  local cleared = tonumber(facts.cleared or 0)
+  if newest <= cleared then return nil end
+  for _, rule in ipairs(live_rules()) do
+    facts.at = rule.number > cleared and covered_at(rule, facts, born)
+    if facts.at and not rule.matches then
+      doubt = true
+    elseif facts.at and rule.matches(facts) then
+      return wish_of(rule)
+    end
   end
 end
 
 local decided
+local doubted = {} -- keys of parents of which nobody here can say whether they are to stop
 
 local function from_above(facts, depth)
   if not facts.parent or depth > DEEPEST then return nil end
-  local key = key_of(facts.parent)
+  local key, before = key_of(facts.parent), doubt
   if above[key] == nil then
+    doubt = false
     local was = redis.call('HMGET', key, 'state', 'reason', 'source', 'requested', 'seq')
     local wish = false
     if was[1] == 'cancelling' or was[1] == 'cancelled' then
@@ -84,7 +58,9 @@ local function from_above(facts, depth)
     end
     above[key] = wish
       and { cause = 'parent', of = facts.parent, reason = wish.reason, source = wish.source, at = wish.at, seq = was[5] }
+    doubted[key] = doubt
   end
+  doubt = before or doubted[key]
   local wish = above[key]
   -- A job admitted later than its child only has the jid of its parent, whose record has expired.
   if not wish or tonumber(wish.seq or 0) > tonumber(facts.seq or 0) then return nil end
@@ -97,8 +73,10 @@ decided = function(job, depth)
   local facts = facts_of(job)
   if is_hook(facts.kind) then return nil, facts end
   local wish = LIVE[facts.state] and matching(facts)
-  if facts.parent and (LIVE[facts.state] or facts.state == 'failed') and not redis.call('HGET', job, 'policy') then
-    local down = from_above(facts, depth or 1)
+  if has_ties(facts.own) and (LIVE[facts.state] or facts.state == 'failed') then
+    local was = redis.call('HMGET', job, 'parent', 'policy')
+    facts.parent = was[1] or nil
+    local down = not was[2] and from_above(facts, depth or 1)
     if down and (not wish or down.at < wish.at) then wish = down end -- the first cause stands
   end
   return wish or nil, facts

@@ -13,3 +13,12 @@ local function moment_of(job, own, length)
   if own or length == '-' then return own end
   return digits[redis.call('HGET', job, 'enqueued') + length]
 end
+
+-- The first so many fields are numbers where they are there. Whoever wrote them otherwise was not busq: nothing is done
+-- with such a record, and the error says why.
+local function check_numbers(fields, count)
+  for k = 1, count do
+    local said = fields[k] or '0'
+    if not string.match(said, '^%d+$') then error('a record with ' .. string.sub(said, 1, 40) .. ' for a number') end
+  end
+end

@@ -10,14 +10,25 @@ local function jid_of(job)
   return last_jid
 end
 
+-- Of what is stored for a rule; one that begins otherwise was made by a newer busq.
+local RULE_VERSION = '1'
+
 -- What comes down to a job from above, by key of its parent: a wish, or false for none; forgotten whenever a wish is
 -- accepted.
 local above = {}
 
+-- `own` in a record: it says more than what each job's does, and is to be looked at as a whole. ALONE: nothing of that ties
+-- the job to another one or to its own handler (parent, children, key, hook, scope), so far as it has never started.
+local ALONE = 'alone'
+local function has_ties(own) return own and own ~= ALONE end
+
 -- Generations in a tree; enqueue admits no more.
 local DEEPEST = 100
 
-local function key_of(jid) return prefix .. 'job:' .. jid end
+local function key_of(jid)
+  last_job, last_jid = prefix .. 'job:' .. jid, jid
+  return last_job
+end
 
 -- Every worker hears this word, and asks about its attempts.
 local function announce(word) redis.call('PUBLISH', string.match(prefix, '^(.*){%d+}:$') .. 'rules', word) end
@@ -36,4 +47,11 @@ local function put(fields, name, value)
   fields[k + 2] = value
 end
 
-local function is_hook(kind) return kind and string.sub(kind, -#'/on_cancel') == '/on_cancel' end
+local function is_hook(kind) return kind and string.find(kind, '/on_cancel', -#'/on_cancel', true) ~= nil end
+
+-- The jid that an entry of a queue names; nil for one that is no job.
+local function jid_in(entry)
+  for k = 1, #entry[2], 2 do
+    if entry[2][k] == 'jid' then return entry[2][k + 1] end
+  end
+end

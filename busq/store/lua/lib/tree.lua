@@ -4,7 +4,8 @@
 -- A parent counts its open children in `open`; {s}:children:<jid> names them. One whose handler has returned waits for
 -- them, in state `waiting`; one that is being cancelled waits as `cancelling`, with `parked` saying how its attempt ended.
 -- Its finalizer is the last of its children (lib/finalizer.lua).
-local close, close_cancelled, end_unstarted -- lib/ending.lua
+local close, close_cancelled -- lib/ending.lua
+local end_unstarted -- lib/unstarted.lua
 local heed -- lib/scope.lua
 local FAILED_LISTED = 100
 

@@ -1,0 +1,1 @@
+"""The judge of a run: what `check_history.py` is made of. Nothing here imports busq."""

@@ -1,0 +1,254 @@
+"""
+The guards that are taken out, one at a time, and who must notice.
+
+`edits` are exact texts that stand once in their files; a text that does not any more is an error of this list, to be
+mended together with the code. `by` is JUDGE (the stage is performed in the sabotaged tree, and the judge must find a
+violation) or the tests of which one must fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+JUDGE: tuple[str, ...] = ("the judge",)
+
+
+@dataclass(frozen=True)
+class Edit:
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    name: str
+    says: str
+    edits: tuple[Edit, ...]
+    by: tuple[str, ...]
+
+
+def lua(name: str, says: str, script: str, old: str, new: str, *by: str) -> Sabotage:
+    return Sabotage(name, says, (Edit(f"busq/store/lua/{script}.lua", old, new),), by or JUDGE)
+
+
+def python(name: str, says: str, module: str, old: str, new: str, *by: str) -> Sabotage:
+    return Sabotage(name, says, (Edit(f"busq/{module}.py", old, new),), by or JUDGE)
+
+
+SCRIPTS = [
+    lua(
+        "cancel-only-published", "a cancel is announced and not written down", "lib/accept",
+        "  redis.call('HSET', job, unpack(fields))\n  redis.call('ZADD', cancelled, '+inf', jid)\n"
+        "  redis.call('ZADD', deadlines, deadline, jid)\n",
+        "",
+    ),
+    lua(
+        "no-fence", "whoever says that an attempt has ended is believed", "lib/settle",
+        "elseif now_at[2] ~= token or (state ~= 'running'", "elseif (state ~= 'running'",
+    ),
+    lua(
+        "blind-finish", "an attempt settles a job that has ended already", "lib/settle",
+        "now_at[2] ~= token or (state ~= 'running' and state ~= 'cancelling') then", "now_at[2] ~= token then",
+    ),
+    lua(
+        "cancel-does-not-win", "what a handler does after its cancel counts", "lib/settle",
+        "if state == 'cancelling' and not (outcome", "if state == 'no such state' and not (outcome",
+    ),
+    lua("no-acknowledgement", "entries of ended attempts stay", "lib/settle", "if #acked > 0 then", "if false then"),
+    lua(
+        "blind-watchdog", "finalize ends whatever it is called for", "finalize",
+        "elseif state ~= 'cancelling' then", "elseif false then",
+    ),
+    lua(
+        "finalize-before-the-deadline", "a watchdog ends a cancel before its time", "finalize",
+        "elseif tonumber(was[4]) > now then", "elseif false then",
+    ),
+    lua(
+        "enqueue-not-idempotent", "an enqueue that is sent again admits its job again", "enqueue",
+        "  if existing[1] then\n", "  if false then\n",
+    ),
+    lua(
+        "tombstones-ignored", "a jid that was cancelled beforehand is admitted as any other", "enqueue",
+        "local tombstone = mark and wish and tonumber(mark) > now", "local tombstone = false",
+    ),
+    lua(
+        "standing-rules-asleep", "a standing rule does not look at what arrives", "lib/admit",
+        "if newest == 0 then return nil end", "if true then return nil end",
+    ),
+    lua(
+        "start-whatever-the-record-says", "an entry is enough to start its job", "start",
+        "elseif (state == 'queued' and was[2] == entry) or", "elseif was[2] == entry or",
+    ),
+    lua(
+        "start-by-any-entry", "an old entry is as good as the one that the record names", "start",
+        "elseif (state == 'queued' and was[2] == entry) or", "elseif state == 'queued' or",
+    ),
+    lua(
+        "start-blind-to-decisions", "a start does not ask what has been decided", "start",
+        "heed_known(job, was[10], was[11], true)", "false, false",
+    ),
+    lua(
+        "start-blind-to-what-is-above", "a cancelled parent does not keep its child from starting", "lib/judge",
+        "if not facts.parent or depth > DEEPEST then return nil end", "if true then return nil end",
+    ),
+    lua(
+        "attempts-not-counted", "a start does not mint a number of its own", "start",
+        "attempt = attempt + 1\n", "attempt = math.max(attempt, 1)\n",
+    ),
+    lua(
+        "reclaim-under-a-good-lease", "a live worker's attempts may be taken over", "reclaim",
+        "local alive = lease and tonumber(lease) > now", "local alive = false",
+    ),
+    lua(
+        "promote-twice", "a job that is not scheduled any more is queued again", "promote",
+        "elseif state ~= 'scheduled' then", "elseif false then",
+    ),
+    lua(
+        "second-cancel-overwrites", "a later cancel takes the place of the first", "cancel",
+        "elseif LIVE[state] then\n", "elseif LIVE[state] or state == 'cancelling' then\n",
+    ),
+    lua(
+        "deadlines-left-behind", "an ended cancel stays on the list of deadlines", "lib/ending",
+        "  redis.call('ZREM', deadlines, jid_of(job))\n  put(fields, 'ended', ended)\n",
+        "  put(fields, 'ended', ended)\n",
+    ),
+    lua(
+        "records-for-ever", "ended records have no expiry", "lib/ending",
+        "  redis.call('PEXPIRE', job, keep_ms[state])\n", "",
+    ),
+    lua(
+        "consumer-deleted-with-its-entries", "a worker leaves the roster with what it holds", "forget",
+        "if held > 0 then return", "if false then return",
+    ),
+    lua(
+        "hook-not-durable", "the clean-up is not admitted with its job's ending", "lib/ending",
+        "  close(job, fields, n, attempt, 'cancelled', ended)\n  clean_up_after(job, attempt, ended)\n",
+        "  close(job, fields, n, attempt, 'cancelled', ended)\n",
+    ),
+    lua(
+        "rules-without-a-cutoff", "a wide cancel hits those who come after it", "lib/judge",
+        "not born and seq <= rule.cutoff)", "not born)",
+        "tests/store/test_rules.py::test_what_came_after_the_survey_is_not_covered_by_its_decision",
+    ),
+    lua(
+        "renewal-of-a-lost-token", "an attempt that lost its job is told that it runs", "renew",
+        "elseif was[2] ~= ARGV[at] or (state", "elseif (state",
+        "tests/store/test_attempts.py::test_an_older_token_is_stale_for_every_verb_that_names_one",
+    ),
+    lua(
+        "parent-never-closed", "a cancelled parent gains children", "enqueue",
+        "elseif parent and not parent.open then", "elseif false then",
+    ),
+    lua(
+        "nobody-superseded", "the older job of a key goes on", "lib/admit",
+        "  if LIVE[was[1]] then\n    local wish = { cause = 'superseded'",
+        "  if false then\n    local wish = { cause = 'superseded'",
+        "tests/store/test_supersede.py::test_a_newer_job_of_a_key_has_the_older_one_cancelled",
+    ),
+    lua(
+        "too-old-and-started", "a start does not look at the job's moments", "start",
+        "local passed = (expires or due_by) and not resent and", "local passed = false and",
+        "tests/store/test_moments.py::test_what_is_past_its_moment_does_not_start_although_no_watchdog_came",
+    ),
+]  # fmt: skip
+
+PROCESSES = [
+    python(
+        "ack-before-finish", "entries are read as acknowledged", "store/streams",
+        '"COUNT", each, *block, "STREAMS", *streams,', '"COUNT", each, *block, "NOACK", "STREAMS", *streams,',
+    ),
+    python(
+        "notice-believed", "a message is a cancel, whatever the record says", "worker/control",
+        'self._ask_soon([jid], "pubsub")',
+        'self._hear(self._owner.running[jid], RenewAnswer("cancelling", cause="user", left_ms=5000), "pubsub")',
+    ),
+    python(
+        "deaf-beat", "the beat does not look at the answers", "worker/control",
+        'if answer.word == "running" or attempt.over:',
+        'if heard_by == "beat" or answer.word == "running" or attempt.over:',
+    ),
+    python(
+        "no-resync", "what was said before a subscription was confirmed is never asked for", "worker/control",
+        'self._ask_soon([channel[cut:].decode("ascii", "replace") for channel in channels], "resync")', "del cut",
+        "tests/runtime/test_cancels.py::test_a_cancel_between_the_start_and_the_subscription_is_not_missed",
+    ),
+    Sabotage(
+        "read-before-subscribed", "a channel is told to be confirmed before it is",
+        (
+            Edit(
+                "busq/store/subscriptions.py",
+                "        if channel in self.confirmed:\n            self._fresh.add(channel)\n",
+                "        self._fresh.add(channel)\n",
+            ),
+            Edit(
+                "busq/store/subscriptions.py",
+                " if channel in self.wanted and channel in self.confirmed)",
+                " if channel in self.wanted)",
+            ),
+        ),
+        ("tests/unit/test_subscriptions.py",),
+    ),
+    python(
+        "drain-spends", "a drain counts as a failure of its jobs", "worker/outcome",
+        'return Outcome(Verb.RELEASE, "interrupted", cause=str(Cause.SHUTDOWN))',
+        'return _failed(attempt, describe(error, traceback_bytes), "error")',
+        "tests/runtime/test_drain.py::test_a_drain_hands_unfinished_jobs_back_without_spending_anything",
+    ),
+    python(
+        "lease-protects-from-cancel", "a watchdog finalizes only what a dead process owned", "watchdog/sweep",
+        "overdue = [(jid, owner in gone) for jid, owner in jobs]",
+        "overdue = [(jid, owner in gone) for jid, owner in jobs if owner in gone]",
+        "tests/runtime/test_watchdog.py::test_an_overdue_cancel_is_finalized_by_its_deadline_plus_the_interval",
+    ),
+    python(
+        "lease-without-second-opinion", "a step of the server's clock makes every worker lost", "protocol/judgement",
+        "return sighting.lease_ms <= server_now_ms and now - sighting.since >= SILENT_BEATS * beat_s",
+        "return sighting.lease_ms <= server_now_ms",
+        "tests/unit/test_judgement.py",
+        "tests/runtime/test_watchdog.py::test_a_step_of_the_servers_clock_takes_no_job_from_a_live_worker",
+    ),
+    python(
+        "own-entries-forgotten", "a worker does not look for what a lost reply has left", "worker/intake",
+        "if unknown := await self._unknown():", "if unknown := [each for each in await self._unknown() if not each]:",
+        "tests/fault/test_connections.py::test_a_lost_reply_of_a_read_is_found_among_the_readers_own_entries",
+    ),
+    python(
+        "jobs-taken-without-a-beat", "a worker that Redis does not hear goes on to start jobs", "worker/intake",
+        "if entries and not self._beats():", "if False:",
+        "tests/runtime/test_unready.py",
+    ),
+    python(
+        "token-forgets", "a swallowed exception is the end of a cancel", "worker/token",
+        '        facts = self.observe()\n        if facts is not None:\n            raise Cancelled',
+        '        facts, self.facts = self.observe(), None\n        if facts is not None:\n            raise Cancelled',
+        "tests/unit/test_token.py",
+    ),
+    python(
+        "shield-of-paper", "a cancel comes in through a shield", "worker/ladder",
+        "        if attempt.shields:\n", "        if False:\n",
+        "tests/runtime/test_worker.py::test_a_cancel_waits_outside_a_shield",
+    ),
+    python(
+        "any-process-is-the-victim", "a number is signalled, whoever has it now", "worker/executors/victim",
+        "return False  # collected already, by whomever", "return True",
+        "tests/runtime/test_process_pool.py::test_a_number_that_means_another_process_now_is_not_touched",
+    ),
+    python(
+        "start-time-not-compared", "without pidfds any process is the victim", "worker/executors/victim",
+        "return self.started is not None and start_time(self.pid) == self.started", "return True",
+        "tests/runtime/test_process_pool.py::test_a_number_that_means_another_process_now_is_not_touched",
+    ),
+    python(
+        "alive-by-number", "a dead owner whose number was given away counts as alive", "store/roster",
+        "return _born(self.pid) != self.born", "return not _born(self.pid)",
+        "tests/unit/test_roster.py",
+    ),
+    python(
+        "deaf-listener", "nobody notices that a server has fallen silent", "store/listener",
+        'raise _LinkLost(f"nothing heard for {self._now() - self._heard_at:.2f} s")', "self._heard_at = self._now()",
+        "tests/store/test_listener.py::test_a_frozen_server_is_noticed_in_time_and_all_channels_come_back",
+    ),
+]  # fmt: skip
+
+SABOTAGES = [*SCRIPTS, *PROCESSES]
