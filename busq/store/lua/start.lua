@@ -101,7 +101,9 @@ for i = jobs, #KEYS do
     leftovers[#leftovers + 1] = entry
     answers[#answers + 1] = { 'stale', end_attempt(job, {}, was[9], was[7], 'before_start') }
   elseif (state == 'running' or state == 'cancelling' or state == 'waiting') and was[2] == entry then
-    -- The entry of an attempt that lives elsewhere: whoever holds it settles it.
+    -- The entry of an attempt that lives elsewhere: whoever holds it settles it. It came to us because the group was
+    -- made anew, and is found again under its owner's name only, should that one die.
+    if was[6] and was[6] ~= by then redis.call('XCLAIM', stream, group, was[6], 0, entry, 'JUSTID') end
     answers[#answers + 1] = { 'stale', state }
   else
     if state == 'cancelled' then was_read(jid_of(job)) end
