@@ -239,6 +239,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
 
 LEFT_WHEN_DRAINED: dict[str, str] = {
     "meta": "for good",
+    "{s}:birth": "for good",
     "{s}:job:<jid>": "expires",
     "{s}:queue:<queue>": "for good, empty",
     "{s}:queues": "for good",

@@ -10,7 +10,7 @@ import pytest
 from busq.errors import BadRecord
 from busq.protocol.job import job_from_record
 from busq.protocol.states import State, Verb, is_terminal
-from busq.store import scripts, watch
+from busq.store import drains, scripts, watch
 from busq.store.forms import Note, Refusal
 from tests.store.bench import DEADLINE_S, DELAY_S, KIND, LEASE_S, QUEUE, Bench, Held, but_history, put_in
 
@@ -235,6 +235,11 @@ async def _forget(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
     return lambda: bench.a.forget(0, "a", [QUEUE], own_wish=True), True
 
 
+async def _drain(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    await bench.beat()
+    return lambda: drains.ask(bench.a, "a", drains.Whole.POD), True
+
+
 AGAIN: dict[str, Twice] = {
     "note": _note,
     "bury": _bury,
@@ -242,6 +247,7 @@ AGAIN: dict[str, Twice] = {
     "revoke": _revoke,
     "declare": _declare,
     "forget": _forget,
+    "drain": _drain,
     "enqueue": _enqueue,
     "enqueue with a delay": _enqueue_later,
     "enqueue of a tombstoned jid": _enqueue_tombstoned,

@@ -1075,8 +1075,8 @@ GUARDS = [
 async def test_a_test_fails_without_this_guard(redis_url: str, guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = scripts.load
 
-    def load(name: str, *, flags_line: bool = True) -> scripts.Script:
-        script = whole(name, flags_line=flags_line)
+    def load(name: str, **how: bool) -> scripts.Script:
+        script = whole(name, **how)
         return sabotaged(script, guard.old, guard.new) if name == guard.script else script
 
     monkeypatch.setattr(scripts, "load", load)

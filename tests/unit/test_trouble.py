@@ -5,13 +5,17 @@ from __future__ import annotations
 import pickle
 
 import pytest
+from redis import exceptions
 from structlog.testing import capture_logs
 
 import busq
 from busq import events
 from busq.clock import ManualClock
+from busq.errors import BadRecord
 from busq.protocol.trouble import Trouble, trouble_of
 from busq.store.outage import CALM_S, Backoff, Outage
+from busq.store.tls import TlsRefused
+from busq.store.trouble import as_ours, named
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,34 @@ from busq.store.outage import CALM_S, Backoff, Outage
 )
 def test_a_trouble_is_known_by_the_first_word_of_the_error(code: str, text: str, trouble: Trouble | None) -> None:
     assert trouble_of(code, text) is trouble
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (exceptions.ResponseError("Command # 2 (GET a(b)) of pipeline caused error: ('OOM no',)"), "out_of_memory"),
+        (exceptions.ResponseError("ERR ACL failure in script: cannot access the key"), "forbidden"),
+        (exceptions.MasterDownError("Link with MASTER is down"), "cut_off"),
+        (exceptions.ClusterDownError("no node holds slot 5"), "cluster_down"),
+        (exceptions.TryAgainError("sent round the cluster 16 times"), "refused"),
+        (exceptions.NoScriptError("No matching script."), "refused"),
+        (exceptions.ReadOnlyError("You can't write against a read only replica."), "read_only"),
+        (exceptions.OutOfMemoryError("command not allowed"), "out_of_memory"),
+        (exceptions.AuthenticationError("no"), "login"),
+        (exceptions.BusyLoadingError("Redis is loading the dataset in memory"), "loading"),
+        (exceptions.NoPermissionError("this user has no permissions"), "forbidden"),
+        (exceptions.ConnectionError("gone"), "unreachable"),
+        (OSError("gone"), "unreachable"),
+        (TlsRefused("its certificate is not accepted"), "tls"),
+        (exceptions.ResponseError("WRONGTYPE Operation against a key"), None),
+        (exceptions.ResponseError("Command # 1 (SET OOM b) of pipeline caused error: ('WRONGTYPE Operation',)"), None),
+    ],
+)  # fmt: skip
+def test_an_error_without_its_first_word_is_known_by_its_class(error: Exception, trouble: str | None) -> None:
+    assert named(error) == trouble
+    ours = as_ours(error, "redis://there")
+    assert isinstance(ours, BadRecord if trouble is None else busq.BusUnavailable)
+    assert getattr(ours, "trouble", None) == trouble
 
 
 @pytest.mark.parametrize("trouble", Trouble)
