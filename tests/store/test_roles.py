@@ -167,6 +167,8 @@ def test_no_role_may_use_a_key_or_channel_of_another_bus(server: RedisServer, ro
 def test_what_no_role_may_do_is_refused(server: RedisServer, role: Role, words: tuple[str, ...]) -> None:
     with Redis.from_url(server.url_for(role)) as client:
         client.response_callbacks.clear()
+        if words[0] == "SCAN" and role is Role.WATCHDOG:
+            return  # it looks for jobs whose queue was removed under them; see the README
         with pytest.raises((redis_errors.NoPermissionError, redis_errors.ExecAbortError)):
             client.execute_command(*words)
 
