@@ -150,7 +150,9 @@ def load(name: str, *, flags_line: bool = True, fenced: bool = False) -> Script:
         flags = fields["Flags"]
         source = ("#!lua\n" if flags == "none" else f"#!lua flags={flags}\n") + source
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return Script(name=str(name), source=source, sha=sha, keys=keys, argv=argv, flags=fields["Flags"] if flags_line else "")
+    return Script(
+        name=str(name), source=source, sha=sha, keys=keys, argv=argv, flags=fields["Flags"] if flags_line else ""
+    )
 
 
 def names() -> list[str]:
