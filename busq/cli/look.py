@@ -347,6 +347,7 @@ def _print_stats(found: Stats) -> None:
     print_facts(
         [
             ("since ever", totals),
+            ("cancels ended", ", ".join(f"{how} {count}" for how, count in sorted(found.endings.items()))),
             ("suspects", str(found.suspects)),
             ("dead letters", str(found.dead)),
             ("rules", f"{found.rules} live, {found.settling} of them still settling"),

@@ -136,6 +136,8 @@ def of_bus(found: Figures, pools: Iterable[WorkerPool]) -> list[Metric]:
     told = [
         _gauge("busq_jobs", "Jobs by state; of ended ones those whose records are kept.", "state", {**stats.now}),
         _counter("busq_bus_events", "What has happened since the bus was made.", "event", stats.total),
+        _counter("busq_cancel_requests", "Cancels of single jobs, by what was answered.", "verdict", stats.verdicts),
+        _counter("busq_cancel_endings", "Cancelled jobs, by how their execution ended.", "ended", stats.endings),
         _gauge("busq_queue_ready", "Entries that no worker has read.", "queue", {**ready}),
         _gauge("busq_queue_held", "Entries that workers hold.", "queue", {**held}),
         _gauge("busq_queue_oldest_seconds", "Age of the oldest entry that no worker has read.", "queue", {**oldest}),

@@ -234,7 +234,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("{s}:hooks", "hash", "declare", "fields leave when workers declare that the kind has no hook any more"),
     ("{s}:dead", "stream", "refuse, bury, finish", "until `busq dead purge` or `retry`"),
     ("{s}:events", "stream", "every script", "about the newest 100,000 entries"),
-    ("{s}:counters", "hash", "every script", "none: a dozen fields"),
+    ("{s}:counters", "hash", "every script", "none: two dozen fields"),
 )
 
 LEFT_WHEN_DRAINED: dict[str, str] = {

@@ -56,7 +56,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     The bus in numbers.
 
     `now` counts live jobs by state; for `succeeded`, `failed`, `cancelled` it counts records that are still kept.
-    `total` counts since the bus was made. `rules` are live cancels by filter, `settling` those of them whose hits are
+    `total` counts since the bus was made, `endings` how the execution of cancelled jobs ended, `verdicts` what was
+    answered to cancels of single jobs. `rules` are live cancels by filter, `settling` those of them whose hits are
     still being written to the records.
     """
 
@@ -67,6 +68,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     dead: int
     rules: int = 0
     settling: int = 0
+    endings: dict[str, int] = {}
+    verdicts: dict[str, int] = {}
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -269,6 +272,8 @@ class Reader:
     async def stats(self) -> Stats:
         now: dict[str, int] = dict.fromkeys(State, 0)
         total: dict[str, int] = {}
+        endings: dict[str, int] = {}
+        verdicts: dict[str, int] = {}
         queues: dict[str, QueueStats] = {}
         suspected = dead = rules = settling = 0
         for shard in range(self._store.shards):
@@ -292,9 +297,11 @@ class Reader:
             rules = max(rules, len(live))
             settling = max(settling, sum(number > int(walked or 0) for number in live))
             for name, count in counters.items():
-                so_far = total.get(name.decode(), 0)
+                sort, _, word = name.decode().rpartition(":")
+                counted = {"ended": endings, "verdict": verdicts}.get(sort, total)
+                so_far = counted.get(word, 0)
                 # A rule is decided in every shard, and is one rule all the same.
-                total[name.decode()] = max(so_far, int(count)) if name == b"rules" else so_far + int(count)
+                counted[word] = max(so_far, int(count)) if name == b"rules" else so_far + int(count)
             own = [await self._queue(shard, queue) for queue in await watch.queues(self._store, shard)]
             held = sum(each.held for each in own)
             now[State.SCHEDULED] += scheduled
@@ -316,6 +323,8 @@ class Reader:
             dead=dead,
             rules=rules,
             settling=settling,
+            endings=endings,
+            verdicts=verdicts,
         )
 
     async def _queue(self, shard: int, queue: str) -> QueueStats:

@@ -130,8 +130,8 @@ PARTS: dict[Role, Part] = {
         does="looks: one job, lists, numbers, dead letters, workers; changes nothing",
         scripts=("look", "survey"),
         commands=(
-            "info", "time", "exists", "hget", "hgetall", "hkeys", "smembers", "xinfo|groups", "xlen", "xrange",
-            "xrevrange", "zcard", "zcount", "zrange", "zrevrange", *_HEARS,
+            "info", "time", "exists", "hget", "hgetall", "hkeys", "smembers", "xinfo|groups", "xlen", "xpending",
+            "xrange", "xrevrange", "zcard", "zcount", "zrange", "zrevrange", *_HEARS,
         ),
         reads=(
             "job:", "queue:", "queues", "scheduled", "waiting", "cancelled", "deadlines", "ended:", "workers",

@@ -60,7 +60,7 @@ class Ghost:
         return word
 
     async def read(self) -> None:
-        for entry in await self._streams.read(self._streams.places, each=10):
+        for entry in await self._streams.read(self._streams.places, each=10, block_ms=0):
             self._held[entry.jid] = entry
 
     async def start(self, jid: str, *, entry: Entry | None = None) -> None:

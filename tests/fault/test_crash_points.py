@@ -23,8 +23,8 @@ import pytest
 from busq.protocol.codec import encode_payload
 from tests.fault import crash_flows
 from tests.fault.counting import CountingProxy
-from tests.fault.crash_flows import PARKED, SETTINGS, Jobs
-from tests.runtime.bench import NEVER_SO_LONG_S, Bench, bench, until
+from tests.fault.crash_flows import PARKED, PATIENCE_S, SETTINGS, Jobs
+from tests.runtime.bench import Bench, bench, until
 from tests.servers import RedisServer
 from tests.store.bench import Bench as StoreBench
 
@@ -104,7 +104,7 @@ class Trial:
             left: list[Any] = []
             try:
                 await _ended(b, expected)
-                await until(lambda: _tidy(b, left))
+                await until(lambda: _tidy(b, left), PATIENCE_S)
             except AssertionError as error:
                 where = proxy.point if killed else "nowhere"
                 raise AssertionError(f"{self._role} killed {where}: {error}; left: {left}") from None
@@ -119,7 +119,7 @@ async def _live(role: str, proxy: CountingProxy, direct: str) -> bool:
     # Not joined in a thread: each start of another process looks after this one too, and only one may collect it.
     loop.add_reader(process.sentinel, over.set)
     ended, reached = asyncio.create_task(over.wait()), asyncio.create_task(proxy.reached.wait())
-    await asyncio.wait({ended, reached}, timeout=2 * NEVER_SO_LONG_S, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({ended, reached}, timeout=2 * PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
     killed = reached.done()
     process.kill()
     await ended
@@ -225,8 +225,8 @@ async def _recover(b: Bench, role: str) -> None:
 async def _ended(b: Bench, expected: Expected) -> None:
     """All of them have ended as they had to, each of them once."""
     for jid, states in expected.items():
-        job = await b.bus.wait(jid, timeout=NEVER_SO_LONG_S)
-        await until(partial(_recorded, b, jid))
+        job = await b.bus.wait(jid, timeout=PATIENCE_S)
+        await until(partial(_recorded, b, jid), PATIENCE_S)
         assert job.state in states, f"{jid} is {job.state}: {await b.names(jid)}"
         names = await b.names(jid)
         assert names.count("finalized") == 1, f"{jid}: {names}"

@@ -109,6 +109,9 @@ def test_a_watchdog_tells_of_the_bus_and_what_it_finalized(redis_url: str) -> No
         assert of(found, "busq_cancel_final_seconds_count", by="watchdog") == 1
         assert of(found, "busq_watchdog_done_total", what="job.finalized") == 1
         assert of(found, "busq_suspects") == 1
+        assert of(found, "busq_bus_events_total", event="signalled") == 1
+        assert of(found, "busq_cancel_requests_total", verdict="signalled") == 1
+        assert of(found, "busq_cancel_endings_total", ended="abandoned") == 1
 
 
 def test_without_redis_a_watchdog_tells_just_that(own_server: RedisServer) -> None:

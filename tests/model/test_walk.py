@@ -166,9 +166,9 @@ class Walking(RuleBasedStateMachine):
         self.run(self.walk.read(self.walk.workers[who], count))
 
     @precondition(lambda self: self.walk.entries)
-    @rule(picks=FEW, lost=st.booleans())
-    def start(self, picks: list[int], lost: bool) -> None:
-        self.run(self.walk.start(self._of_one(self.walk.entries, picks), lost=lost))
+    @rule(picks=FEW, adopt=st.booleans(), lost=st.booleans())
+    def start(self, picks: list[int], **how: bool) -> None:
+        self.run(self.walk.start(self._of_one(self.walk.entries, picks), **how))
 
     @precondition(lambda self: self.walk.unheard)
     @rule(pick=PICK)
@@ -191,7 +191,7 @@ class Walking(RuleBasedStateMachine):
         if then == "sent again":
             self.run(self.walk.resend(self.walk.unheard[-1]))
         elif then == "found":
-            self.run(self.walk.start(held))
+            self.run(self.walk.start(held, adopt=True))
         elif then == "given back":
             self.run(self.walk.refuse(held))
 

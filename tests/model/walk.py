@@ -252,13 +252,13 @@ class Walk:
         for entry in await streams.read(streams.places, each=count, block_ms=0):
             self.entries.append(Attempt(by, jobs[entry.jid], entry.id))
 
-    async def start(self, held: Sequence[Attempt], *, lost: bool = False) -> None:
+    async def start(self, held: Sequence[Attempt], *, adopt: bool = False, lost: bool = False) -> None:
         """
-        Of entries that one worker has read; those that it knows no attempt of, it takes for its own if they are.
+        Of entries that one worker has read. `adopt`: where it knows no attempt of them, it looks for its own.
 
         `lost`: nobody hears the answers, at first.
         """
-        adopt = not any(self._is_known(each) for each in held)
+        adopt = adopt and not any(self._is_known(each) for each in held)
         deliveries = [Delivery(each.entry, each.job.jid, each.job.kind, self._fresh("token")) for each in held]
         kinds = {each.job.kind for each in held}
         terms = [KindTerms(kind, RETRIES, MAX_LOSSES, 5000, 2000) for kind in sorted(kinds)]

@@ -68,11 +68,19 @@ async def test_answers_come_in_the_order_of_the_question(url: str, shards: int) 
         ]
 
 
+async def _meet(bench: Bench, calls: list[tuple[str, list[bytes], int]]) -> None:
+    """The first call to a server that is too old for us is made twice."""
+    for each in (bench.a, bench.b):
+        await each.look(0, ["nobody"])
+    calls.clear()
+
+
 @pytest.mark.parametrize("shards", [1, SHARDS])
 async def test_no_call_takes_more_than_a_batch(
     url: str, shards: int, calls: list[tuple[str, list[bytes], int]]
 ) -> None:
     async with Bench(url, shards=shards) as bench:
+        await _meet(bench, calls)
         await bench.a.enqueue([NewJob(f"job-{n}", "k", QUEUE, b"p") for n in range(MANY)], call="one")
         await bench.b.cancel([f"job-{n}" for n in range(MANY)], CancelRequest(), request="two")
         jobs = [len([key for key in keys if b"}:job:" in key]) for _, keys, _ in calls]
@@ -88,6 +96,7 @@ async def test_no_call_carries_more_than_a_batch_may(
     monkeypatch.setattr(store, "BATCH_BYTES", 1000)
     fields = ("tags", "x" * tags) if tags else ()
     async with Bench(url) as bench:
+        await _meet(bench, calls)
         await bench.a.enqueue(
             [NewJob(f"job-{n}", "k", QUEUE, bytes(payload), fields=fields) for n in range(7)], call="one"
         )

@@ -12,13 +12,16 @@
            {'already_cancelling', state, deadline}    the first cause stands; a shorter grace may bring the deadline nearer
            {'already_cancelled', state}, {'already_finished', state}
            {'tombstoned', expiry}                     unknown: a later enqueue of this jid is born cancelled
-           {'not_found'}                              unknown: nothing was written
+           {'not_found'}                              unknown: nothing is written but that somebody asked
   Holds    a terminal state is never left; the same request sent twice is answered as the first was; the wish is
            written before it is announced.
 ]]
 local wish = { cause = cause, reason = reason, source = source, request = request }
-local answers = {}
-local function answer(...) answers[#answers + 1] = { ... } end
+local answers, verdicts = {}, {}
+local function answer(verdict, ...)
+  answers[#answers + 1] = { verdict, ... }
+  verdicts[verdict] = (verdicts[verdict] or 0) + 1
+end
 
 for i = jobs, #KEYS do
   local job = KEYS[i]
@@ -71,4 +74,5 @@ for i = jobs, #KEYS do
     answer('already_finished', state)
   end
 end
+for verdict, count in pairs(verdicts) do redis.call('HINCRBY', counters, 'verdict:' .. verdict, count) end
 return conclude(answers)

@@ -3,6 +3,7 @@
 local ended_index = { succeeded = succeeded, failed = failed, cancelled = cancelled_jobs }
 local ended_now = { succeeded = {}, failed = {}, cancelled = {} } -- expiry and jid in turn
 local ended_jids = {}
+local endings = {} -- of cancelled jobs: how many ended how
 local unread = {} -- jids of cancelled jobs whose entries nobody has read, as keys
 local keep_ms = { succeeded = keep_succeeded_ms, failed = keep_ended_ms, cancelled = keep_ended_ms }
 local expiry = {}
@@ -14,6 +15,7 @@ at_end[2] = function()
       redis.call('HINCRBY', counters, state, #members / 2)
     end
   end
+  for how, count in pairs(endings) do redis.call('HINCRBY', counters, 'ended:' .. how, count) end
   local marks = {}
   for jid in pairs(unread) do put(marks, '+inf', jid) end
   if #marks > 0 then redis.call('ZADD', cancelled, unpack(marks)) end
@@ -38,6 +40,7 @@ local function shut(job, fields, state, facts, ties, scope)
   redis.call('PEXPIRE', job, keep_ms[state])
   put(ended_now[state], expiry[state], jid)
   ended_jids[#ended_jids + 1] = jid
+  if state == 'cancelled' then endings[facts] = (endings[facts] or 0) + 1 end
   redis.call('PUBLISH', done_prefix .. jid, state)
   if ties == nil then
     local was = redis.call('HMGET', job, 'parent', 'key', 'scope', 'deadline')
