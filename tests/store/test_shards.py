@@ -25,14 +25,13 @@ OF_RULES = {"decide", "revoke", "survey", "cascade"}
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[bytes], int]]:
-    """Every script call of the test that the server took: name, keys, and how many arguments."""
+    """Every script call of the test: name, keys, and how many arguments."""
     seen: list[tuple[str, list[bytes], int]] = []
     run = scripts.Script.run
 
     async def noting(self: scripts.Script, redis: Any, keys: Sequence[bytes], argv: Sequence[scripts.Arg]) -> Any:
-        answer = await run(self, redis, keys, argv)
         seen.append((self.name, list(keys), len(argv)))
-        return answer
+        return await run(self, redis, keys, argv)
 
     monkeypatch.setattr(scripts.Script, "run", noting)
     return seen
