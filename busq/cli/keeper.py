@@ -177,6 +177,8 @@ class Keeper:
             if self._kill is not None:
                 self._kill.cancel()
                 self._kill = None
+        if status == line.POD_EMPTIED:
+            self.pod_emptied.set()
         self._tell_end(process.pid, status)
         self._process = None
         return status
@@ -196,7 +198,7 @@ class Keeper:
         if status == -signal.SIGKILL and not self._killed:
             self._last_end += " of somebody else: out of memory?"
         # Before it has its own handler for it, SIGTERM ends it: then it had nothing to drain.
-        asked = self._stopping.is_set() and status in (0, -signal.SIGTERM)
+        asked = status == line.POD_EMPTIED or (self._stopping.is_set() and status in (0, -signal.SIGTERM))
         self.forced |= self._stopping.is_set() and not asked
         name = self._told.name if self._told is not None else ""
         level = logging.INFO if asked else None

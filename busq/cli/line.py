@@ -31,6 +31,8 @@ from busq.store.drains import Whole
 ASK = b"?"
 ASK_MEASURED = b"m"
 DRAIN = b"d"
+POD_EMPTIED = 75
+"""How a supervised worker exits that has drained with its whole pod: it may be gone before it is asked again."""
 ANSWER_S = 0.5  # for the loop to answer; then it is said to be late
 MOST_BYTES = 4 * 1024 * 1024
 

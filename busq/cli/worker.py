@@ -88,15 +88,18 @@ def worker(
         namespace=place.namespace,
     )
     if processes == 1:
-        run(work, page.address())
-        return None
+        return run(work, page.address())
     from busq.cli import supervisor
 
     return supervisor.run(work, processes, page.address())
 
 
-def run(work: Work, address: Address | None = None, *, line: socket | None = None) -> None:
-    """Do this work in this process until asked to stop. `line`: to the supervisor that keeps us."""
+def run(work: Work, address: Address | None = None, *, line: socket | None = None) -> int:
+    """
+    Do this work in this process until asked to stop. `line`: to the supervisor that keeps us.
+
+    Answers with the exit code.
+    """
     from busq.cli import application, logs, loop
     from busq.errors import ConfigError
 
@@ -113,11 +116,11 @@ def run(work: Work, address: Address | None = None, *, line: socket | None = Non
     if not settings.url:
         raise ConfigError(NO_URL)
     loop.spare_collector()
-    loop.run(_work(bus, settings, work, address, line))
+    return loop.run(_work(bus, settings, work, address, line))
 
 
-async def _work(bus: Bus, settings: Settings, work: Work, address: Address | None, line: socket | None) -> None:
-    from busq.cli import health, logs, loop, serving
+async def _work(bus: Bus, settings: Settings, work: Work, address: Address | None, line: socket | None) -> int:
+    from busq.cli import exits, health, logs, loop, serving
     from busq.cli import line as supervised
     from busq.worker.meter import UNMETERED, Counting
     from busq.worker.worker import Worker
@@ -160,7 +163,9 @@ async def _work(bus: Bus, settings: Settings, work: Work, address: Address | Non
             started=lambda: worker.ready or worker.draining,
             for_certain=lambda: worker.stop_for_certain(serving.leave_now),
         )
+    code = supervised.POD_EMPTIED if line is not None and worker.empties_pod else exits.DONE
     if worker.draining and worker.leftovers:
-        serving.leave_now()
-    serving.leave_soon()
+        serving.leave_now(code)
+    serving.leave_soon(code)
     await bus.close()
+    return code

@@ -17,14 +17,14 @@ from tests.chart.rendering import CHART, Object, named, of_kind, rendered, value
 from tests.interface.test_supervisor import eventually
 from tests.servers import RedisServer
 
-QUICK = {"leaseSeconds": 2, "beatSeconds": 0.5, "forceSeconds": 0.5}
+QUICK = {"beatSeconds": 0.5, "forceSeconds": 0.5}
 
 
-def deployment(url_port: int, **pool: Any) -> Object:
+def deployment(url_port: int, lease_s: float = 2, **pool: Any) -> Object:
     """The pool as it is rendered, for a server on this port; every pod needs ports of its own on one machine."""
     values = {
         "redis": {"hosts": [f"127.0.0.1:{url_port}"]},
-        "settings": QUICK,
+        "settings": {**QUICK, "leaseSeconds": lease_s},
         "ports": {"worker": free_port(), "watchdog": free_port()},
         "pools": {"default": {"drainSeconds": 1, "graceSeconds": 1, "cleanupSeconds": 1, "concurrency": 4, **pool}},
     }
@@ -81,7 +81,8 @@ def test_when_the_node_is_gone_the_watchdog_of_another_pod_finishes_the_work(
     redis_server: RedisServer, redis_url: str, tmp_path: Path
 ) -> None:
     with (
-        RunningPod(deployment(redis_server.port), "pod-a", tmp_path) as pod,
+        # A lease that outlasts the command, which must find the job running.
+        RunningPod(deployment(redis_server.port, lease_s=10), "pod-a", tmp_path) as pod,
         RunningPod(deployment(redis_server.port, queues=["other"]), "pod-b", tmp_path) as other,
     ):
         outside = other.container("worker")
