@@ -46,7 +46,7 @@ STEPS = 50  # steps of each kind in one pass, so that one flood does not keep th
 PASS_SHARE = 0.9  # of the interval: what the steps that can wait may take together, over all shards
 SHARE = 1 / 3  # of what is left of that, for one kind of them; there are five in a pass
 JUDGED = 128  # jobs judged in one step of a rule: 1 to 2 ms of the server's time when none is hit
-STOPPED = 100  # jobs stopped in one step of a rule, half as many with ties: 2 to 3 ms, which nobody else is served in
+STOPPED = 60  # jobs stopped in one step of a rule, half as many with ties: 2 to 3 ms, which nobody else is served in
 PASSED_ON = 50  # children stopped in one step of a cascade: the same
 AT_ONCE = 0.0  # ms until something is due: there is more than one pass may do
 
