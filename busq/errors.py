@@ -10,6 +10,8 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
+from busq.protocol.trouble import Trouble
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -173,12 +175,24 @@ class NoCurrentJob(UsageError):
 
 
 class BusUnavailable(BusqError):
-    """Redis did not answer, or answered that it cannot serve now. The call may or may not have taken effect;
-    sending the same one again is safe."""
+    """
+    Redis did not answer, or answered that it cannot serve now. The call may or may not have taken effect; sending the
+    same one again is safe. `trouble` names what was found: unreachable, out_of_memory, read_only, …
+    """
+
+    def __init__(self, message: str, trouble: Trouble = Trouble.UNREACHABLE) -> None:
+        super().__init__(message)
+        self.trouble = trouble
+
+    def __reduce__(self) -> tuple[type[BusUnavailable], tuple[str, Trouble]]:
+        return type(self), (str(self), self.trouble)
 
 
 class UnfitServer(BusUnavailable):
     """The server answers but must not carry a bus: too old, or it evicts keys."""
+
+    def __init__(self, message: str, trouble: Trouble = Trouble.UNFIT) -> None:
+        super().__init__(message, trouble)
 
 
 class TooManyRules(BusqError):

@@ -17,6 +17,9 @@ WORKER_DRAINING = "worker.draining"
 WORKER_STOPPED = "worker.stopped"
 BUS_LOST = "bus.lost"
 BUS_BACK = "bus.back"
+HISTORY_CHANGED = "history.changed"
+QUEUE_LOST = "queue.lost"
+QUEUE_MENDED = "queue.mended"
 LOOP_BLOCKED = "loop.blocked"
 LOOP_UNBLOCKED = "loop.unblocked"
 WORKER_ASKED_TO_DRAIN = "worker.asked_to_drain"
@@ -88,6 +91,8 @@ _LEVELS: dict[str, int] = {
     CHILD_DIED: logging.WARNING,
     CHILD_SIGNALLED: logging.WARNING,
     BUS_LOST: logging.ERROR,
+    HISTORY_CHANGED: logging.ERROR,
+    QUEUE_LOST: logging.ERROR,
     LOOP_BLOCKED: logging.WARNING,
     LOOP_UNBLOCKED: logging.WARNING,
     WORKER_LIFELESS: logging.ERROR,

@@ -69,6 +69,11 @@ class RedisServer:
         return self._process.poll() is None
 
     @property
+    def folder(self) -> str:
+        """Where it keeps its files."""
+        return self._folder.name
+
+    @property
     def aof_folder(self) -> str:
         """Where the append-only files are, for a test that reads the order of all writes."""
         return os.path.join(self._folder.name, "appendonlydir")

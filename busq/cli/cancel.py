@@ -17,7 +17,8 @@ from cyclopts import Parameter
 
 from busq.cli import exits
 from busq.cli.cancel_where import Chosen
-from busq.cli.place import HERE, Output, Place, Wait
+from busq.cli.place import HERE, Durability, Output, Place, Wait
+from busq.protocol.durability import Confirmed
 
 if TYPE_CHECKING:
     from busq.client.bus import Bus
@@ -40,6 +41,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     deadline: datetime | None
     ended: str | None = None
     took_s: float | None = None
+    confirmed: Confirmed | msgspec.UnsetType = msgspec.UNSET  # only where it was asked for
 
 
 def cancel(
@@ -51,6 +53,7 @@ def cancel(
     grace: float | None = None,
     source: str = "cli",
     tombstone: float | None = None,
+    durability: Durability = None,
     wait: Wait = None,
     output: Output = "table",
     place: Place = HERE,
@@ -73,6 +76,9 @@ def cancel(
         Who asks, kept with the job.
     tombstone
         When there is no such job: the next enqueue of this jid within so many seconds is born cancelled.
+    durability
+        What to confirm before it returns: that a replica has the wish (replicated) or that it is on the server's disk
+        (fsynced). Exits 1 when it could not be confirmed; the wish is written down all the same.
     wait
         Wait until the jobs have ended, that many seconds at most; without a number, without end. Exits 1 when one
         has not ended, or has not been cancelled.
@@ -82,12 +88,22 @@ def cancel(
     chosen.check(jids=bool(jids), tombstone=tombstone is not None, wait=wait is not None)
     if not jids:
         return loop.run(
-            cancel_where.carry_out(place, chosen, reason=reason, source=source, grace=grace, wait=wait, output=output)
+            cancel_where.carry_out(
+                place,
+                chosen,
+                reason=reason,
+                source=source,
+                grace=grace,
+                durability=durability,
+                wait=wait,
+                output=output,
+            )
         )
     wanted = _jids(jids)
-    lines = loop.run(_cancel(place, wanted, reason, grace, source, tombstone, wait))
+    answers, lines = loop.run(_cancel(place, wanted, reason, grace, source, tombstone, durability, wait))
     _print(lines, output, waited=wait is not None)
-    return exits.DONE if all(_went_through(line, waited=wait is not None) for line in lines) else exits.NO
+    code = exits.confirmed(answers[0].confirmed)
+    return code if all(_went_through(line, waited=wait is not None) for line in lines) else exits.NO
 
 
 async def _cancel(
@@ -97,17 +113,20 @@ async def _cancel(
     grace: float | None,
     source: str,
     tombstone: float | None,
+    durability: Durability,
     wait: float | None,
-) -> list[Line]:
+) -> tuple[list[CancelAnswer], list[Line]]:
     from busq.cli.place import opened_bus
 
     async with opened_bus(place) as bus:
-        answers = await bus.cancel_many(jids, reason=reason, source=source, grace=grace, tombstone=tombstone)
+        answers = await bus.cancel_many(
+            jids, reason=reason, source=source, grace=grace, tombstone=tombstone, durability=durability
+        )
         if wait is None:
-            return [_line(answer) for answer in answers]
+            return answers, [_line(answer) for answer in answers]
         until = time.monotonic() + wait
         turn = asyncio.Semaphore(WAITERS)
-        return await asyncio.gather(*(_ended(bus, answer, until, turn) for answer in answers))
+        return answers, await asyncio.gather(*(_ended(bus, answer, until, turn) for answer in answers))
 
 
 async def _ended(bus: Bus, answer: CancelAnswer, until: float, turn: asyncio.Semaphore) -> Line:
@@ -134,11 +153,18 @@ async def _ended(bus: Bus, answer: CancelAnswer, until: float, turn: asyncio.Sem
         deadline=answer.deadline,
         ended=job.ended,
         took_s=took,
+        confirmed=answer.confirmed or msgspec.UNSET,
     )
 
 
 def _line(answer: CancelAnswer) -> Line:
-    return Line(jid=answer.jid, verdict=answer.verdict, state=answer.state, deadline=answer.deadline)
+    return Line(
+        jid=answer.jid,
+        verdict=answer.verdict,
+        state=answer.state,
+        deadline=answer.deadline,
+        confirmed=answer.confirmed or msgspec.UNSET,
+    )
 
 
 def _went_through(line: Line, *, waited: bool) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from busq.cli import exits
+from busq.cli.place import Durability
 
 if TYPE_CHECKING:
     from busq.cli.place import Place
@@ -117,14 +118,28 @@ class Chosen:
 
 
 async def carry_out(
-    place: Place, chosen: Chosen, *, reason: str, source: str, grace: float | None, wait: float | None, output: str
+    place: Place,
+    chosen: Chosen,
+    *,
+    reason: str,
+    source: str,
+    grace: float | None,
+    durability: Durability,
+    wait: float | None,
+    output: str,
 ) -> int:
     """Cancel what is chosen, or look at it; print what came of it and say with which code to exit."""
     from busq.cli.place import opened_bus
     from busq.errors import PictureChanged
 
     async with opened_bus(place) as bus:
-        wish: FilteredWish = {**await _wish(bus, chosen), "reason": reason, "source": source, "grace": grace}
+        wish: FilteredWish = {
+            **await _wish(bus, chosen),
+            "reason": reason,
+            "source": source,
+            "grace": grace,
+            "durability": durability,
+        }
         try:
             if chosen.dry_run:
                 print_survey(await bus.cancel_where(dry_run=True, **wish), output)
@@ -133,6 +148,7 @@ async def carry_out(
         except PictureChanged as error:  # the answer is no; nothing is wrong with the question
             exits.tell(str(error))
             return exits.NO
+        code = exits.confirmed(scope.confirmed)
         if not await _has_watchdog(bus):
             exits.tell("no watchdog is alive, and it takes one to settle the records; start `busq watchdog`")
         if wait is None:
@@ -140,8 +156,8 @@ async def carry_out(
             print_scope(seen, output)
             if seen.state == "settling" and output == "table":
                 print(SETTLING, file=sys.stderr)
-            return exits.DONE
-        return await _wait(scope, wait, output)
+            return code
+        return max(code, await _wait(scope, wait, output))
 
 
 async def _wish(bus: Bus, chosen: Chosen) -> FilteredWish:

@@ -12,7 +12,8 @@ import msgspec
 from cyclopts import Parameter
 
 from busq.cli import exits
-from busq.cli.place import HERE, Output, Place, Wait
+from busq.cli.place import HERE, Durability, Output, Place, Wait
+from busq.protocol.durability import Confirmed
 
 if TYPE_CHECKING:
     from busq.client.handle import JobHandle
@@ -25,6 +26,7 @@ class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     queue: str
     state: str
+    confirmed: Confirmed | msgspec.UnsetType = msgspec.UNSET  # only where it was asked for
 
 
 def enqueue(
@@ -47,6 +49,7 @@ def enqueue(
     expires: float | None = None,
     deadline: float | None = None,
     max_queue: int | None = None,
+    durability: Durability = None,
     wait: Wait = None,
     output: Output = "table",
     place: Place = HERE,
@@ -93,6 +96,9 @@ def enqueue(
         Cancel it when it has not ended that many seconds from now, over all attempts.
     max_queue
         Refuse it, and exit 1, when as many jobs wait in its queue.
+    durability
+        What to confirm before it returns: that a replica has the job (replicated) or that it is on the server's disk
+        (fsynced). Exits 1 when it could not be confirmed; the job is enqueued all the same.
     wait
         Wait for the ending, that many seconds at most; without a number, without end. Prints the record then, and
         exits 1 unless the job succeeded.
@@ -116,6 +122,7 @@ def enqueue(
         "expires": expires,
         "deadline": deadline,
         "max_queue": max_queue,
+        "durability": durability,
     }
     given = {name: value for name, value in options.items() if value is not None}
     return loop.run(_enqueue(place, kind, positional, named, given, wait, output))
@@ -136,13 +143,22 @@ async def _enqueue(
     async with opened_bus(place) as bus:
         spec = bus.options(**options).spec(kind, *positional, **named)
         [handle] = await bus.enqueue_many([spec])
+        code = exits.confirmed(handle.confirmed)
         if wait is not None:
-            return await _wait(handle, wait, output)
+            return max(code, await _wait(handle, wait, output))
         if output == "json":
-            print_json(Enqueued(jid=handle.jid, kind=kind, queue=spec.job.queue, state=handle.state))
+            print_json(
+                Enqueued(
+                    jid=handle.jid,
+                    kind=kind,
+                    queue=spec.job.queue,
+                    state=handle.state,
+                    confirmed=handle.confirmed or msgspec.UNSET,
+                )
+            )
         else:
             print(handle.jid)
-        return exits.DONE
+        return code
 
 
 async def _wait(handle: JobHandle[Any], seconds: float, output: str) -> int:

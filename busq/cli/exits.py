@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from busq.cli.safe import shown
 from busq.errors import BadWhere, BusqError, BusUnavailable, UsageError
+from busq.protocol.durability import Confirmed
 
 DONE = 0
 NO = 1
@@ -56,6 +57,14 @@ def run(command: Callable[[], object]) -> int:
 def tell(words: str, *, lines: bool = False) -> None:
     """Say something to people, on stderr, without secrets and without anything that steers a terminal."""
     print(f"busq: {shown(words, newlines=lines)}", file=sys.stderr, flush=True)
+
+
+def confirmed(told: Confirmed | None) -> int:
+    """The code for a write that went through, and what it lacks said on stderr when it was to be confirmed."""
+    if told is None or told.ok:
+        return DONE
+    tell(f"not confirmed as {told.asked}: {told.words}. It is written down all the same, and may yet get there")
+    return NO
 
 
 def _told(error: Exception, code: int) -> int:

@@ -18,6 +18,7 @@ from busq.client.handle import BlockingHandle
 from busq.client.spec import JobSpec
 from busq.errors import BlockingCallInLoop
 from busq.protocol.cancel import CancelAnswer
+from busq.protocol.durability import DurabilityWord
 from busq.protocol.job import Event, Job
 from busq.protocol.states import State
 
@@ -49,9 +50,13 @@ class BlockingBus(BlockingScopeCalls):
         source: str = "",
         grace: float | None = None,
         tombstone: float | None = None,
+        durability: DurabilityWord = None,
     ) -> CancelAnswer:
         return self._call(
-            "cancel", lambda: self._bus.cancel(jid, reason=reason, source=source, grace=grace, tombstone=tombstone)
+            "cancel",
+            lambda: self._bus.cancel(
+                jid, reason=reason, source=source, grace=grace, tombstone=tombstone, durability=durability
+            ),
         )
 
     def cancel_many(
@@ -62,10 +67,13 @@ class BlockingBus(BlockingScopeCalls):
         source: str = "",
         grace: float | None = None,
         tombstone: float | None = None,
+        durability: DurabilityWord = None,
     ) -> list[CancelAnswer]:
         return self._call(
             "cancel_many",
-            lambda: self._bus.cancel_many(jids, reason=reason, source=source, grace=grace, tombstone=tombstone),
+            lambda: self._bus.cancel_many(
+                jids, reason=reason, source=source, grace=grace, tombstone=tombstone, durability=durability
+            ),
         )
 
     def wait(self, jid: str, *, timeout: float | None = None) -> Job:
@@ -103,7 +111,7 @@ class BlockingBus(BlockingScopeCalls):
 
     def _enqueue(self, specs: Sequence[JobSpec[T]], name: str) -> Sequence[BlockingHandle[T]]:
         sent = self._call(name, lambda: self._bus.send(specs))
-        return [BlockingHandle(self, spec.jid, state, spec.result_type) for spec, state in sent]
+        return [BlockingHandle(self, spec.jid, state, spec.result_type, confirmed) for spec, state, confirmed in sent]
 
     def _call(self, name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
+import msgspec
+
 from busq.callables import Pool
 from busq.client.blocking import BlockingBus
 from busq.client.handle import JobHandle
@@ -25,6 +27,7 @@ from busq.config import Settings
 from busq.errors import ConfigError, JidInUse, ParentClosed, TooDeep, UsageError
 from busq.handlers import Handler, HandlerOptions, Handlers
 from busq.protocol.cancel import CancelAnswer, CancelRequest, checked_seconds, clean_words
+from busq.protocol.durability import Confirmed, DurabilityWord, checked_durability, together
 from busq.protocol.jids import check_jid
 from busq.protocol.job import Event, Job
 from busq.protocol.states import State
@@ -154,10 +157,13 @@ class Bus(ScopeCalls):
         been enqueued then, but for those that the error names. Raise `UsageError` before anything is sent when one jid
         is given twice.
         """
-        return [JobHandle(self, spec.jid, state, spec.result_type) for spec, state in await self.send(list(specs))]
+        return [
+            JobHandle(self, spec.jid, state, spec.result_type, confirmed)
+            for spec, state, confirmed in await self.send(list(specs))
+        ]
 
-    async def send(self, specs: Sequence[JobSpec[R]]) -> list[tuple[JobSpec[R], State]]:
-        """What `enqueue_many` does, with each job's first state instead of a handle."""
+    async def send(self, specs: Sequence[JobSpec[R]]) -> list[tuple[JobSpec[R], State, Confirmed | None]]:
+        """What `enqueue_many` does, with each job's first state and what was confirmed instead of a handle."""
         jids = {spec.jid for spec in specs}
         if len(jids) != len(specs):
             twice = next(spec.jid for i, spec in enumerate(specs) if any(spec.jid == s.jid for s in specs[:i]))
@@ -165,13 +171,16 @@ class Bus(ScopeCalls):
         link = await self._link()
         for spec in specs:
             spec.job.check_shard(link.store.shards)
-        answers = await link.store.enqueue([spec.job for spec in specs], call=secrets.token_hex(8))
+        confirming = link.confirming(together(spec.durability for spec in specs))
+        jobs = [spec.job for spec in specs]
+        answers = await link.store.enqueue(jobs, call=secrets.token_hex(8), confirming=confirming)
         admitted = []
         for spec, answer in zip(specs, answers, strict=True):
             if answer[0] in ("full", "limited"):
                 refused = [each.jid for each, (word, *_) in zip(specs, answers, strict=True) if word == answer[0]]
                 raise over_limit(spec.job, answer, refused, self.settings, link.store.shards)
-            admitted.append((spec, _admitted(spec, answer[0], answer[1])))
+            confirmed = None if confirming is None else confirming.answer(spec.durability)
+            admitted.append((spec, _admitted(spec, answer[0], answer[1]), confirmed))
         return admitted
 
     # Cancelling --------------------------------------------------------------------------------------------
@@ -184,16 +193,21 @@ class Bus(ScopeCalls):
         source: str = "",
         grace: float | None = None,
         tombstone: float | None = None,
+        durability: DurabilityWord = None,
     ) -> CancelAnswer:
         """
         Ask a job to stop. The wish is written down before this returns, then announced.
 
         `reason` are your own words, `source` is who asks; both are kept with the job. `grace` (seconds) replaces the
         job's own and can only bring a deadline nearer. `tombstone` (seconds): if there is no such job, the next
-        enqueue of exactly this jid within that time is born cancelled. The answer's `verdict` never claims more than
-        happened. Raise `BadJid` or `BusUnavailable`.
+        enqueue of exactly this jid within that time is born cancelled. `durability`: what is to be confirmed before
+        this returns, "replicated" or "fsynced". The answer's `verdict` never claims more than happened, and its
+        `confirmed` says what was. Raise `BadJid` or `BusUnavailable`.
         """
-        return (await self.cancel_many([jid], reason=reason, source=source, grace=grace, tombstone=tombstone))[0]
+        answers = await self.cancel_many(
+            [jid], reason=reason, source=source, grace=grace, tombstone=tombstone, durability=durability
+        )
+        return answers[0]
 
     async def cancel_many(
         self,
@@ -203,6 +217,7 @@ class Bus(ScopeCalls):
         source: str = "",
         grace: float | None = None,
         tombstone: float | None = None,
+        durability: DurabilityWord = None,
     ) -> list[CancelAnswer]:
         """Ask many jobs to stop, a batch in each round trip; answers come in the order of the jids. See `cancel`."""
         wanted = [check_jid(jid) for jid in jids]
@@ -212,8 +227,14 @@ class Bus(ScopeCalls):
             grace_s=checked_seconds(grace, "grace"),
             tombstone_s=checked_seconds(tombstone, "tombstone"),
         )
+        asked = checked_durability(durability)
         link = await self._link()
-        return await link.store.cancel(wanted, wish, request=secrets.token_hex(8))
+        confirming = link.confirming(together([asked]))
+        answers = await link.store.cancel(wanted, wish, request=secrets.token_hex(8), confirming=confirming)
+        if confirming is None:
+            return answers
+        confirmed = confirming.answer(asked)
+        return [msgspec.structs.replace(answer, confirmed=confirmed) for answer in answers]
 
     # Waiting and looking -----------------------------------------------------------------------------------
 

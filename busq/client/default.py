@@ -12,6 +12,7 @@ from busq.client.handle import BlockingHandle
 from busq.client.scope import BlockingScope
 from busq.client.scope_calls import FilteredWish
 from busq.protocol.cancel import CancelAnswer
+from busq.protocol.durability import DurabilityWord
 from busq.protocol.scope import Survey
 
 
@@ -22,14 +23,22 @@ def default_bus() -> Bus:
 
 
 def cancel(
-    jid: str, *, reason: str = "", source: str = "", grace: float | None = None, tombstone: float | None = None
+    jid: str,
+    *,
+    reason: str = "",
+    source: str = "",
+    grace: float | None = None,
+    tombstone: float | None = None,
+    durability: DurabilityWord = None,
 ) -> CancelAnswer:
     """
     Ask a job to stop; see `Bus.cancel`. Blocks; usable from threads and after a fork.
 
     Inside a running event loop it raises `BlockingCallInLoop`: write `await bus.cancel(jid)` there.
     """
-    return default_bus().blocking.cancel(jid, reason=reason, source=source, grace=grace, tombstone=tombstone)
+    return default_bus().blocking.cancel(
+        jid, reason=reason, source=source, grace=grace, tombstone=tombstone, durability=durability
+    )
 
 
 @overload

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from busq.errors import JobCancelled, JobFailed
 from busq.protocol.cancel import CancelAnswer
 from busq.protocol.codec import fit
+from busq.protocol.durability import Confirmed, DurabilityWord
 from busq.protocol.job import Event, Job
 from busq.protocol.states import State
 
@@ -22,11 +23,15 @@ R_co = TypeVar("R_co", covariant=True)
 class JobHandle(Generic[R_co]):
     """
     A job on its way. `state` is what the enqueue was told: queued, scheduled, or cancelled by a tombstone or a rule.
+    `confirmed` says how far it has got, where `durability` was asked for.
     """
 
-    def __init__(self, bus: Bus, jid: str, state: State, result_type: Any = Any) -> None:
+    def __init__(
+        self, bus: Bus, jid: str, state: State, result_type: Any = Any, confirmed: Confirmed | None = None
+    ) -> None:
         self.jid = jid
         self.state = state
+        self.confirmed = confirmed
         self._bus = bus
         self._result_type = result_type
 
@@ -49,9 +54,11 @@ class JobHandle(Generic[R_co]):
     async def history(self) -> list[Event]:
         return await self._bus.history(self.jid)
 
-    async def cancel(self, *, reason: str = "", source: str = "", grace: float | None = None) -> CancelAnswer:
+    async def cancel(
+        self, *, reason: str = "", source: str = "", grace: float | None = None, durability: DurabilityWord = None
+    ) -> CancelAnswer:
         """Ask the job to stop. See `Bus.cancel`."""
-        return await self._bus.cancel(self.jid, reason=reason, source=source, grace=grace)
+        return await self._bus.cancel(self.jid, reason=reason, source=source, grace=grace, durability=durability)
 
     def __repr__(self) -> str:
         return f"<JobHandle {self.jid}>"
@@ -60,9 +67,12 @@ class JobHandle(Generic[R_co]):
 class BlockingHandle(Generic[R_co]):
     """The same for blocking code."""
 
-    def __init__(self, bus: BlockingBus, jid: str, state: State, result_type: Any = Any) -> None:
+    def __init__(
+        self, bus: BlockingBus, jid: str, state: State, result_type: Any = Any, confirmed: Confirmed | None = None
+    ) -> None:
         self.jid = jid
         self.state = state
+        self.confirmed = confirmed
         self._bus = bus
         self._result_type = result_type
 
@@ -79,8 +89,10 @@ class BlockingHandle(Generic[R_co]):
     def history(self) -> list[Event]:
         return self._bus.history(self.jid)
 
-    def cancel(self, *, reason: str = "", source: str = "", grace: float | None = None) -> CancelAnswer:
-        return self._bus.cancel(self.jid, reason=reason, source=source, grace=grace)
+    def cancel(
+        self, *, reason: str = "", source: str = "", grace: float | None = None, durability: DurabilityWord = None
+    ) -> CancelAnswer:
+        return self._bus.cancel(self.jid, reason=reason, source=source, grace=grace, durability=durability)
 
     def __repr__(self) -> str:
         return f"<BlockingHandle {self.jid}>"

@@ -13,6 +13,7 @@ from busq.errors import ConfigError
 from busq.finalizers import Finalizer
 from busq.handlers import Handler
 from busq.hooks import RETRIES, Hook
+from busq.protocol.durability import DurabilityWord
 from busq.protocol.hook import CancelledJob
 from busq.protocol.states import State
 from busq.protocol.tree import FinishedJob, OnParentCancel
@@ -86,6 +87,7 @@ class Enqueuer(Generic[P, R_co]):
         expires: float | None = None,
         deadline: float | None = None,
         max_queue: int | None = None,
+        durability: DurabilityWord = None,
     ) -> Enqueuer[P, R_co]:
         """The same handler, whose next jobs say this for themselves; see `JobOptions`. Lengths of time in seconds."""
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}

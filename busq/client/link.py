@@ -15,6 +15,8 @@ from contextlib import asynccontextmanager
 
 from busq import tasks
 from busq.config import Settings
+from busq.protocol.durability import Durability
+from busq.store.confirming import Confirming
 from busq.store.listener import Listener
 from busq.store.reader import Reader
 from busq.store.scopes import Scopes
@@ -46,6 +48,10 @@ class Link:
             on_confirmed=self._ring_all,
         )
         self._listening: asyncio.Task[None] | None = None
+
+    def confirming(self, wanted: frozenset[Durability]) -> Confirming | None:
+        """How what a call writes is to be confirmed; None for not at all."""
+        return Confirming(wanted, self.store.settings) if wanted else None
 
     async def open(self) -> None:
         """Meet the bus; safe to repeat."""

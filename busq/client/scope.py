@@ -15,6 +15,7 @@ import msgspec
 from busq.client.link import rung
 from busq.errors import ScopeNotFound
 from busq.protocol.cancel import Verdict
+from busq.protocol.durability import Confirmed
 from busq.protocol.scope import ScopeLook, ScopeState
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Scope:
         self.id = id
         self.counts: dict[str, int] = _counts({})
         self.endings: dict[str, int] = {}
+        self.confirmed: Confirmed | None = None
+        """How far the decision had got when the call returned, where `durability` was asked for."""
         self._bus = bus
 
     async def look(self) -> ScopeLook:
@@ -103,6 +106,10 @@ class BlockingScope:
     @property
     def id(self) -> str:
         return self._scope.id
+
+    @property
+    def confirmed(self) -> Confirmed | None:
+        return self._scope.confirmed
 
     @property
     def counts(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 from busq.client.scope import Scope
 from busq.errors import PictureChanged, UsageError
 from busq.protocol.cancel import checked_seconds, clean_words
+from busq.protocol.durability import DurabilityWord, checked_durability, together
 from busq.protocol.jids import new_jid
 from busq.protocol.scope import Filter, Rule, Survey, check_moment, check_standing
 from busq.store import watch
@@ -35,6 +36,7 @@ class Wish(TypedDict, total=False):
     reason: str
     source: str
     grace: float | None
+    durability: DurabilityWord
 
 
 class FilteredWish(Wish, total=False):
@@ -85,6 +87,7 @@ class ScopeCalls(abc.ABC):
         reason: str = "",
         source: str = "",
         grace: float | None = None,
+        durability: DurabilityWord = None,
     ) -> Scope | Survey:
         """
         Ask every job to stop that matches all of these conditions, and was admitted before this call.
@@ -96,7 +99,8 @@ class ScopeCalls(abc.ABC):
 
         `dry_run=True` cancels nothing and gives a `Survey`: counts, and a digest of the picture. `expect=digest` looks
         again just before deciding, and cancels what it saw; it raises `PictureChanged` when that is another picture.
-        `reason`, `source` and `grace` (seconds) as for `cancel`. Raise `UsageError`, `BadWhere`, `TooManyRules` or
+        `reason`, `source`, `grace` (seconds) and `durability` as for `cancel`; the scope's `confirmed` says how far the
+        decision has got. Raise `UsageError`, `BadWhere`, `TooManyRules` or
         `BusUnavailable`.
         """
         conditions = Filter(
@@ -115,6 +119,7 @@ class ScopeCalls(abc.ABC):
         reason, source = clean_words(reason, "reason"), clean_words(source, "source")
         grace_s = checked_seconds(grace, "grace")
         span = None if until is None else _span(until)
+        asked = checked_durability(durability)
         link = await self._link()
         cutoffs = None
         if dry_run or expect is not None:
@@ -124,6 +129,7 @@ class ScopeCalls(abc.ABC):
             if dry_run:
                 return survey
         scope = Scope(self, f"s-{new_jid()}")
+        confirming = link.confirming(together([asked]))
         await link.scopes.decide(
             scope.id,
             conditions,
@@ -133,7 +139,10 @@ class ScopeCalls(abc.ABC):
             standing=standing,
             until=None if span is None else await _end(link, span),
             cutoffs=cutoffs,  # those of the survey: what has come since then was not in the picture
+            confirming=confirming,
         )
+        if confirming is not None:
+            scope.confirmed = confirming.answer(asked)
         return scope
 
     @overload

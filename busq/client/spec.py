@@ -17,6 +17,7 @@ from busq.errors import QueueFull, RateLimited, UsageError
 from busq.handlers import DEFAULT_QUEUE, Handler, HandlerOptions, check_kind
 from busq.protocol.cancel import clean_words
 from busq.protocol.codec import encode_payload
+from busq.protocol.durability import Durability, checked_durability
 from busq.protocol.jids import check_jid, check_key, child_jid, keyed_jid, new_jid
 from busq.protocol.tree import ON_PARENT_CANCEL, OnParentCancel
 from busq.store.forms import NewJob
@@ -37,7 +38,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     enqueueing, over all attempts. `parent`: the jid of the job whose child this is; `on_parent_cancel`: what becomes of
     it when that one is cancelled (`cancel`; `wait`: it goes on and the parent waits; `abandon`: it goes on alone).
     `key` with `supersede`: the older job of the same key, if it has not ended, is cancelled. `max_queue`: it is refused
-    with `QueueFull` when as many jobs wait in its queue.
+    with `QueueFull` when as many jobs wait in its queue. `durability`: what is to be confirmed before the enqueue
+    returns, "replicated" or "fsynced"; the handle's `confirmed` says what was.
     """
 
     jid: str | None = None
@@ -58,6 +60,7 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     expires: float | None = None
     deadline: float | None = None
     max_queue: int | None = None
+    durability: str | None = None
 
     def over(self, given: Mapping[str, Any]) -> JobOptions:
         """These options with `given` on top. Raise `UsageError` for a name that is none of them."""
@@ -70,11 +73,12 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
 class JobSpec(Generic[R_co]):
     """One job, ready to be sent. Made by `handler.spec(...)` and `bus.spec(kind, ...)`."""
 
-    __slots__ = ("job", "result_type")
+    __slots__ = ("durability", "job", "result_type")
 
-    def __init__(self, job: NewJob, result_type: Any) -> None:
+    def __init__(self, job: NewJob, result_type: Any, durability: Durability | None = None) -> None:
         self.job = job
         self.result_type = result_type
+        self.durability = durability
 
     @property
     def jid(self) -> str:
@@ -100,6 +104,7 @@ def make_spec(
         args, kwargs = handler.bind(args, kwargs)
     else:
         check_kind(kind)
+    durability = checked_durability(options.durability)
     _check_family(options)
     own = _options(kind, options, handler)
     delay_ms = _delay_ms(options.delay)
@@ -114,7 +119,7 @@ def make_spec(
         fields=tuple(_fields(options, own, handler)),
         most=_most(options.max_queue),
     )
-    return JobSpec(job, handler.result_type if handler is not None else Any)
+    return JobSpec(job, handler.result_type if handler is not None else Any, durability)
 
 
 def _options(kind: str, options: JobOptions, handler: Handler | None) -> HandlerOptions:

@@ -13,6 +13,7 @@ from enum import StrEnum
 import msgspec
 
 from busq.errors import UsageError
+from busq.protocol.durability import Confirmed
 from busq.protocol.states import State
 
 
@@ -113,12 +114,14 @@ class CancelAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is the job's state after the call, None for an unknown jid. `deadline` (the server's time, UTC) is the
     moment by which a signalled job is finalized; for a tombstone it is the moment at which the tombstone expires.
+    `confirmed` says how far the wish has got, where `durability` was asked for.
     """
 
     jid: str
     verdict: Verdict
     state: State | None = None
     deadline: datetime | None = None
+    confirmed: Confirmed | None = None
 
     @property
     def accepted(self) -> bool:

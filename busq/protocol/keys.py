@@ -70,6 +70,10 @@ class ShardKeys:
         return self._key("queues")
 
     @cached_property
+    def birth(self) -> bytes:
+        return self._key("birth")
+
+    @cached_property
     def counters(self) -> bytes:
         return self._key("counters")
 
@@ -164,6 +168,7 @@ def rules_channel(namespace: str) -> bytes:
 
 KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("meta", "hash", "every role, once", "none: one key for each bus"),
+    ("{s}:birth", "hash", "worker, watchdog, once", "none: the mark by which other data is known for what it is"),
     ("{s}:job:<jid>", "hash", "every script", "none while live; 1 h after success, 24 h after failure or cancel"),
     (
         "{s}:queue:<queue>",
@@ -234,6 +239,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
 
 LEFT_WHEN_DRAINED: dict[str, str] = {
     "meta": "for good",
+    "{s}:birth": "for good",
     "{s}:job:<jid>": "expires",
     "{s}:queue:<queue>": "for good, empty",
     "{s}:queues": "for good",

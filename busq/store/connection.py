@@ -12,7 +12,6 @@ makes a connection useless (an error, a silence, a primary that was demoted) als
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,13 +22,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from busq.config import Settings
-from busq.errors import BadRecord, BusUnavailable
+from busq.errors import BusUnavailable
+from busq.protocol.trouble import Trouble
 from busq.redaction import guard, guard_secret
 from busq.store.address import Node, Shape, read_address, redact, require_url
 from busq.store.cluster import Cluster
 from busq.store.sentinel import Primary
 from busq.store.slots import SlotMap
-from busq.store.tls import TlsRefused
+from busq.store.trouble import as_ours
 from busq.store.wire import Seek, connection_class
 
 __all__ = ["BLOCK_MS", "RESENDS", "Client", "Connections", "reaching", "redact", "require_url"]
@@ -38,19 +38,6 @@ BLOCK_MS = 2000  # a blocking read asks at least this often, so that a dead conn
 RESENDS = 3
 MOST_CONNECTIONS = 32  # of one client to one server
 
-# Answers of a server that is there but cannot serve this now; sending again later is right.
-_NOT_NOW = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY ", "TRYAGAIN")
-# Stands before them in a pipeline.
-_IN_PIPELINE = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: \(['\"]", re.DOTALL)
-_REFUSED = ("The user executing the script", "ACL failure in script")
-_NOT_NOW_ERRORS = (
-    redis_errors.ReadOnlyError,
-    redis_errors.NoScriptError,
-    redis_errors.ClusterDownError,
-    redis_errors.MasterDownError,
-    redis_errors.TryAgainError,
-    redis_errors.OutOfMemoryError,
-)
 
 # redis-py types every reply for both protocols and both decodings at once. Here all is bytes, and where a reply is
 # taken apart its shape is checked; so the clients are not typed, once and for all, right here.
@@ -174,26 +161,11 @@ def reaching(place: str) -> Iterator[None]:
     """Turn every way in which Redis does not serve us into `BusUnavailable`, with what was found and what would do."""
     try:
         yield
-    except redis_errors.AuthenticationError as error:
-        raise BusUnavailable(f"Redis at {place} refused the login: {error}. Check user and password.") from error
-    except redis_errors.NoPermissionError as error:
-        raise BusUnavailable(f"Redis at {place} refused a command: {error}. Check the ACL of this user.") from error
-    except redis_errors.BusyLoadingError as error:
-        raise BusUnavailable(f"Redis at {place} is still loading its data; try again in a moment.") from error
-    except TlsRefused as error:
-        raise BusUnavailable(f"Redis at {place} cannot be spoken to by TLS: {error}.") from error
-    except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
-        what = str(error) or type(error).__name__
-        raise BusUnavailable(f"Redis at {place} is not reachable: {what}") from error
     except (redis_errors.MovedError, redis_errors.AskError) as error:
         raise BusUnavailable(
             f"Redis at {place} is one node of a cluster, and these keys are on another ({error}). "
-            "Write redis+cluster:// in place of redis://, and busq finds each node."
+            "Write redis+cluster:// in place of redis://, and busq finds each node.",
+            Trouble.REFUSED,
         ) from error
-    except redis_errors.ResponseError as error:
-        told = _IN_PIPELINE.sub("", str(error))
-        if told.startswith(_REFUSED):  # inside a script
-            raise BusUnavailable(f"Redis at {place} refused a command: {error}. Check the ACL of this user.") from error
-        if told.startswith(_NOT_NOW) or isinstance(error, _NOT_NOW_ERRORS):
-            raise BusUnavailable(f"Redis at {place} cannot serve now: {error}") from error
-        raise BadRecord(f"Redis at {place} holds something that busq cannot work with: {error}") from error
+    except (redis_errors.RedisError, OSError) as error:
+        raise as_ours(error, place) from error

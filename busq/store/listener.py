@@ -34,6 +34,9 @@ from busq.store.subscriptions import Subscriptions
 BACKOFF_S = (0.05, 2.0)
 """The first and the longest pause between two tries to connect."""
 
+QUIET_S = 2.5
+"""After it has told of a loss: further ones within this time are part of the same story."""
+
 TURN = 256
 """Messages taken before other tasks get their turn, so that a flood cannot hold the loop."""
 
@@ -88,6 +91,8 @@ class Listener:
         self._asked_at = 0.0  # the first PING after that
         self._failures = 0  # tries to connect since the link last worked
         self._ever_connected = False
+        self._told_at = float("-inf")  # of a loss, in the log
+        self._told = False
         self.connected_since: float | None = None
         """When the present connection had caught up, on the clock's monotonic time; None while there is none."""
         self.reconnects = 0
@@ -181,7 +186,9 @@ class Listener:
     def _note_loss(self, error: BaseException) -> None:
         self.last_error = f"{type(error).__name__}: {error}"
         self._failures += 1
-        if self._failures == 1:  # one line for an outage, not one for each try
+        # One line for an outage, not one for each try, nor for each of many short ones.
+        if self._failures == 1 and self._now() - self._told_at >= QUIET_S:
+            self._told, self._told_at = True, self._now()
             self._log.warning("listener.lost", error=self.last_error, channels=len(self._book.wanted))
 
     # The reading side ------------------------------------------------------------------------------------
@@ -220,6 +227,8 @@ class Listener:
         self.connected_since = self._now()
         if self._failures and self._ever_connected:
             self.reconnects += 1
+        if self._told and self._ever_connected:
+            self._told = False
             self._log.info("listener.reconnected", channels=len(self._book.confirmed), tries=self._failures)
         self._ever_connected = True
         self._failures = 0

@@ -101,10 +101,10 @@ PARTS: dict[Role, Part] = {
             "drain",  # a pod that is taken down asks its own workers
         ),
         commands=(
-            "info", "xgroup|create", "xreadgroup", "zrange", "zrem", "hget", "hgetall", *_HEARS,
+            "info", "xgroup|create", "xreadgroup", "zrange", "zrem", "hget", "hgetall", "hsetnx", "hset", *_HEARS,
             "client|id", "client|unblock",  # on a cluster it calls its own reads back
         ),
-        writes=("queue:", "suspects"),
+        writes=("queue:", "suspects", "birth"),
         hears=(Channel.CANCEL, Channel.RULES),
         rings=(Channel.DONE, Channel.RULES),
     ),
@@ -115,10 +115,11 @@ PARTS: dict[Role, Part] = {
         ),
         commands=(
             "info", "time", "zrange", "zrem", "hgetall", "smembers", "exists", "xpending", "xrange", "hsetnx",
+            "hset", "scan", "zscore",  # what lost its entry
             "script|load", "script|exists",
             "hget", "hkeys", "zcard", "zcount", "xlen", "xinfo|groups",  # its figures of the bus
         ),
-        writes=("meta", "suspects"),
+        writes=("meta", "suspects", "birth"),
         reads=(
             "deadlines", "timers", "scheduled", "workers", "worker_info", "queues", "queue:", "job:", "waiting",
             "cancelled", "ended:", "rules", "dead", "counters",

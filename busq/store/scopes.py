@@ -20,6 +20,7 @@ from busq.protocol.cancel import Verdict
 from busq.protocol.job import moment, text
 from busq.protocol.scope import Filter, Rule, ScopeLook, ScopeState, Survey
 from busq.store import watch
+from busq.store.confirming import Confirming
 from busq.store.connection import reaching
 from busq.store.store import Store
 
@@ -54,6 +55,7 @@ class Scopes:
         standing: bool = False,
         until: datetime | None = None,
         cutoffs: Mapping[int, int] | None = None,
+        confirming: Confirming | None = None,
     ) -> None:
         """
         Decide that all jobs which fit shall stop: those admitted so far, in each shard in one step; with `standing`
@@ -87,6 +89,7 @@ class Scopes:
                     "until_ms": until_ms,
                     "most": LIVE_RULES,
                 },
+                confirming=confirming,
             )
             if answer[0] == b"crowded":
                 raise TooManyRules(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -28,6 +28,7 @@ import msgspec
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from busq.errors import BusUnavailable
+from busq.protocol.trouble import Trouble
 from busq.store.connection import Client
 
 Arg = bytes | str | int | float
@@ -73,31 +74,56 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
         Sent alone on purpose: inside a MULTI a missing script would leave the other half of the transaction done.
         Whose Redis user may not load scripts waits for a watchdog to do it. Raise `BusUnavailable` when none does.
         """
+
+        async def send() -> Any:
+            return await redis.execute_command(self.command, self.sha, len(keys), *keys, *argv)
+
+        return await self._with_the_script_there(redis, send)
+
+    async def run_with(
+        self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg], commands: Sequence[Sequence[Arg]]
+    ) -> list[Any]:
+        """
+        As `run`, with these commands after it, all on one connection and in one go. Their errors are among the
+        answers, its own is raised. When the connection breaks all is sent again, the script too.
+        """
+
+        async def send() -> list[Any]:
+            pipe = redis.pipeline(transaction=False)
+            for words in ((self.command, self.sha, len(keys), *keys, *argv), *commands):
+                pipe.execute_command(*words)
+            answers: list[Any] = await pipe.execute(raise_on_error=False)
+            if isinstance(answers[0], Exception):
+                raise answers[0]
+            return answers
+
+        answers: list[Any] = await self._with_the_script_there(redis, send)
+        return answers
+
+    async def _with_the_script_there(self, redis: Client, send: Callable[[], Awaitable[Any]]) -> Any:
         for _ in range(LOADS):
             try:
-                return await self._sent(redis, keys, argv)
+                return await send()
             except NoScriptError:
                 try:
                     await redis.execute_command("SCRIPT LOAD", self.source)
                 except NoPermissionError:
-                    return await self._once_brought(redis, keys, argv)
-        return await self._sent(redis, keys, argv)
+                    return await self._once_brought(send)
+        return await send()
 
-    async def _sent(self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
-        return await redis.execute_command(self.command, self.sha, len(keys), *keys, *argv)
-
-    async def _once_brought(self, redis: Client, keys: Sequence[bytes], argv: Sequence[Arg]) -> Any:
+    async def _once_brought(self, send: Callable[[], Awaitable[Any]]) -> Any:
         pause, waited = LOOKS_S[0], 0.0
         while True:
             await asyncio.sleep(pause)
             try:
-                return await self._sent(redis, keys, argv)
+                return await send()
             except NoScriptError:
                 waited += pause
                 if waited >= BROUGHT_WITHIN_S:
                     raise BusUnavailable(
                         f"the server has not got the script {self.name!r} of this busq, and this user may not load it: "
-                        "start a watchdog of this very version (`busq watchdog`), which does"
+                        "start a watchdog of this very version (`busq watchdog`), which does",
+                        Trouble.REFUSED,
                     ) from None
             pause = min(LOOKS_S[1], pause * 2)
 

@@ -22,7 +22,9 @@ from busq.protocol.cancel import CancelAnswer, CancelRequest
 from busq.protocol.jids import shard_of
 from busq.protocol.keys import GROUP, ShardKeys
 from busq.protocol.states import Verb
+from busq.protocol.trouble import Trouble
 from busq.store import forms, scripts
+from busq.store.confirming import Confirming
 from busq.store.connection import Client, Connections, reaching
 from busq.store.forms import (
     Admission,
@@ -95,16 +97,7 @@ class Store:
             return
         settings = self.settings
         with reaching(self.connections.place):
-            meta = bus_keys.meta(settings.namespace)
-            version, shards = await self.redis.hmget(meta, "v", "shards")
-            if version is None:
-                await self._make_bus(meta)
-                version, shards = await self.redis.hmget(meta, "v", "shards")
-        if not (version.isdigit() and shards is not None and shards.isdigit() and int(shards)):
-            raise BadRecord(
-                f"{meta.decode()} at {self.connections.place} holds version {version!r} and shards {shards!r}, which "
-                "no busq has written; is the namespace somebody else's?"
-            )
+            version, shards = await self._card(settings.shards or 1)
         if int(version) > WIRE_VERSION:
             raise ConfigError(
                 f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}, so "
@@ -119,18 +112,46 @@ class Store:
         self._keys = [ShardKeys(settings.namespace, shard) for shard in range(self.shards)]
         self._opened = True
 
+    async def meet_again(self) -> None:
+        """
+        The data is not what it was: write the bus's own card again if it is gone. Raise `ConfigError` when somebody
+        else has made a bus with another number of shards of it meanwhile.
+        """
+        with reaching(self.connections.place):
+            _, shards = await self._card(self.shards)
+        if int(shards) != self.shards:
+            raise ConfigError(
+                f"the data of the bus {self.settings.namespace!r} was lost, and it was made anew with {int(shards)} "
+                f"shards instead of {self.shards}: start this process again"
+            )
+
     async def close(self) -> None:
         await self.connections.close()
 
-    async def _make_bus(self, meta: bytes) -> None:
+    async def _card(self, shards: int) -> tuple[bytes, bytes]:
+        """Wire version and number of shards of the bus, which is made with `shards` where there is none."""
+        meta = bus_keys.meta(self.settings.namespace)
+        version, found = await self.redis.hmget(meta, "v", "shards")
+        if version is None:
+            await self._make_bus(meta, shards)
+            version, found = await self.redis.hmget(meta, "v", "shards")
+        if not (version and version.isdigit() and found and found.isdigit() and int(found)):
+            raise BadRecord(
+                f"{meta.decode()} at {self.connections.place} holds version {version!r} and shards {found!r}, which "
+                "no busq has written; is the namespace somebody else's?"
+            )
+        return version, found
+
+    async def _make_bus(self, meta: bytes, shards: int) -> None:
         try:
             # Shards first: who finds a version finds them too.
-            await self.redis.hsetnx(meta, "shards", self.settings.shards or 1)
+            await self.redis.hsetnx(meta, "shards", shards)
             await self.redis.hsetnx(meta, "v", WIRE_VERSION)
         except NoPermissionError:
             raise BusUnavailable(
                 f"there is no bus {self.settings.namespace!r} at {self.connections.place} yet, and this user may not "
-                "make one: start a watchdog first (`busq watchdog`)"
+                "make one: start a watchdog first (`busq watchdog`)",
+                Trouble.FORBIDDEN,
             ) from None
 
     async def keep_able(self) -> None:
@@ -146,8 +167,7 @@ class Store:
                 if isinstance(trouble, BaseException):
                     raise trouble
             if self._opened and not await self.redis.exists(meta := bus_keys.meta(settings.namespace)):
-                await self.redis.hsetnx(meta, "shards", self.shards)
-                await self.redis.hsetnx(meta, "v", WIRE_VERSION)
+                await self._make_bus(meta, self.shards)
 
     # Where things are ----------------------------------------------------------------------------------
 
@@ -162,7 +182,9 @@ class Store:
 
     # Producers -----------------------------------------------------------------------------------------
 
-    async def enqueue(self, jobs: Sequence[NewJob], *, call: str) -> list[Admission]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], *, call: str, confirming: Confirming | None = None
+    ) -> list[Admission]:
         """
         Admit jobs, each once. `call` names this very call: sent again, it is answered as it was the first time.
 
@@ -177,7 +199,8 @@ class Store:
                 args += _admission(jobs[place])
             limits = self._limits(jobs[places[0]].most)
             named: dict[str, Value] = {"call": call, "queue": queue, "parent_token": "", "limits": limits}
-            heard = await self.run(Verb.ENQUEUE, shard, [jobs[i].jid for i in places], args, queue=queue, named=named)
+            jids = [jobs[i].jid for i in places]
+            heard = await self.run(Verb.ENQUEUE, shard, jids, args, queue=queue, named=named, confirming=confirming)
             for place, answer in zip(places, heard, strict=True):
                 answers[place] = forms.admission(answer)
         return answers
@@ -206,7 +229,9 @@ class Store:
         word, state, *cause = (part.decode() for part in heard[0])
         return word, state, cause[0] if cause else ""
 
-    async def cancel(self, jids: Sequence[str], wish: CancelRequest, *, request: str) -> list[CancelAnswer]:
+    async def cancel(
+        self, jids: Sequence[str], wish: CancelRequest, *, request: str, confirming: Confirming | None = None
+    ) -> list[CancelAnswer]:
         """Write down that these jobs shall stop, and announce it. `request` names this very call, as for enqueue."""
         answers: list[CancelAnswer | None] = [None] * len(jids)
         named: dict[str, Value] = {
@@ -218,7 +243,9 @@ class Store:
             "tombstone_ms": _ms(wish.tombstone_s or 0),
         }
         for shard, places in self._by_shard(jids):
-            heard = await self.run(Verb.CANCEL, shard, [jids[i] for i in places], (), named=named)
+            heard = await self.run(
+                Verb.CANCEL, shard, [jids[i] for i in places], (), named=named, confirming=confirming
+            )
             for place, answer in zip(places, heard, strict=True):
                 answers[place] = forms.cancel_answer(jids[place], answer)
         return [answer for answer in answers if answer is not None]
@@ -383,6 +410,7 @@ class Store:
         queue: str | None = None,
         named: dict[str, Value] | None = None,
         streams: Sequence[bytes] = (),
+        confirming: Confirming | None = None,
     ) -> Any:
         """
         Lay out keys and arguments in the order of the script's header, and run it: for the verbs, here and in
@@ -393,12 +421,19 @@ class Store:
         keys, argv = self._laid_out(script, shard, jids, args, queue, named, streams)
         if fenced:
             keys.insert(0, self.keys(shard).whole)
+
+        async def sent(script: scripts.Script) -> Any:
+            if confirming is None:
+                return await script.run(self.redis, keys, argv)
+            server = self.connections.near(self.keys(shard).whole)
+            return await confirming.run(script, self.redis, server, keys, argv, self.connections.place)
+
         with reaching(self.connections.place):
             try:
-                return await script.run(self.redis, keys, argv)
+                return await sent(script)
             except ResponseError as error:
                 self._meet_an_old_server(error)
-            return await scripts.load(verb, flags_line=False).run(self.redis, keys, argv)
+            return await sent(scripts.load(verb, flags_line=False, fenced=fenced))
 
     def _meet_an_old_server(self, error: ResponseError) -> None:
         """Do without flags lines from now on where that is what `error` is about; else raise it."""

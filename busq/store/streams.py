@@ -8,15 +8,18 @@ name on them that it never saw: `Streams.pending` finds those.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from redis.exceptions import ResponseError
 
-from busq.errors import BadJid
+from busq import events
+from busq.errors import BadJid, BusUnavailable
 from busq.protocol.jids import check_jid
 from busq.protocol.keys import GROUP
+from busq.protocol.trouble import Trouble
 from busq.store import apart
 from busq.store.connection import BLOCK_MS, reaching
 from busq.store.store import Store
@@ -25,6 +28,9 @@ Place = tuple[int, str]
 """A stream by its shard and its queue."""
 
 PENDING_STEP = 500  # pending entries in one read
+LOST = "lost"  # beside the birth mark; see losses.py
+
+log = events.logger("busq.store")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -59,8 +65,11 @@ class Streams:
         for shard in range(self._store.shards):
             for queue in self._queues:
                 stream = self._store.keys(shard).stream(queue)
+                made = await make_group(self._store, stream)
+                if made and stream in self._places:
+                    # Entries that were given to somebody may be given out again; the record knows whose they are.
+                    events.tell(log, events.QUEUE_LOST, queue=queue, shard=shard)
                 self._places[stream] = (shard, queue)
-                await make_group(self._store, stream)
 
     @property
     def places(self) -> list[Place]:
@@ -82,6 +91,8 @@ class Streams:
             except ResponseError as error:
                 if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                     raise
+                for shard in {shard for shard, _ in places}:
+                    await mark_lost(self._store, shard)  # first: a group that is there again gives no sign any more
                 await self.open()  # the server lost its data, or somebody removed the stream
                 return []
         return self._entries(heard)
@@ -142,13 +153,28 @@ class Streams:
         return found
 
 
-async def make_group(store: Store, stream: bytes) -> None:
+async def mark_lost(store: Store, shard: int) -> None:
+    """
+    Leave word of a loss; where this user may not, nothing: reading on is worth more. Raise `BusUnavailable`.
+    """
+    try:
+        with reaching(store.connections.place):
+            await store.redis.hset(store.keys(shard).birth, LOST, secrets.token_hex(8))
+    except BusUnavailable as error:
+        if error.trouble is not Trouble.FORBIDDEN:
+            raise
+
+
+async def make_group(store: Store, stream: bytes) -> bool:
+    """Make the group of a stream, from its first entry on, and the stream. Return False when it was there."""
     with reaching(store.connections.place):
         try:
             await store.redis.execute_command("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+            return False
+    return True
 
 
 def read_entry(shard: int, queue: str, entry_id: bytes, fields: Sequence[bytes] | None) -> Entry:

@@ -12,13 +12,20 @@ from collections.abc import Mapping
 
 import msgspec
 
+from busq.store.outage import Outage
+
 STUCK_AFTER_S = 30.0  # without a pass, while Redis answers: the longest flood of overdue jobs takes seconds
 LATE_AFTER_S = 3.0
 INTERVALS = 10  # with a long interval a pass is late, and stuck, after as many of them at the earliest
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """One moment of a watchdog. Times end in `_s` and are seconds; `done` counts what it did since it began."""
+    """
+    One moment of a watchdog. Times end in `_s` and are seconds; `done` counts what it did since it began.
+
+    `trouble` names why Redis does not serve it now ("" where it does), `outages` counts such times,
+    `history_changes` how often the data of the server turned out to be of another history.
+    """
 
     name: str
     role: str = "watchdog"
@@ -26,6 +33,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: float
     started: bool
     reachable: bool
+    trouble: str
+    outages: int
+    history_changes: int
     interval_s: float
     last_pass_s_ago: float | None
     passes: int
@@ -38,7 +48,8 @@ def examine(
     *,
     name: str,
     uptime_s: float,
-    reachable: bool,
+    outage: Outage,
+    history_changes: int,
     stopping: bool,
     interval_s: float,
     last_pass_s_ago: float | None,
@@ -46,6 +57,7 @@ def examine(
     done: Mapping[str, int],
 ) -> Health:
     """The health of a watchdog with these facts."""
+    reachable = not outage.words("pass")
     idle_s = uptime_s if last_pass_s_ago is None else last_pass_s_ago
     stuck = reachable and not stopping and idle_s > max(STUCK_AFTER_S, INTERVALS * interval_s)
     late = last_pass_s_ago is not None and idle_s > max(LATE_AFTER_S, INTERVALS * interval_s)
@@ -55,6 +67,9 @@ def examine(
         uptime_s=round(uptime_s, 1),
         started=last_pass_s_ago is not None,
         reachable=reachable,
+        trouble=outage.trouble,
+        outages=outage.count,
+        history_changes=history_changes,
         interval_s=interval_s,
         last_pass_s_ago=None if last_pass_s_ago is None else round(last_pass_s_ago, 1),
         passes=passes,
@@ -63,7 +78,7 @@ def examine(
         ready={
             "started": "" if last_pass_s_ago is not None else "not yet",
             "stopping": "stopping" if stopping else "",
-            "redis": "" if reachable else "no answer",
+            "redis": outage.words(),
             "passes": f"no pass for {idle_s:.1f} s" if late else "",
         },
     )

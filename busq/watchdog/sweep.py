@@ -25,6 +25,7 @@ from busq.config import Settings
 from busq.errors import BusUnavailable
 from busq.protocol.codec import ErrorInfo, encode_error
 from busq.protocol.judgement import Sighting, is_lost
+from busq.protocol.trouble import Trouble
 from busq.store import roster, suspects, watch
 from busq.store.roster import Member, ProcessCard
 from busq.store.store import Store
@@ -72,9 +73,12 @@ class Sweeper:
         self._clock = clock
         self._sightings: dict[str, Sighting] = {}
         self._over_at = 0.0
+        self.hindered: BusUnavailable | None = None
+        """What kept a step of the last pass from being done, where the other steps could be."""
 
     async def sweep(self) -> float | None:
         """One pass. Return in how many seconds the next deadline, moment or scheduled job is due, None for none."""
+        self.hindered = None
         self._over_at = self._clock.monotonic() + self._settings.watchdog_interval_s * PASS_SHARE / self._store.shards
         now_ms = await watch.server_now_ms(self._store, self._shard)
         waits = []
@@ -89,8 +93,11 @@ class Sweeper:
         ):
             try:
                 wait_ms = await step(now_ms)
-            except BusUnavailable:
-                raise
+            except BusUnavailable as error:
+                if error.trouble is not Trouble.OUT_OF_MEMORY:
+                    raise
+                self.hindered = error  # it admits nothing new; cancels are settled all the same
+                continue
             except Exception as error:  # one odd record must not keep the other steps, and other jobs, waiting
                 self._done[events.SWEEP_FAILED] += 1
                 events.tell(log, events.SWEEP_FAILED, step=step.__name__.strip("_"), error=repr(error))

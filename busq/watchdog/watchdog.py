@@ -8,7 +8,6 @@ stands on the roster like a worker, so that operators see whether one is there.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,16 +16,19 @@ from busq import events, tasks
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable
+from busq.protocol.trouble import Trouble
 from busq.store import figures
 from busq.store.figures import Figures
+from busq.store.lineage import Lineage
+from busq.store.outage import Backoff, Outage
 from busq.store.reader import Reader, Stats
 from busq.store.roster import process_card, process_name
 from busq.store.store import Store
-from busq.watchdog import health
+from busq.watchdog import health, mend
 from busq.watchdog.sweep import DONE, Sweeper
 
+MEND_EVERY_S = 1.0  # looks for queues that lost entries
 SOONEST_S = 0.02  # between two passes, however soon something is due
-PAUSE_S = (0.1, 2.0)  # between tries while Redis is away: the first and the longest
 
 log = events.logger("busq.watchdog")
 
@@ -42,15 +44,18 @@ class Watchdog:
         final: Callable[[float], object] = lambda seconds: None,
     ) -> None:
         self.name = process_name(settings)
-        self.reachable = True
         self.last_pass: float | None = None
         self.started = False
         self._settings = settings
         self._clock = clock or SystemClock()
         self._store = Store(settings, by=self.name, clock=self._clock)
         self._card = process_card("watchdog", settings.host or "")
+        self._outage = Outage(log, clock=self._clock)
+        self._lineage = Lineage(self._store, log)
         self._stop = asyncio.Event()
         self._seen_at = float("-inf")
+        self._anew = False
+        self._mend_at: dict[int, float] = {}
         self._began = self._clock.monotonic()
         self._passes = 0
         self._done: Counter[str] = Counter(dict.fromkeys(DONE, 0))
@@ -72,14 +77,15 @@ class Watchdog:
         ]
         self.started = True
         events.tell(log, events.WATCHDOG_STARTED, watchdog=self.name, interval_s=self._settings.watchdog_interval_s)
-        pause = PAUSE_S[0]
+        backoff = Backoff()
         while not self._stop.is_set():
             try:
                 wait = await self._pass(sweepers)
-                pause = PAUSE_S[0]
+                self._outage.fine("pass")
+                backoff.reset()
             except BusUnavailable as error:
-                self._lost(error)
-                wait, pause = pause * random.uniform(0.5, 1.0), min(PAUSE_S[1], pause * 2)
+                self._outage.began("pass", error)
+                wait = backoff.pause_s()
                 if self._store.connections.apart:  # the other servers' jobs are looked after as ever
                     wait = min(wait, self._settings.watchdog_interval_s)
             await self._sleep(wait)
@@ -94,7 +100,8 @@ class Watchdog:
         return health.examine(
             name=self.name,
             uptime_s=now - self._began,
-            reachable=self.reachable,
+            outage=self._outage,
+            history_changes=self._lineage.changes,
             stopping=self._stop.is_set(),
             interval_s=self._settings.watchdog_interval_s,
             last_pass_s_ago=None if self.last_pass is None else now - self.last_pass,
@@ -121,11 +128,15 @@ class Watchdog:
     async def _pass(self, sweepers: list[Sweeper]) -> float:
         """One pass over every shard. Return how long to wait for the next."""
         interval_s, shards = self._settings.watchdog_interval_s, range(self._store.shards)
-        to_be_seen = self._clock.monotonic() - self._seen_at >= self._settings.beat_s
+        to_be_seen = self._anew or self._clock.monotonic() - self._seen_at >= self._settings.beat_s
+        self._anew = False
 
         async def look_after(shard: int) -> float | None:
             if to_be_seen:
                 await self._store.renew(shard, [], info=self._card.encoded())
+            if await self._lineage.look(shard):
+                self._anew = True  # nothing that was written of us is certain to be there any more
+            await self._mend(shard)
             return await sweepers[shard].sweep()
 
         waits: list[float | None] | None
@@ -144,16 +155,32 @@ class Watchdog:
             return SOONEST_S
         self.last_pass = self._clock.monotonic()
         self._passes += 1
-        if not self.reachable:
-            self.reachable = True
-            events.tell(log, events.BUS_BACK)
+        self._tell_hindered(sweepers)
         soonest = min((wait for wait in waits if wait is not None), default=interval_s)
         return min(interval_s, max(SOONEST_S, soonest))
 
-    def _lost(self, error: BusUnavailable) -> None:
-        if self.reachable:
-            self.reachable = False
-            events.tell(log, events.BUS_LOST, error=str(error))
+    async def _mend(self, shard: int) -> None:
+        """Once a second: queues that lost entries whose jobs are there; after a search with some left, once a lease."""
+        if self._clock.monotonic() < self._mend_at.get(shard, 0.0):
+            return
+        try:
+            mended, again = await mend.mend(self._store, shard)
+            if mended:
+                self._done[events.QUEUE_MENDED] += mended
+        except BusUnavailable as error:
+            if error.trouble is not Trouble.FORBIDDEN:
+                raise
+            again = True
+            events.tell(log, events.SWEEP_FAILED, step="mend", error=str(error))
+        self._mend_at[shard] = self._clock.monotonic() + (self._settings.lease_s if again else MEND_EVERY_S)
+
+    def _tell_hindered(self, sweepers: list[Sweeper]) -> None:
+        """Steps that a full server does not take; what must come in time came, so the passes go on as they do."""
+        hindered = next((sweeper.hindered for sweeper in sweepers if sweeper.hindered is not None), None)
+        if hindered is None:
+            self._outage.fine("queueing")
+        else:
+            self._outage.began("queueing", hindered)
 
     async def _sleep(self, seconds: float) -> None:
         try:

@@ -25,12 +25,14 @@ from typing import Any, Protocol
 from busq import events, tasks
 from busq.clock import SystemClock
 from busq.config import Settings
-from busq.errors import BusUnavailable
+from busq.errors import ConfigError
 from busq.protocol.cancel import Cause, TripFacts
 from busq.store import drains
 from busq.store.drains import Whole
 from busq.store.forms import Renewal, RenewAnswer
+from busq.store.lineage import Lineage
 from busq.store.listener import Listener
+from busq.store.outage import Outage
 from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
 from busq.worker.meter import UNMETERED, Meter
@@ -53,6 +55,8 @@ class Owner(Protocol):
     def asked_to_drain(self, whole: Whole) -> None:
         """Called in the control thread, once."""
 
+    def history_changed(self, unfit: str) -> None: ...
+
 
 class Control:
     def __init__(
@@ -66,6 +70,7 @@ class Control:
         occasions: Mapping[str, str],
         stand_in: StandIn,
         meter: Meter = UNMETERED,
+        outage: Outage,
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         self._settings = settings
@@ -81,7 +86,8 @@ class Control:
         self._thread = threading.Thread(target=self._main, name="busq-control", daemon=True)
         self._ready: asyncio.Future[None] = handlers_loop.create_future()
         self._last_answer = self._clock.monotonic()
-        self._lost_at: float | None = None
+        self._outage = outage
+        self._anew = False  # what was written of us may be gone
         self._sent_info = b""
         self._services: dict[str, asyncio.Task[None]] = {}
         self._beats = 0
@@ -129,6 +135,11 @@ class Control:
         return self._listener.silent_for_s
 
     @property
+    def history_changes(self) -> int:
+        """How often the data behind the bus turned out to be of another history."""
+        return self._lineage.changes
+
+    @property
     def subscriptions(self) -> int:
         return self._listener.subscriptions
 
@@ -171,6 +182,7 @@ class Control:
         self._asking_all: asyncio.Task[None] | None = None
         self._questions: set[asyncio.Task[None]] = set()
         self._store = Store(self._settings, by=self._by, rings=False)
+        self._lineage = Lineage(self._store, log)
         self._listener = Listener(
             self._store.connections.listening,
             on_notice=lambda channel, message: self._notice(channel),
@@ -215,6 +227,8 @@ class Control:
                 self._missed(error)
 
     async def _beat(self, *, within_s: float | None = None) -> None:
+        if self._anew:
+            self._anew, self._beats, self._sent_info = False, 0, b""  # card and hooks are sent again
         info = self._info()
         self._beats += 1
         fresh = info if info != self._sent_info or self._beats % CARD_EVERY == 0 else b""
@@ -223,6 +237,7 @@ class Control:
             own = [attempt for attempt in list(self._owner.running.values()) if attempt.shard == shard]
             for start in range(0, max(1, len(own)), BATCH):
                 await self._ask(shard, own[start : start + BATCH], "beat", info=fresh)
+            await self._look_at_history(shard)
 
         # Leases in one shard must not run out because another one's server is away.
         if await self._rounds.round(range(self._store.shards), ask, within_s=within_s) is None:
@@ -232,6 +247,18 @@ class Control:
         await self._read_drain()
         self._sent_info = info
         self._answered()
+
+    async def _look_at_history(self, shard: int) -> None:
+        """Where the data is not what it was, nothing that was written for us is certain to be there any more."""
+        unfit = ""
+        try:
+            if await self._lineage.look(shard) is None:
+                return
+        except ConfigError as error:
+            unfit = str(error)
+        self._anew = True
+        self._handlers_loop.call_soon_threadsafe(self._owner.history_changed, unfit)
+        self._ask_about_all()
 
     async def _read_drain(self) -> None:
         """Once we were asked, a drain goes on by itself."""
@@ -336,14 +363,10 @@ class Control:
 
     def _answered(self) -> None:
         self._last_answer = self._clock.monotonic()
-        if self._lost_at is not None:
-            events.tell(log, events.BUS_BACK, after_s=round(self._last_answer - self._lost_at, 1))
-            self._lost_at = None
+        self._outage.fine("beat")
 
     def _missed(self, error: Exception) -> None:
-        if self._lost_at is None:
-            self._lost_at = self._last_answer
-            events.tell(log, events.BUS_LOST, error=str(error) if isinstance(error, BusUnavailable) else repr(error))
+        self._outage.began("beat", error, since=self._last_answer)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

@@ -62,7 +62,7 @@ class WorkerHands:
             check_child(job.jid, attempt.jid, self._store.shards)
             job.check_shard(self._store.shards)
             word, state, cause = await self._outbox.until_told(
-                lambda: self._store.spawn(attempt.jid, attempt.token_id, job, call=call)
+                lambda: self._store.spawn(attempt.jid, attempt.token_id, job, call=call), "spawn"
             )
         except BusqError as error:
             told.set_result(("refused", str(error)))

@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from busq.callables import Pool
+from busq.store.outage import Outage
 from busq.worker.control import Control
-from busq.worker.intake import Intake
 from busq.worker.runner import Runner
 from busq.worker.slots import Slots
 
@@ -68,7 +68,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     One moment of a worker. Times end in `_s` and are seconds.
 
     `drains_within_s` is the longest that its shutdown takes by its own settings. `lifeless` and `unready` are its own
-    words for a loop that is past help and for having too many suspects; both "" when all is well.
+    words for a loop that is past help and for having too many suspects; both "" when all is well. `trouble` names why
+    Redis does not serve it now, "" where it does; `outages` counts such times, `history_changes` how often the
+    data of the server turned out to be of another history.
     """
 
     name: str
@@ -85,6 +87,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float
     beat: BeatHealth | None = None
     listener: ListenerHealth | None = None
+    trouble: str = ""
+    outages: int = 0
+    history_changes: int = 0
     loop_lag_s: float
     lifeless: str
     unready: str
@@ -127,7 +132,7 @@ def examine(
     slots: Slots,
     runner: Runner,
     control: Control,
-    intake: Intake,
+    outage: Outage,
     services: Mapping[str, asyncio.Task[None]],
     now: float,
 ) -> Health:
@@ -154,7 +159,10 @@ def examine(
             last_error=control.last_error,
         ),
         live=_live(facts, services, control.fallen),
-        ready=_ready(facts, control, intake),
+        trouble=outage.trouble,
+        outages=outage.count,
+        history_changes=control.history_changes,
+        ready=_ready(facts, control, outage),
     )
 
 
@@ -168,10 +176,12 @@ def _live(facts: Facts, services: Mapping[str, asyncio.Task[None]], fallen: str)
     }
 
 
-def _ready(facts: Facts, control: Control, intake: Intake) -> dict[str, str]:
+def _ready(facts: Facts, control: Control, outage: Outage) -> dict[str, str]:
     redis = deaf = ""
     if not control.reachable:
         redis = f"no answer to the beat for {control.answered_s_ago:.1f} s"
+        if why := outage.words("beat"):
+            redis += f": {why}"
     if not control.hearing:
         silent = control.silent_for_s
         deaf = "no connection" if silent is None else f"deaf for {silent:.1f} s"
@@ -180,7 +190,8 @@ def _ready(facts: Facts, control: Control, intake: Intake) -> dict[str, str]:
         "draining": "draining" if facts.draining else "",
         "redis": redis,
         "listener": deaf,
-        "intake": "" if intake.reachable else "cannot read its queues",
+        "intake": outage.words("intake"),
+        "outbox": outage.words("outbox"),
         "suspects": facts.unready,
         "loop": facts.lifeless,
     }

@@ -18,7 +18,6 @@ So while there is work they are read by themselves, now and then; all queues tog
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -28,6 +27,7 @@ from busq.errors import BusUnavailable
 from busq.handlers import Handler
 from busq.protocol.hook import is_hook
 from busq.store.connection import BLOCK_MS
+from busq.store.outage import Backoff, Outage
 from busq.store.streams import Entry, Place, Streams
 from busq.worker.reception import Reception
 from busq.worker.slots import Slots
@@ -39,7 +39,6 @@ SOME_FULL_BLOCK_MS = 20
 HOOKS_EVERY_S = 0.01  # so often are queues of hooks read while others have entries
 WARY_S = (0.1, 2.0)  # after a read that brought more than its pool could take: the first and the longest
 AWAY_S = 0.1  # between looks whether the beat arrives again
-PAUSE_S = (0.05, 2.0)  # between tries while Redis is away: the first and the longest
 
 log = events.logger("busq.worker")
 
@@ -59,6 +58,7 @@ class Intake:
         knows: Callable[[Entry], bool],
         *,
         beats: Callable[[], bool],
+        outage: Outage,
     ) -> None:
         self._streams = streams
         self._slots = slots
@@ -70,30 +70,30 @@ class Intake:
         self._taking: set[asyncio.Task[None]] = set()
         self._turn = 0
         self._hooks_read_at = 0.0
-        self.reachable = True
+        self._look_again = True  # at first we may find what an earlier life of this name left
+        self._outage = outage
 
     async def run(self) -> None:
         """Read and start jobs until cancelled; what was read by then is dealt with to the end."""
-        pause = PAUSE_S[0]
-        lost_something = True  # at first we may find what an earlier life of this name left
+        backoff = Backoff()
         try:
             while True:
                 try:
                     if not self._beats():
-                        lost_something = True
+                        self._look_again = True
                         await asyncio.sleep(AWAY_S)
                         continue
-                    if lost_something:
+                    if self._look_again:
+                        self._look_again = False
                         await self.reconcile()
-                        lost_something = False
-                    lost_something = not await self._read_and_take()
-                    pause, self.reachable = PAUSE_S[0], True
+                    if not await self._read_and_take():
+                        self._look_again = True
+                    self._outage.fine("intake")
+                    backoff.reset()
                 except BusUnavailable as error:
-                    if self.reachable:
-                        events.tell(log, events.BUS_LOST, error=str(error))
-                    lost_something, self.reachable = True, False
-                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                    pause = min(PAUSE_S[1], pause * 2)
+                    self._outage.began("intake", error)
+                    self._look_again = True
+                    await asyncio.sleep(backoff.pause_s())
         finally:
             await self._taken()
 
@@ -121,6 +121,10 @@ class Intake:
         self._taking -= ended
         for taking in ended:
             taking.result()
+
+    def reconcile_soon(self) -> None:
+        """Look through what is pending under our name, once the present read is over."""
+        self._look_again = True
 
     async def reconcile(self) -> None:
         """

@@ -22,11 +22,12 @@ from busq.errors import BusUnavailable, Cancelled
 from busq.protocol.cancel import Cause
 from busq.protocol.states import Verb
 from busq.store.forms import Note, Refusal, Settlement
+from busq.store.outage import Backoff, Outage
 from busq.store.store import BATCH, Store
 from busq.worker.attempt import Attempt
 
 UNKNOWN_JID = "unknown_jid: no record of this jid"
-PAUSE_S = (0.05, 1.0)  # between tries while Redis is away: the first and the longest
+LONGEST_PAUSE_S = 1.0  # between tries while Redis is away
 
 T = TypeVar("T")
 
@@ -55,8 +56,9 @@ class _Return(msgspec.Struct, frozen=True):
 
 
 class Outbox:
-    def __init__(self, store: Store, settled: Settled) -> None:
+    def __init__(self, store: Store, settled: Settled, outage: Outage) -> None:
         self._store = store
+        self._outage = outage
         self._settled = settled
         self._lines: list[_Line] = []
         self._endings: dict[_Where, list[_Ending]] = {}
@@ -116,7 +118,7 @@ class Outbox:
             await self._work.wait()
             await asyncio.sleep(0)  # what ends in the same turn of the loop travels together
             self._work.clear()
-            await self.until_told(self._flush)
+            await self.until_told(self._flush, "outbox")
             if not (self._lines or self._endings or self._returns):
                 self._idle.set()
 
@@ -124,17 +126,18 @@ class Outbox:
         self._idle.clear()
         self._work.set()
 
-    async def until_told(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Send until it has arrived, however long Redis is away. Return the answer."""
-        pause = PAUSE_S[0]
+    async def until_told(self, send: Callable[[], Awaitable[T]], part: str) -> T:
+        """Send until it has arrived, however long Redis is away. Return the answer; `part` says who waits for it."""
+        backoff = Backoff(LONGEST_PAUSE_S)
         while True:
             try:
-                return await send()
+                answer = await send()
             except BusUnavailable as error:
-                if pause == PAUSE_S[0]:
-                    events.tell(log, events.BUS_LOST, error=str(error), waiting=self.waiting)
-                await asyncio.sleep(pause)
-                pause = min(PAUSE_S[1], pause * 2)
+                self._outage.began(part, error, waiting=self.waiting)
+                await asyncio.sleep(backoff.pause_s())
+            else:
+                self._outage.fine(part)
+                return answer
 
     async def _flush(self) -> None:
         """

@@ -27,6 +27,7 @@ from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store import suspects
 from busq.store.forms import Settlement
+from busq.store.outage import Outage
 from busq.store.store import Store
 from busq.store.streams import Entry
 from busq.worker import outcome as outcomes
@@ -67,15 +68,18 @@ class Runner:
         loop: asyncio.AbstractEventLoop,
         *,
         too_many_suspects: Callable[[int], None],
+        outage: Outage,
         meter: Meter = UNMETERED,
     ) -> None:
         self.running: dict[str, Attempt] = {}
         self.suspects: set[Attempt] = set()
-        self.outbox = Outbox(store, self._settled)
+        self.outbox = Outbox(store, self._settled, outage)
         self.ladder = Ladder(
             loop, lambda attempt: self._executors[attempt.handler.pool], self, force_s=settings.force_s
         )
         self.watcher: Watcher | None = None
+        self.displaced: Callable[[], None] = _nothing
+        """Called when an attempt has ended whose job belongs to another one, or to nobody."""
         self._loop = loop
         self._settings = settings
         self._store = store
@@ -226,6 +230,9 @@ class Runner:
             answer=word,
             state=state,
         )
+        if state in (State.QUEUED, State.RUNNING):
+            # Perhaps the server forgot that we had started it: then its entry stands under our name, to be found.
+            self.displaced()
         if not attempt.abandoned:  # whoever ended the job may have listed this attempt, and its code has stopped
             self._errand(self._clear_suspect(attempt))
 
@@ -328,7 +335,9 @@ class Runner:
 
     async def _finalize_ourselves(self, attempt: Attempt) -> None:
         """No watchdog came. The script is the watchdog's, so nothing is ended before its deadline."""
-        await self.outbox.until_told(lambda: self._store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)]))
+        await self.outbox.until_told(
+            lambda: self._store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)]), "finalize"
+        )
         if attempt not in self.suspects:  # its code stopped before it was listed
             await self._clear_suspect(attempt)
 
@@ -354,7 +363,9 @@ class Runner:
         self._errand(self._clear_suspect(attempt))
 
     async def _clear_suspect(self, attempt: Attempt) -> None:
-        await self.outbox.until_told(lambda: suspects.clear_attempt(self._store, attempt.jid, attempt.number))
+        await self.outbox.until_told(
+            lambda: suspects.clear_attempt(self._store, attempt.jid, attempt.number), "suspects"
+        )
 
     async def close(self) -> None:
         """Nothing more is told to Redis: code that was given up may still end, and nobody will be there to say so."""
@@ -387,6 +398,10 @@ class Runner:
             return
         for callback in attempt.token.take_callbacks():
             self.hands.run_callback(attempt, callback, facts)
+
+
+def _nothing() -> None:
+    """Nobody has asked to be told."""
 
 
 def _is_cancel(attempt: Attempt) -> bool:

@@ -25,6 +25,7 @@ from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.hook import hook_queue
 from busq.store import suspects
 from busq.store.drains import Whole
+from busq.store.outage import Outage
 from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.store.streams import Streams
@@ -96,6 +97,7 @@ class Worker:
         self.empties_pod = False
         """Whether the bus has asked all workers of this host to drain: then none shall be started in their place."""
         self._drains_by_wish = False
+        self._outage = Outage(log)
         self._stand_in: StandIn | None = None
         self._clock = SystemClock()
         self._began = self._clock.monotonic()
@@ -200,7 +202,7 @@ class Worker:
             slots=self._slots,
             runner=self._runner,
             control=self._control,
-            intake=self._intake,
+            outage=self._outage,
             services=self._services,
             now=asyncio.get_running_loop().time(),
         )
@@ -218,7 +220,13 @@ class Worker:
         self._pace = Pace()
         self._slots = Slots(self._limits, self._pace)
         self._runner = Runner(
-            self._settings, self._store, self._slots, loop, too_many_suspects=self._wear_out, meter=self._meter
+            self._settings,
+            self._store,
+            self._slots,
+            loop,
+            too_many_suspects=self._wear_out,
+            outage=self._outage,
+            meter=self._meter,
         )
         self._threads = ThreadExecutor(loop, self._runner.reported, slots=self._limits[Pool.THREAD])
         self._processes = ProcessExecutor(
@@ -240,12 +248,14 @@ class Worker:
         self._card = process_card("worker", self._settings.host or "")
         self._control = Control(
             self._settings, self, loop, by=self.name, info=self._info, occasions=reception.occasions,
-            stand_in=stand_in, meter=self._meter, loop_factory=self._loop_factory,
+            stand_in=stand_in, outage=self._outage, meter=self._meter, loop_factory=self._loop_factory,
         )  # fmt: skip
         self._intake = Intake(
-            self._streams, self._slots, reception, served, self._runner.knows, beats=lambda: self._control.reachable
-        )
+            self._streams, self._slots, reception, served, self._runner.knows,
+            beats=lambda: self._control.reachable, outage=self._outage,
+        )  # fmt: skip
         self._runner.watcher = self._control
+        self._runner.displaced = self._intake.reconcile_soon
         await self._control.start()
         self._stand_in = stand_in
         self._opened = True
@@ -280,6 +290,14 @@ class Worker:
         events.tell(log, events.WORKER_ASKED_TO_DRAIN, worker=self.name, whole=str(whole))
         self._told_to_drain()
         self._loop.call_soon_threadsafe(self.drain)
+
+    def history_changed(self, unfit: str) -> None:
+        """What is pending under our name may be other than we know; `unfit`: why we can go on no more, in words."""
+        self._intake.reconcile_soon()
+        if unfit and not self._stop_asked.is_set():
+            self.unready = unfit
+            events.tell(log, events.BUS_LOST, part="history", trouble="", error=unfit)
+            self.stop()
 
     def _wear_out(self, count: int) -> None:
         """More abandoned code runs in here than a process should carry: drain, so that a fresh one can take over."""

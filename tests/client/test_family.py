@@ -14,7 +14,7 @@ PARENT = "0190b6a1c5d27e3f8a0c4d5e6f708192.3fa1"
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *given: tuple[str, busq.State | None]) -> None:
-    async def enqueue(self: Store, jobs: Any, *, call: str) -> Any:
+    async def enqueue(self: Store, jobs: Any, *, call: str, **how: Any) -> Any:
         assert len(jobs) == len(given)
         return [(*answer, "") for answer in given]
 

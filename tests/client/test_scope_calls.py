@@ -141,6 +141,7 @@ async def test_a_filter_is_decided_in_one_call_under_an_id_of_our_own(redis_url:
         assert (conditions.enqueued_before, conditions.where) == (datetime(2026, 1, 1, tzinfo=UTC), "attempt > 1")
         assert how == {
             "reason": "no more", "source": "api", "grace_s": 2.0, "standing": False, "until": None, "cutoffs": None,
+            "confirming": None,
         }  # fmt: skip
         assert decider.surveyed == []
         assert decider.looks == 0

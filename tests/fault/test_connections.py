@@ -13,7 +13,7 @@ import busq
 from busq.worker.worker import Worker
 from tests.fault.proxy import Proxy
 from tests.roles import as_role, elsewhere
-from tests.runtime.bench import BUSY_S, Bench, bench, until
+from tests.runtime.bench import BUSY_S, Bench, bench, taken, until
 from tests.servers import RedisServer
 
 KEEPS_DATA = pytest.mark.parametrize("own_server", [{"aof": True}], indirect=True)
@@ -262,10 +262,10 @@ async def test_a_cancel_that_was_accepted_before_the_worker_was_cut_off_is_heard
 
         worker = await b.work(far)
         handle = await b.bus.enqueue("waits")
-        await b.reaches(handle.jid, "running")
+        await taken(worker, handle.jid)
         proxy.stall()
         assert (await handle.cancel()).verdict == "signalled"
-        await until(lambda: worker._control._lost_at is not None)
+        await until(lambda: worker._outage.words("beat"))
         assert (await handle.get()).state == "cancelling"
         proxy.go_on()
         job = await handle.wait(timeout=20)

@@ -40,7 +40,7 @@ OPTIONS = (
 """`no`: written before it is answered. `everysec` keeps writes back while the disk is busy."""
 LEFT_BEHIND = (
     "job:", "queue:", "ended:", "scope:", "queues", "counters", "events", "hooks", "workers", "worker_info",
-    "tombstones", "suspects",
+    "tombstones", "suspects", "birth",
 )  # fmt: skip
 """Keys that a drained bus still has, after the tag of their shard; streams empty. Suspects: some owners never were."""
 

@@ -290,7 +290,9 @@ async def test_nothing_is_lost_when_a_node_fails_while_jobs_run(
             await b.watch()
             ends, stops, *later = _jids(SHARDS, 7)
             for jid, name in ((ends, "ends"), (stops, "stops")):
-                await hold.options(jid=jid).enqueue(name)
+                handle = await hold.options(jid=jid, durability="replicated").enqueue(name)
+                assert handle.confirmed is not None
+                assert handle.confirmed.ok
                 await taken(worker, jid)
             lost = cluster.holder(own.counters)
             replicated(lost, own.prefix + b"mark")  # what nobody has confirmed may be lost

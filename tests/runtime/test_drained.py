@@ -15,7 +15,7 @@ from tests.runtime.bench import Bench, bench, until
 
 KEPT_S = 4.0  # long enough to be waited for, on a busy machine too
 ROSTER = {"{0}:workers", "{0}:worker_info"}
-STAYING = {"meta", "{0}:queues", "{0}:hooks", "{0}:events", "{0}:counters"}
+STAYING = {"meta", "{0}:birth", "{0}:queues", "{0}:hooks", "{0}:events", "{0}:counters"}
 """Bounded by the number of kinds and queues, or by a limit."""
 
 

@@ -11,6 +11,7 @@ import busq
 from busq.callables import Pool
 from busq.clock import ManualClock
 from busq.config import Settings
+from busq.errors import BusUnavailable
 from busq.watchdog.watchdog import Watchdog
 from busq.worker import health as workers
 from busq.worker.worker import Worker
@@ -232,6 +233,6 @@ def test_a_watchdog_without_a_pass_is_late_then_stuck_unless_redis_is_away() -> 
     assert not wrong(dog.health().live)
     clock.advance(26)
     assert wrong(dog.health().live) == {"passes"}
-    dog.reachable = False
+    dog._outage.began("pass", BusUnavailable("gone"))
     assert not wrong(dog.health().live)
     assert wrong(dog.health().ready) == {"redis", "passes"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from busq.errors import BadRecord
 from busq.protocol.job import job_from_record
 from busq.protocol.states import State, Verb, is_terminal
+from busq.store import drains, scripts, watch
 from busq.store.forms import Note, Refusal
-from tests.store.bench import DEADLINE_S, DELAY_S, LEASE_S, QUEUE, Bench, Held, but_history, put_in
+from tests.store.bench import DEADLINE_S, DELAY_S, KIND, LEASE_S, QUEUE, Bench, Held, but_history, put_in
 
 S = State
 SETTLING = (Verb.FINISH, Verb.RETRY, Verb.RELEASE)
@@ -100,6 +102,22 @@ async def test_a_worker_that_lost_a_reply_may_adopt_its_own_attempt_and_nobody_e
         assert await bench.settle(Verb.FINISH, lost) == ("settled", "succeeded")
 
 
+async def test_the_entry_of_a_running_job_goes_back_to_its_owner_when_a_new_group_gave_it_away(url: str) -> None:
+    """Somebody removed the group. A job whose entry nobody finds under its owner's name would be lost with that one."""
+    async with Bench(url) as bench:
+        held = await bench.run()
+        stream = bench.a.keys(0).stream(QUEUE)
+        await bench.redis.xgroup_destroy(stream, "busq")
+        again = await bench.take(held.jid, bench.b)
+        assert again.entry == held.entry
+        answer = await bench.begin(again, bench.b)
+        assert (answer.word, answer.detail) == ("stale", "running")
+        assert [entry.id for entry in await watch.held_by(bench.dog, 0, QUEUE, "a")] == [held.entry]
+        assert await watch.held_by(bench.dog, 0, QUEUE, "b") == []
+        bench.clock.advance(LEASE_S)
+        assert (await bench.reclaim(held))[0] == "reclaimed"
+
+
 # Sent again -----------------------------------------------------------------------------------------------
 
 Twice = Callable[[Bench], Awaitable[tuple[Callable[[], Awaitable[object]], bool]]]
@@ -185,7 +203,51 @@ async def _renew(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
     return lambda: bench.beat(held=[held]), True
 
 
+async def _note(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    held = await put_in(bench, S.RUNNING)
+    line = Note("tripped", facts="user")
+    return lambda: bench.a.note(held.jid, token=held.token, attempt=held.attempt, note=line, saved=b"kept"), True
+
+
+async def _bury(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    await bench.redis.xadd(bench.a.keys(0).stream(QUEUE), {"no": "job"})
+    (entry,) = await bench.read()
+    return lambda: bench.a.bury(0, QUEUE, entry.id, reason="bad_entry", raw=b"raw"), False
+
+
+async def _decide(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    await bench.enqueue()
+    return lambda: bench.decide("scope", kind=KIND), True
+
+
+async def _revoke(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    await bench.decide("scope", kind=KIND)
+    return lambda: bench.scopes.revoke("scope"), True
+
+
+async def _declare(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    return lambda: bench.a.declare(0, {KIND: "always", "other": ""}, keep_s=60), True
+
+
+async def _forget(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    await bench.beat()
+    await bench.read()
+    return lambda: bench.a.forget(0, "a", [QUEUE], own_wish=True), True
+
+
+async def _drain(bench: Bench) -> tuple[Callable[[], Awaitable[object]], bool]:
+    await bench.beat()
+    return lambda: drains.ask(bench.a, "a", drains.Whole.POD), True
+
+
 AGAIN: dict[str, Twice] = {
+    "note": _note,
+    "bury": _bury,
+    "decide": _decide,
+    "revoke": _revoke,
+    "declare": _declare,
+    "forget": _forget,
+    "drain": _drain,
     "enqueue": _enqueue,
     "enqueue with a delay": _enqueue_later,
     "enqueue of a tombstoned jid": _enqueue_tombstoned,
@@ -224,6 +286,56 @@ async def test_a_call_that_is_sent_again_is_answered_alike_and_writes_nothing(ur
             assert second == first
         else:
             assert "stale" in str(second)
+
+
+async def test_a_line_that_is_sent_again_after_others_have_written_theirs_is_not_written_twice(url: str) -> None:
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.RUNNING)
+
+        async def note(name: str) -> tuple[str, str]:
+            line = Note(name, facts="user")
+            return await bench.a.note(held.jid, token=held.token, attempt=held.attempt, note=line)
+
+        await note("tripped")
+        await bench.cancel(held.jid)
+        assert (await note("tripped"))[0] == "noted"
+        await note("forced")
+        names = [event.name for event in await bench.history(held.jid)]
+        assert names == ["enqueued", "started", "tripped", "requested", "forced"]
+
+
+STEPS = ("carry_out", "cascade", "prune")
+"""What a watchdog does step by step: a step whose answer was lost is done, and the next one goes on from there."""
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_step_after_the_last_one_writes_nothing(url: str, step: str) -> None:
+    async with Bench(url) as bench:
+        parent = await bench.run()
+        await bench.spawn(parent, "child", call="one")
+        await bench.cancel(parent.jid)
+        await bench.enqueue(group="g")
+        await bench.decide("scope", group="g")
+        await bench.cancel("nobody", tombstone_s=1)
+        bench.clock.advance(2)
+        send: Callable[[], Awaitable[object]] = {
+            "carry_out": lambda: bench.dog.carry_out(0, step=100),
+            "cascade": lambda: bench.dog.cascade(0, step=100),
+            "prune": lambda: bench.dog.prune(0, limit=100, suspect_s=60),
+        }[step]
+        pictures = [await bench.snapshot()]
+        for _ in range(20):
+            await send()
+            pictures.append(await bench.snapshot())
+        assert pictures[0] != pictures[-1]
+        changes = [was != now for was, now in itertools.pairwise(pictures)]
+        assert changes == sorted(changes, reverse=True), "once it is done, it is done"
+        assert not changes[-1]
+
+
+def test_every_script_that_writes_is_among_those_that_are_sent_again() -> None:
+    reading = {each for each in scripts.names() if "no-writes" in scripts.load(each).source.partition("\n")[0]}
+    assert {what.split()[0] for what in AGAIN} | set(STEPS) == set(scripts.names()) - reading
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ import re
 
 import pytest
 
+from busq import events
 from busq.protocol.cancel import Cause, Ended, Verdict
 from busq.protocol.keys import KEY_TABLE
 from busq.protocol.states import State, Verb, is_terminal
 from busq.store import drains
 from busq.store.drains import Whole
 from busq.store.forms import Note
+from busq.store.lineage import Lineage
 from busq.store.streams import Streams, read_entry
 from tests.store.bench import DEADLINE_S, KIND, LEASE_S, QUEUE, Bench, put_in
 from tests.store.residue import row_of
@@ -200,6 +202,7 @@ async def test_every_key_that_exists_is_in_the_table_of_keys(url: str) -> None:
         await bench.beat()
         await drains.ask(bench.a, "a", Whole.WORKER)
         await bench.a.declare(0, {KIND: "always"}, keep_s=60)
+        await Lineage(bench.a, events.logger("test")).look(0)
         late = await put_in(bench, S.CANCELLING)
         bench.clock.advance(DEADLINE_S)
         await bench.finalize(late.jid)
@@ -250,8 +253,8 @@ async def test_the_event_log_is_bounded(redis_url: str) -> None:
     """On a real server only: the fake one trims exactly, a real one whole nodes of about 100 entries."""
     async with Bench(redis_url, event_log_entries=100) as bench:
         held = await put_in(bench, S.RUNNING)
-        for _ in range(600):
-            await bench.a.note(held.jid, token=held.token, attempt=1, note=Note("tripped"))
+        for number in range(600):
+            await bench.a.note(held.jid, token=held.token, attempt=1, note=Note("tripped", facts=f"{number}"))
         assert 100 <= await bench.redis.xlen(bench.a.keys(0).events) <= 300
 
 

@@ -167,6 +167,8 @@ def test_no_role_may_use_a_key_or_channel_of_another_bus(server: RedisServer, ro
 def test_what_no_role_may_do_is_refused(server: RedisServer, role: Role, words: tuple[str, ...]) -> None:
     with Redis.from_url(server.url_for(role)) as client:
         client.response_callbacks.clear()
+        if words[0] == "SCAN" and role is Role.WATCHDOG:
+            return  # it looks for jobs whose queue was removed under them; see the README
         with pytest.raises((redis_errors.NoPermissionError, redis_errors.ExecAbortError)):
             client.execute_command(*words)
 
@@ -208,19 +210,24 @@ def settings_for(server: RedisServer, role: str, **more: Any) -> Settings:
     return Settings.load(url=as_role(server.url, role), **more)
 
 
-async def test_who_may_not_load_scripts_waits_for_a_watchdog_that_does(server: RedisServer) -> None:
+@pytest.mark.parametrize("durability", [None, "replicated"])
+async def test_who_may_not_load_scripts_waits_for_a_watchdog_that_does(
+    server: RedisServer, durability: str | None
+) -> None:
     await deploy(server.url)
     with server.client() as tester:
         tester.script_flush()
     async with busq.Bus(server.url_for("producer")) as bus:
-        enqueueing = asyncio.create_task(bus.enqueue("short"))
+        enqueueing = asyncio.create_task(bus.options(durability=durability).enqueue("short"))
         refused = 0
         while not refused:  # it has been told that there is no such script, and may not load it
             with server.client() as tester:
                 refused = sum(entry["object"] == "script|load" for entry in tester.acl_log())
             await asyncio.sleep(0)
         await deploy(server.url)
-        assert (await enqueueing).jid
+        handle = await enqueueing
+        assert handle.jid
+        assert (handle.confirmed is not None) == (durability is not None)
 
 
 async def test_without_a_watchdog_it_is_said_that_one_is_needed(

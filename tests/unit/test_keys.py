@@ -11,7 +11,7 @@ from busq.protocol.keys import KEY_TABLE, ShardKeys, done_prefix, meta, notice_p
 NAMES = [
     "events", "cancelled", "tombstones", "deadlines", "timers", "scheduled", "queues", "counters", "workers",
     "worker_info", "drains", "suspects", "hooks", "rules", "walk", "waiting", "cascades", "keyed", "dead", "succeeded",
-    "failed", "cancelled_jobs",
+    "failed", "cancelled_jobs", "birth",
 ]  # fmt: skip
 
 

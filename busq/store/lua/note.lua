@@ -9,8 +9,21 @@
   Answers  {'noted', state}
            {'stale', state}   another attempt owns the job, or it has ended; nothing was written
            {'missing'}        no such job
-  Holds    no state is changed.
+  Holds    no state is changed. A line that was written and is sent again, for its answer was lost, is not written twice.
 ]]
+local LATELY = 4 -- lines that others may have written in between
+
+local function stands(job, n, name, attempt, facts)
+  local fields = {}
+  for k = math.max(1, n - LATELY + 1), n do fields[#fields + 1] = 'e' .. digits[k] end
+  if #fields == 0 then return false end
+  for _, line in ipairs(redis.call('HMGET', job, unpack(fields))) do
+    local its, rest = string.match(line or '', '^([^\t]*)\t[^\t]*\t(.*)$')
+    if its == name and rest == attempt .. '\t' .. by .. '\t' .. facts then return true end
+  end
+  return false
+end
+
 local answers, at = {}, per_job
 for i = jobs, #KEYS do
   local job = KEYS[i]
@@ -22,9 +35,10 @@ for i = jobs, #KEYS do
     answers[#answers + 1] = { 'stale', state }
   else
     local fields = {}
-    if ARGV[at + 2] ~= '' then
+    local name, attempt, facts = ARGV[at + 2], ARGV[at + 1], ARGV[at + 4]
+    if name ~= '' and not stands(job, tonumber(was[3]), name, attempt, facts) then
       local moment = string.format('%.0f', now - tonumber(ARGV[at + 3]))
-      put(fields, 'n', remember(fields, job, tonumber(was[3]), ARGV[at + 2], ARGV[at + 1], ARGV[at + 4], moment))
+      put(fields, 'n', remember(fields, job, tonumber(was[3]), name, attempt, facts, moment))
     end
     if ARGV[at + 5] ~= '' then put(fields, 'saved', ARGV[at + 5]) end
     if #fields > 0 then redis.call('HSET', job, unpack(fields)) end

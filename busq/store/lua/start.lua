@@ -6,8 +6,7 @@
   ARGV     now_ms, by, history_limit, log_limit, default_grace_ms, default_slack_ms, keep_succeeded_ms, keep_ended_ms,
            notice_prefix, done_prefix, group, adopt, kinds, per_kind...
            per kind: kind, retries, max_losses, grace_ms, slack_ms, and timeout_ms, expires_ms, deadline_ms or '-', occasion
-           of its on_cancel hook or ''
-           then per job: entry, which kind (from 0), token
+           of its on_cancel hook or ''; then per job: entry, which kind (from 0), token
   Uses     scope, moments
   Answers  {'started', attempt, payload}, and where the job has terms of its own or an attempt behind it, further:
            failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
@@ -101,7 +100,8 @@ for i = jobs, #KEYS do
     leftovers[#leftovers + 1] = entry
     answers[#answers + 1] = { 'stale', end_attempt(job, {}, was[9], was[7], 'before_start') }
   elseif (state == 'running' or state == 'cancelling' or state == 'waiting') and was[2] == entry then
-    -- The entry of an attempt that lives elsewhere: whoever holds it settles it.
+    -- The entry of an attempt that lives elsewhere. The group was made anew: under its owner's name it is found if that one dies.
+    if was[6] and was[6] ~= by then redis.call('XCLAIM', stream, group, was[6], 0, entry, 'JUSTID') end
     answers[#answers + 1] = { 'stale', state }
   else
     if state == 'cancelled' then was_read(jid_of(job)) end
