@@ -155,7 +155,7 @@ class Comparing:
         wish = self.bus.wish(job)
         cause, scope = (job.cause, job.scope) if job.state in STOPPED or job.state is State.FAILED else (None, None)
         if wish:
-            cause, scope = wish[0], wish[1] and wish[1].id
+            cause, scope = wish.cause, wish.rule and wish.rule.id
         return {
             "state": job.state,
             "shown": self.bus.shown(job),

@@ -50,6 +50,7 @@ class Job:
     saved: bytes = b""
     parked: str = ""
     cause: str | None = None
+    requested: int = 0
     scope: str | None = None
     ended: str | None = None
     signalled: bool = False
@@ -106,6 +107,7 @@ class Rule:
 
     id: str
     condition: Any
+    at: int = 0
     until: int = 0
     live: set[int] = field(default_factory=set)
     states: dict[int, str] = field(default_factory=dict)

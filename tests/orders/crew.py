@@ -296,7 +296,7 @@ class Crew(Race):
     # The end ---------------------------------------------------------------------------------------------
 
     async def come_to_an_end(self) -> None:
-        for act in (self.hand_back_a, self.give_back_a, self.leave_a):
+        for act in (self.beat_a, self.hand_back_a, self.leave_a):
             await act()
         for _ in range(ROUNDS):
             state = await self.bench.state(self.jid)
@@ -327,11 +327,18 @@ def _at(entry: bytes) -> tuple[int, int]:
 Opening = Callable[[Kennel], Awaitable[Crew]]
 
 
-async def read(bench: Kennel) -> Crew:
-    """Worker `a` has read the entry, and has not begun."""
+async def unread(bench: Kennel) -> Crew:
+    """Nobody has read the entry, and both workers have beaten."""
     for store in (bench.a, bench.b):
         await bench.beat(store)
-    return Crew(bench, await bench.take(await bench.enqueue(on_cancel="always")))
+    return Crew(bench, Held(await bench.enqueue(on_cancel="always")))
+
+
+async def read(bench: Kennel) -> Crew:
+    """Worker `a` has read the entry, and has not begun."""
+    crew = await unread(bench)
+    crew.a = await bench.take(crew.jid)
+    return crew
 
 
 async def running(bench: Kennel) -> Crew:
@@ -347,4 +354,18 @@ async def unheard(bench: Kennel) -> Crew:
     assert (await bench.begin(lost, retries=RETRIES)).word == "started"
     crew.alive[lost.token] = "a"
     crew.attempts.append(lost.attempt)
+    return crew
+
+
+async def stopping(bench: Kennel) -> Crew:
+    """It runs, and was asked to stop."""
+    crew = await running(bench)
+    await crew.step(Race.cancel)
+    return crew
+
+
+async def retried(bench: Kennel) -> Crew:
+    """It has failed, and waits for its next attempt."""
+    crew = await running(bench)
+    await crew.fail_a()
     return crew
