@@ -200,7 +200,8 @@ class Comparing:
             for name, listed in zip(expected, lists, strict=True):
                 found = {member.decode(): score for member, score in listed}
                 assert found == expected[name], f"{name} of shard {shard}: {found}, the model says {expected[name]}"
-            assert {jid.decode() for jid in entombed} == {jid for at, jid in self.bus.tombstones if at == shard}
+            promised = {jid for at, jid in self.bus.tombstones if at == shard}
+            assert {jid.decode() for jid in entombed} == promised, f"tombstones: {entombed}, the model says {promised}"
 
     def _expected_lists(self, shard: int) -> dict[str, dict[str, float]]:
         bus, never = self.bus, float("inf")
