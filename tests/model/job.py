@@ -118,7 +118,7 @@ class Rule:
 
 @dataclass
 class Tombstone:
-    """The wish against a jid that no job has, up to the moment that this request has set; the first cause stands."""
+    """The wish against a jid that no job has, up to a moment; the latest request is known, the first cause stands."""
 
     until: int
     request: str
