@@ -332,6 +332,9 @@ async def test_the_doctor_warns_of_a_default_user_without_the_rights_to_load_an_
 @pytest.mark.parametrize(("rule", "kept"), [("~* &* +@all", True), ("-@all resetkeys", False)])
 async def test_why_the_default_user_keeps_its_rights(own_server: RedisServer, rule: str, kept: bool) -> None:
     """What scripts have written stands in the append-only file as transactions, which `default` has to run again."""
+    with own_server.client() as client:
+        if not kept and not client.info("server")["redis_version"].startswith("7.0."):
+            pytest.skip("only Redis 7.0 loads its append-only file with the rights of the user `default`")
     acl_file = Path(own_server.aof_folder).with_name("users.acl")
     acl_file.write_text(acl_file.read_text().replace(DEFAULT_OFF, f"user default off {rule}"))
     with own_server.client() as client:
