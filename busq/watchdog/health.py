@@ -57,7 +57,7 @@ def examine(
     done: Mapping[str, int],
 ) -> Health:
     """The health of a watchdog with these facts."""
-    reachable = not outage.words("pass")
+    reachable = not outage.words("finalizing", "pass")
     idle_s = uptime_s if last_pass_s_ago is None else last_pass_s_ago
     stuck = reachable and not stopping and idle_s > max(STUCK_AFTER_S, INTERVALS * interval_s)
     late = last_pass_s_ago is not None and idle_s > max(LATE_AFTER_S, INTERVALS * interval_s)
