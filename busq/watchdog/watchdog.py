@@ -88,8 +88,7 @@ class Watchdog:
 
     async def run(self) -> None:
         """Watch until `stop` is called. Raise `BusUnavailable` or `ConfigError` when it cannot start."""
-        await self._store.open()
-        await self._store.keep_able()
+        await self._begin()
         sweepers = [
             Sweeper(self._settings, self._store, shard, self._clock, done=self._done, final=self._final)
             for shard in range(self._store.shards)
@@ -108,14 +107,26 @@ class Watchdog:
         await self._leave()
         events.tell(log, events.WATCHDOG_STOPPED, watchdog=self.name)
 
-    async def _repeat(self, duty: str, work: Callable[[], Awaitable[float]]) -> None:
+    async def _begin(self) -> None:
+        await self._store.open()
+        try:
+            await self._store.keep_able()
+        except BusUnavailable as error:
+            if not self._store.connections.apart:
+                raise
+            self._outage.began(PASS, error)  # the jobs of the servers that are there are looked after as ever
+
+    async def _repeat(self, duty: str, work: Callable[[], Awaitable[float | None]]) -> None:
         """One duty over and over, with the pause that it asks for; where Redis is away, until it is back."""
         backoff = Backoff()
         while not self._stop.is_set():
             try:
                 wait = await work()
-                self._outage.fine(duty)
-                backoff.reset()
+                if wait is None:  # some server has not answered yet, which is neither good nor bad
+                    wait = SOONEST_S
+                else:
+                    self._outage.fine(duty)
+                    backoff.reset()
             except BusUnavailable as error:
                 self._outage.began(duty, error)
                 wait = backoff.pause_s()
@@ -131,6 +142,7 @@ class Watchdog:
             uptime_s=now - self._began,
             outage=self._outage,
             history_changes=self._lineage.changes,
+            started=self.started,
             stopping=self._stop.is_set(),
             interval_s=self._settings.watchdog_interval_s,
             last_pass_s_ago=None if self.last_pass is None else now - self.last_pass,
@@ -156,16 +168,16 @@ class Watchdog:
             await sweeper.finalize()
             await sweeper.sweep()
 
-    async def _finalize(self, sweepers: list[Sweeper]) -> float:
-        """End what is past its deadline in every shard. Return how long to wait for the next look."""
+    async def _finalize(self, sweepers: list[Sweeper]) -> float | None:
+        """End what is past its deadline in every shard. Return how long to wait, None while some of it goes on."""
         interval_s = self._settings.watchdog_interval_s
         waits = await self._in_every_shard(
             self._finalizing, lambda shard: sweepers[shard].finalize(), within_s=interval_s / 2
         )
         return self._done_with(FINALIZING, waits)
 
-    async def _pass(self, sweepers: list[Sweeper]) -> float:
-        """One pass over every shard. Return how long to wait for the next."""
+    async def _pass(self, sweepers: list[Sweeper]) -> float | None:
+        """One pass over every shard. Return how long to wait for the next, None while some of it goes on."""
         interval_s = self._settings.watchdog_interval_s
         to_be_seen = self._anew or self._clock.monotonic() - self._seen_at >= self._settings.beat_s
         self._anew = False
@@ -199,18 +211,18 @@ class Watchdog:
             return await abreast.round(shards, work, within_s=within_s)
         return [await work(shard) for shard in shards]
 
-    def _done_with(self, duty: str, waits: list[float | None] | None) -> float:
+    def _done_with(self, duty: str, waits: list[float | None] | None) -> float | None:
         """A round of a duty is over, unless `waits` is None. Return how long to wait for the next."""
         if waits is None:
-            return SOONEST_S
+            return None
         self._done_at[duty] = self._clock.monotonic()
         interval_s = self._settings.watchdog_interval_s
         soonest = min((wait for wait in waits if wait is not None), default=interval_s)
         return min(interval_s, max(SOONEST_S, soonest))
 
-    async def _mend(self) -> float:
-        await self._in_every_shard(self._mending, self._mend_shard, within_s=MEND_EVERY_S)
-        return MEND_EVERY_S
+    async def _mend(self) -> float | None:
+        ended = await self._in_every_shard(self._mending, self._mend_shard, within_s=MEND_EVERY_S)
+        return None if ended is None else MEND_EVERY_S
 
     async def _mend_shard(self, shard: int) -> None:
         """Queues that lost entries whose jobs are there; after a search with some left, once a lease."""
