@@ -17,11 +17,13 @@ import busq
 from busq.config import Settings
 from busq.errors import BusUnavailable, ConfigError, JidInUse
 from busq.protocol.cancel import CancelRequest, Verdict
-from busq.protocol.keys import ShardKeys
+from busq.protocol.keys import ShardKeys, meta
 from busq.protocol.states import TERMINAL, State
+from busq.store import fitness
 from busq.store.forms import NewJob
 from busq.store.store import Store
 from busq.store.streams import Streams
+from busq.watchdog.watchdog import Watchdog
 from tests.runtime.bench import bench, taken, until
 from tests.servers import RedisServer
 from tests.store.bench import Bench as StoreBench
@@ -337,6 +339,51 @@ async def test_a_listener_leaves_a_node_that_has_frozen(start_server: Callable[.
 def _listeners(server: RedisServer) -> int:
     with server.client() as client:
         return int(client.pubsub_numsub("busq:rules")[0][1])
+
+
+@pytest.mark.parametrize(
+    ("how", "away_is"), [("killed", "the node with the card of the bus"), ("frozen", "a node with shards")]
+)
+async def test_a_watchdog_that_starts_while_a_node_is_away_looks_after_the_shards_that_are_there(
+    start_server: Callable[..., RedisServer], how: str, away_is: str
+) -> None:
+    """It knows how many there are, ends what is overdue and queues what is due; the rest when the node is back."""
+    cluster = ClusterSet(start_server)
+    keys = [ShardKeys("busq", shard) for shard in range(SHARDS)]
+    try:
+        settings = {**SETTINGS, "shards": None, "command_timeout_s": 0.3, "connect_timeout_s": 0.3}
+        async with bench(cluster.url, **SETTINGS) as b:
+            first = await b.watch()
+            await until(lambda: len(first._lineage._seen) == SHARDS)
+            await b.end(first)
+            card = cluster.holder(meta("busq"))
+            away = card if away_is.startswith("the") else _another(cluster, meta("busq"))
+            here = [shard for shard in range(SHARDS) if cluster.holder(keys[shard].counters) is not away]
+            gone = [shard for shard in range(SHARDS) if shard not in here]
+            jids = _jids(SHARDS)
+            for jid in jids:
+                await b.bus.options(jid=jid, delay=0.01).enqueue("k")
+            if how == "killed":
+                away.kill()
+            else:
+                away.pause()
+            dog = Watchdog(Settings.load({}, url=cluster.url, **{**b.given, **settings}))
+            await fitness.require_fit(dog._settings)
+            watching = asyncio.create_task(dog.run())
+            for shard in here:
+                await b.reaches(jids[shard], State.QUEUED)
+            assert not watching.done()
+            assert dog.health().started
+            assert dog.health().ready["redis"]
+            if how == "frozen":
+                away.resume()
+                for shard in gone:
+                    await b.reaches(jids[shard], State.QUEUED)
+                await until(lambda: not any(dog.health().ready.values()))
+            dog.stop()
+            await watching
+    finally:
+        cluster.close()
 
 
 async def test_jobs_of_other_nodes_are_looked_after_while_one_is_away(start_server: Callable[..., RedisServer]) -> None:
