@@ -90,9 +90,7 @@ def _shards(asked: argparse.Namespace) -> int:
     if not asked.cluster:
         return asked.shards or 1
     if asked.cluster < FEWEST_NODES:
-        raise ValueError(
-            f"--cluster {asked.cluster}: with fewer than {FEWEST_NODES} nodes one that dies takes the others along"
-        )
+        raise ValueError(f"--cluster {asked.cluster}: with fewer than {FEWEST_NODES}, one that dies takes all along")
     shards = asked.shards or 2 * asked.cluster
     while len({node_of(b"{%d}" % shard, asked.cluster) for shard in range(shards)}) < asked.cluster:
         if asked.shards:

@@ -1,5 +1,6 @@
 """
-One run from begin to end: servers, proxies, crew, nemesis; then healing, the drain, the dump, the counts and the verdict.
+One run from begin to end: servers, proxies, crew, nemesis; then healing, the drain, the dump, the counts and the
+verdict.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ class Campaign:
     def _write_run(self) -> None:
         whole = {
             "run": self.run, "seed": self.plan.seed, "namespace": NAMESPACE, "shards": self.plan.shards,
-            "settings": self.plan.settings, "expect_drained": True, "dump": "final.json", "keep_kinds": ["keeps"], "slack_s": SLACK_S,
+            "settings": self.plan.settings, "expect_drained": True, "dump": "final.json", "keep_kinds": ["keeps"],
+            "slack_s": SLACK_S,
         }  # fmt: skip
         self._write("run.json", whole)
 

@@ -1,8 +1,9 @@
 """
 The one who does it: carries out the steps of a plan on a bus of real processes, and writes down each of them.
 
-Faults of processes overlap as they fall. Faults of a server, one drawn from those that there are, come one at a time: two
-of them at once would only hide each other, and in a cluster take the majority with them. A fault that finds nobody to hit is tried again a little later, so a run does what its plan counts.
+Faults of processes overlap as they fall. Faults of a server, one drawn from those that there are, come one at a time:
+two of them at once would only hide each other, and in a cluster take the majority with them. A fault that finds nobody
+to hit is tried again a little later, so a run does what its plan counts.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as it is wanted. `steps` in the order of their moments; `nodes` of a cluster, 0: one server, which is none."""
+    """A run as it is wanted. `steps` in the order of their moments; `nodes` of a cluster, 0: one server, and none."""
 
     seed: int
     minutes: float
