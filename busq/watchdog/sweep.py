@@ -2,6 +2,7 @@
 One pass of the watchdog over one shard: gather facts, ask the judgement, have the scripts carry it out.
 
     overdue cancels        finalize: whatever their worker's lease says
+    a clock set back       bring near again what waits for a length of time
     lost workers           reclaim what they held, then off the roster
     moments of jobs        cancel what has not started, or not ended, in time
     cancelled parents      pass their cancel on to their children
@@ -30,6 +31,7 @@ from busq.store import roster, suspects, watch
 from busq.store.roster import Member, ProcessCard
 from busq.store.store import Store
 from busq.store.streams import Entry
+from busq.watchdog.setback import SetBack
 
 SUSPECT_S = 86_400.0  # a suspect whose node has not been heard of for a day leaves the list
 PRUNE_LIMIT = 500
@@ -72,6 +74,7 @@ class Sweeper:
         self._shard = shard
         self._clock = clock
         self._sightings: dict[str, Sighting] = {}
+        self._set_back = SetBack(store, shard)
         self._over_at = 0.0
         self.hindered: BusUnavailable | None = None
         """What kept a step of the last pass from being done, where the other steps could be."""
@@ -84,6 +87,7 @@ class Sweeper:
         waits = []
         for step in (
             self._finalize_overdue,
+            self._rewind,
             self._take_over_from_the_lost,
             self._expire_due,  # before the next: what is too old is not queued any more
             self._promote_due,
@@ -148,6 +152,11 @@ class Sweeper:
     async def _gone_among(self, owners: set[str]) -> set[str]:
         cards = {member.name: member.card for member in await roster.members(self._store, self._shard)}
         return {owner for owner in owners if _is_gone(cards.get(owner))}
+
+    async def _rewind(self, now_ms: float) -> None:
+        for _ in self._steps_in_time():
+            if not await self._set_back.step():
+                break
 
     # Workers that died -----------------------------------------------------------------------------------
 
