@@ -36,6 +36,7 @@ from busq.store.forms import (
     Refusal,
     Renewal,
     RenewAnswer,
+    Rewound,
     Settlement,
     StartAnswer,
     Value,
@@ -378,6 +379,18 @@ class Store:
         """Drop what has expired from a shard's indexes, at most `limit` of each. Answers how many were dropped."""
         answer = await self.run("prune", shard, (), (), named={"limit": limit, "suspect_ms": _ms(suspect_s)})
         return sum(int(count) for count in answer[1:])
+
+    async def rewind(self, shard: int, *, index: str, rank: int, step: int) -> Rewound:
+        """
+        After a step back of the server's clock by more than a lease: bring near again what waits for a length of time.
+
+        `index`: `deadlines` or `scheduled`, looked through from `rank` on; "" for neither.
+        """
+        lease_ms = _ms(self.settings.lease_s)
+        named: dict[str, Value] = {
+            "least_ms": lease_ms, "lease_ms": lease_ms, "index": index, "rank": rank, "step": step,
+        }  # fmt: skip
+        return forms.rewound(await self.run("rewind", shard, (), (), named=named))
 
     # How it is done ------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class Witness:
         job = busq.current_job()
         self.job = job
         self._who = {"jid": job.jid, "fence": job.attempt, "attempt": secrets.token_hex(6)}
-        self._tell("h_start", {"kind": job.kind, "pid": os.getpid()})
+        self._tell("h_start", {"kind": job.kind, "pid": os.getpid(), "ppid": os.getppid()})
 
     def tick(self) -> None:
         self._tell("h_tick", None)

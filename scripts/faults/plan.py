@@ -60,19 +60,27 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as it is wanted. `steps` in the order of their moments."""
+    """A run as it is wanted. `steps` in the order of their moments; `nodes` of a cluster, 0: one server, and none."""
 
     seed: int
     minutes: float
     jobs: int
     cancels: int
     steps: Sequence[Step]
+    shards: int = 1
+    nodes: int = 0
     drain_s: float = 120.0
+
+    @property
+    def settings(self) -> dict[str, float | int | str]:
+        """Those of every process of the run."""
+        return SETTINGS | {"shards": self.shards}
 
 
 def draw(
-    seed: int, minutes: float, *, jobs: int, cancels: int, faults: Sequence[str] = (), scale: Mapping[str, float] = {}
-) -> Plan:
+    seed: int, minutes: float, *, jobs: int, cancels: int, faults: Sequence[str] = (), scale: Mapping[str, float] = {},
+    shards: int = 1, nodes: int = 0,
+) -> Plan:  # fmt: skip
     """
     A plan from a seed: each fault as often as `A_MINUTE` says, spread evenly with some jitter, in a shuffled order.
 
@@ -89,4 +97,4 @@ def draw(
     chance.shuffle(drawn)
     gap = minutes * 60 / max(1, len(drawn))
     steps = [Step((i + chance.random()) * gap, name, chance.getrandbits(32)) for i, name in enumerate(drawn)]
-    return Plan(seed=seed, minutes=minutes, jobs=jobs, cancels=cancels, steps=steps)
+    return Plan(seed=seed, minutes=minutes, jobs=jobs, cancels=cancels, steps=steps, shards=shards, nodes=nodes)

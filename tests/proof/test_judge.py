@@ -800,6 +800,73 @@ def test_a_bound_of_time_is_not_asked_for_while_the_server_was_away(tmp_path: Pa
     assert (verdict.exit_code, verdict.figures["faults"]) == (0, {"stop_server": 1})
 
 
+def late_beside(tmp_path: Path, fault: str, target: str, **val: object) -> Verdict:
+    """A job on server0 ends two seconds after its deadline, and this fault of `target` lies in between."""
+    late, other = Story(tmp_path, "server0"), Story(tmp_path, "server1")
+    late.beat("w1")
+    late.enqueue("a")
+    late.run("a")
+    late.signal("a", grace_ms=1000)
+    for ev, ms in (("fault", 500), ("heal", 2500)):
+        late.tell(ev, "info", ms=ms, role="nemesis", op="f1", val={"fault": fault, "target": target, **val})
+    late.pass_ms(3000)
+    late.confirm("a", ended="abandoned", by="d1")
+    other.whole("b")
+    other.told_folder()
+    return judge_run(late.told_folder())
+
+
+def test_a_server_that_was_away_excuses_its_own_jobs_and_no_others(tmp_path: Path) -> None:
+    assert late_beside(tmp_path / "own", "stop_server", "server0").exit_code == 0
+    assert late_beside(tmp_path / "all", "stop_watchdog", "d0:17").exit_code == 0
+    verdict = late_beside(tmp_path / "other", "stop_server", "server1")
+    assert dict(verdict.counts) == {"C11": 1}
+    assert verdict.violations[0].place.startswith("server0/"), "and it says where that stands"
+
+
+def test_outages_are_laid_beside_a_job_by_the_clock_of_its_own_server(tmp_path: Path) -> None:
+    """Two seconds of outage excuse a job of a server whose clock was right, and are an hour away for another."""
+
+    def tell(s: Story, whose: str) -> None:
+        step = {"fault": "clock_of_server", "target": whose, "seconds": 3600}
+        s.tell("fault", "info", ms=-9e6, role="nemesis", op="c", val=step)
+        s.tell("heal", "info", ms=-9e6, role="nemesis", op="c", val=step)
+
+    codes = []
+    for whose in ("server0", "server1"):
+        late, other = Story(tmp_path / whose, "server0"), Story(tmp_path / whose, "server1")
+        late.enqueue("a")
+        late.run("a")
+        late.signal("a", grace_ms=1000)
+        tell(late, whose)
+        for ev, ms in (("fault", 500), ("heal", 2500)):
+            late.tell(ev, "info", ms=ms, role="nemesis", op="f1", val={"fault": "proxy_half_open", "target": "9 links"})
+        late.pass_ms(3000)
+        late.confirm("a", ended="abandoned", by="d1")
+        other.whole("b")
+        other.told_folder()
+        codes.append(judge_run(late.told_folder()).exit_code)
+    assert codes == [1, 0]
+
+
+def test_a_cancel_during_which_the_clock_was_set_back_is_not_asked_for_its_bound(tmp_path: Path) -> None:
+    """Redis writes no stamp below its last one; the leases that workers renew tell it."""
+
+    def tell(s: Story, *, back_ms: int) -> None:
+        s.enqueue("a")
+        s.run("a")
+        s.signal("a", grace_ms=1000)
+        s.pass_ms(-back_ms)
+        s.beat("w1")
+        s.pass_ms(back_ms + 3000)
+        s.beat("w1")
+        s.confirm("a", ended="abandoned", by="d1")
+
+    hours = judged(tmp_path / "hours", lambda s: tell(s, back_ms=7_200_000))
+    assert (hours.exit_code, hours.figures["bounds"][0]["judged"]) == (0, 0)
+    assert judged(tmp_path / "seconds", lambda s: tell(s, back_ms=2000)).counts["C11"] == 1
+
+
 @pytest.mark.parametrize("stored", ["", "of a stranger", None])
 def test_a_rule_that_the_judge_cannot_read_is_counted_and_nobody_is_accused(tmp_path: Path, stored: str | None) -> None:
     def tell(s: Story) -> None:
