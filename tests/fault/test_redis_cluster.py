@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 import busq
 from busq.config import Settings
@@ -146,6 +147,79 @@ async def test_a_server_that_is_no_cluster_says_so(redis_url: str) -> None:
     async with busq.Bus(redis_url.replace("redis://", "redis+cluster://")) as bus:
         with pytest.raises(ConfigError, match="is no cluster; write redis://"):
             await bus.cancel("job")
+
+
+# Confirmed writes and lost data ----------------------------------------------------------------------------
+
+
+def _waits(server: RedisServer) -> int:
+    """How often it was asked to wait for its replicas."""
+    with server.client() as client:
+        return int(client.info("commandstats").get("cmdstat_wait", {}).get("calls", 0))
+
+
+async def test_a_confirmation_is_asked_of_the_node_that_holds_the_shard(cluster: ClusterSet) -> None:
+    """Any other node has no write of ours to wait for, and would say at once that all of them are replicated."""
+    async with busq.Bus(cluster.url, shards=SHARDS, confirm_within_s=0.05) as bus:
+        for shard, jid in enumerate(_jids(SHARDS)):
+            own = cluster.holder(ShardKeys("busq", shard).counters)
+            for ask in (
+                bus.options(jid=jid, durability="replicated").enqueue("k"),
+                bus.cancel(jid, durability="replicated"),
+            ):
+                before = {server.port: _waits(server) for server in cluster.primaries}
+                confirmed = (await ask).confirmed
+                assert confirmed is not None
+                assert (confirmed.ok, confirmed.replicas) == (False, 0), "there are none"
+                asked = {server.port for server in cluster.primaries if _waits(server) > before[server.port]}
+                assert asked == {own.port}
+        scope = await bus.cancel_group("g", durability="replicated")
+        assert scope.confirmed is not None
+        assert not scope.confirmed.ok
+
+
+async def test_the_lost_data_of_one_node_is_noticed_for_its_shards_alone(cluster: ClusterSet) -> None:
+    """Jobs of other shards run on; those that are gone are stopped, and groups and card are made again."""
+    keys = [ShardKeys("busq", shard) for shard in range(SHARDS)]
+    lost = cluster.holder(meta("busq"))
+    theirs = {shard for shard in range(SHARDS) if cluster.holder(keys[shard].counters) is lost}
+    assert 0 < len(theirs) < SHARDS
+    with capture_logs() as lines:
+        async with bench(cluster.url, **SETTINGS) as b:
+            stopped: list[str] = []
+
+            @b.bus.job
+            async def hold() -> None:
+                try:
+                    await b.gate().wait()
+                except asyncio.CancelledError:
+                    stopped.append(busq.current_job().jid)
+                    raise
+
+            @b.bus.job
+            async def short(n: int) -> int:
+                return n
+
+            worker, dog = await b.work(), await b.watch()
+            jids, later = _jids(SHARDS, 2)[::2], _jids(SHARDS, 2)[1::2]
+            for jid in jids:
+                await hold.options(jid=jid).enqueue()
+                await taken(worker, jid)
+            await until(lambda: len(worker._control._lineage._seen) == len(dog._lineage._seen) == SHARDS)
+            with lost.client() as client:
+                client.flushall()
+            await until(lambda: set(stopped) == {jids[shard] for shard in theirs})
+            await until(lambda: worker.health().history_changes == dog.health().history_changes == len(theirs))
+            for n, jid in enumerate(later):
+                handle = await _persistently(lambda n=n, jid=jid: short.options(jid=jid).enqueue(n))
+                assert await handle.result(timeout=60) == n
+            for shard in set(range(SHARDS)) - theirs:
+                assert (await b.bus.get(jids[shard])).state == State.RUNNING
+                assert jids[shard] in worker.running
+            with lost.client() as client:
+                await until(lambda: client.hmget(meta("busq"), "v", "shards") == [b"1", str(SHARDS).encode()])
+    told = [(line["shard"], line["change"]) for line in lines if line["event"] == "history.changed"]
+    assert sorted(told) == sorted([(shard, "other_data") for shard in theirs] * 2), "by the worker and the watchdog"
 
 
 # Reading ---------------------------------------------------------------------------------------------------

@@ -380,6 +380,38 @@ async def _hold(monkeypatch: pytest.MonkeyPatch, what: str, begun: asyncio.Event
     monkeypatch.setattr(owner, name, held)
 
 
+async def test_looks_for_overdue_cancels_go_on_while_a_pass_takes_as_long_as_it_likes(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turn by turn of the loop, with nothing between two looks that anybody has to wait for."""
+    async with bench(redis_url) as b:
+        begun, looks = asyncio.Event(), 0
+
+        async def look(self: Sweeper) -> None:
+            nonlocal looks
+            looks += 1
+
+        async def sweep(self: Sweeper) -> None:
+            begun.set()
+            await b.gate().wait()
+
+        monkeypatch.setattr(Sweeper, "finalize", look)
+        monkeypatch.setattr(Sweeper, "sweep", sweep)
+        monkeypatch.setattr(Watchdog, "_sleep", lambda *_: asyncio.sleep(0))
+        dog = Watchdog(b.settings_of("watchdog"))
+        watching = asyncio.create_task(dog.run())
+        async with asyncio.timeout(NEVER_SO_LONG_S):
+            await begun.wait()
+        before = looks
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert looks > before + 10
+        dog.stop()
+        for gate in b.gates:
+            gate.open()
+        await watching
+
+
 class SlowClock(SystemClock):
     """Each look at it takes a second, so that the share of every kind of work is over after one step."""
 
