@@ -3,8 +3,8 @@ What the walks are worth: guards of the scripts that are taken out, and how many
 
     python -m tests.model.guards [WALKS]
 
-starts a server of its own, takes out one guard at a time and walks until the model disagrees, WALKS times at most (1,000
-if left out), each time from a fresh seed. A guard that no walk notices is named in the end.
+starts a server of its own, takes out one guard at a time and walks until the model disagrees, at most WALKS times (if
+left out 1,000), each time from a fresh seed. It ends with the count of guards that no walk has missed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ GUARDS = (
     Guard(
         "a tombstone is never shortened",
         "cancel",
-        "if same or tonumber(before) >= tonumber(expiry) then expiry = before end",
-        "if same then expiry = before end",
+        "or tonumber(before) >= tonumber(expiry) then",
+        "then",
     ),
     Guard(
         "the same request does not put a tombstone off",
@@ -66,7 +66,7 @@ GUARDS = (
         "a tombstone stays as long as it was asked for",
         "prune",
         "'ZRANGEBYSCORE', cancelled, '-inf', stamp",
-        "'ZRANGEBYSCORE', cancelled, '-inf', digits and '(+inf'",
+        "'ZRANGEBYSCORE', cancelled, '-inf', now + 20000",
     ),
     Guard("a tombstone leaves whole", "prune", "redis.call('HDEL', tombstones, unpack(over))", ""),
     Guard("suspects stay as long as they are to", "prune", "now - tonumber(suspect_ms)", "now"),
@@ -74,20 +74,39 @@ GUARDS = (
     # Clean-ups
     Guard("a clean-up is immune to rules", "carry_out", "if is_hook(facts.kind) then return nil, facts end", ""),
     Guard("a job has one clean-up", "start", "not was[1] and not was[2] and is_wanted", "not was[2] and is_wanted"),
-    Guard("a job without attempts is spared", "cancel", "occasion == 'attempted' and tonumber(attempt) > 0", "occasion"),
+    Guard(
+        "a job without attempts is spared", "cancel", "occasion == 'attempted' and tonumber(attempt) > 0", "occasion"
+    ),
     Guard("a declared hook counts", "cancel", "ties.on_cancel or declared(kind)", "ties.on_cancel"),
     Guard("the worker's word counts", "start", "put(fields, 'on_cancel', ARGV[kind_at + 8])", ""),
     Guard("a clean-up finds what was saved", "finish", "put(more, 'saved', was[9])", ""),
     Guard("a clean-up has a place of its own", "finish", "(was[2] or '') .. '/on_cancel'", "(was[2] or '')"),
     Guard("a clean-up's jid says its shard", "finalize", "string.match(prefix, '{(%d+)}')", "0"),
     Guard("a lost clean-up is told of", "reclaim", "if is_hook(was[7]) then tell_parent", "if false then tell_parent"),
-    Guard("a clean-up runs again on another worker", "reclaim", "requeue(job, fields, n, attempt, owner)", ""),
-    Guard("a cancelled clean-up is told of", "cancel", "tell_parent(job, 'hook_ended', attempt, 'cancelled, '", "tostring('"),
+    Guard(
+        "a clean-up runs again on another worker",
+        "reclaim",
+        "requeue(job, fields, n, attempt, owner)",
+        "answers[#answers + 1] = { 'reclaimed', 'queued' }",
+    ),
+    Guard(
+        "a cancelled clean-up is told of",
+        "cancel",
+        "tell_parent(job, 'hook_ended', attempt, 'cancelled, ' .. ended)",
+        "",
+    ),
     Guard("a clean-up that failed is told of", "retry", "if told.hook then", "if false then"),
     # Workers that are gone
-    Guard("killed is claimed of the known gone only", "finalize", "ARGV[at] == '1' and 'killed' or 'abandoned'", "'killed'"),
+    Guard(
+        "killed is claimed of the known gone only",
+        "finalize",
+        "ARGV[at] == '1' and 'killed' or 'abandoned'",
+        "'killed'",
+    ),
     Guard("the known gone are no suspects", "finalize", "ended == 'abandoned' and not was[8]", "not was[8]"),
-    Guard("who is listed is not listed twice", "finalize", "ended == 'abandoned' and not was[8]", "ended == 'abandoned'"),
+    Guard(
+        "who is listed is not listed twice", "finalize", "ended == 'abandoned' and not was[8]", "ended == 'abandoned'"
+    ),
     Guard("how an attempt ended stands", "finalize", "was[8] or (ARGV", "(ARGV"),
     Guard("no finalize before the deadline", "finalize", "tonumber(was[4]) > now", "false"),
     Guard("an unproven end is suspect", "reclaim", "if ended == 'abandoned' then", "if false then"),
@@ -95,11 +114,15 @@ GUARDS = (
     Guard("who holds something is not forgotten", "forget", "if held > 0 then", "if false then"),
     Guard("who is alive is not forgotten", "forget", "if own_wish ~= '1' and lease", "if false and lease"),
     Guard("a wish to drain leaves with its worker", "forget", "redis.call('HDEL', drains, worker)", ""),
-    Guard("nobody unknown is asked to drain", "drain", "if not lease then return { 'missing' } end", "lease = lease or 0"),
+    Guard(
+        "nobody unknown is asked to drain", "drain", "if not lease then return { 'missing' } end", "lease = lease or 0"
+    ),
     # The cancelled set
-    Guard("a read entry leaves no mark", "start", "if state == 'cancelled' then was_read(jid_of(job)) end", ""),
+    Guard("a read entry leaves no mark", "start", "then was_read(jid_of(job)) end", "then end"),
+    Guard("another entry is not the unread one", "start", "and was[2] == entry then was_read", "then was_read"),
+    Guard("who was taken over settles nothing", "finish", "then now_at[2] = nil", "then"),
     Guard("an unread entry leaves a mark", "cancel", "if state == 'queued' then unread[jid] = true end", ""),
-)  # fmt: skip
+)
 
 
 @contextmanager
@@ -127,7 +150,7 @@ def noticed(url: str, most: int) -> tuple[int, str]:
             nonlocal found
             try:
                 return run(step)
-            except Exception as error:
+            except AssertionError as error:
                 found = found or (str(error) or repr(error)).splitlines()[0]
                 raise
 

@@ -116,7 +116,7 @@ class Rule:
 
 @dataclass
 class Tombstone:
-    """The wish against a jid that no job has, up to a moment; the first request's cause stands."""
+    """The wish against a jid that no job has, up to the moment that this request has set; the first cause stands."""
 
     until: int
     request: str

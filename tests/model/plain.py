@@ -77,8 +77,8 @@ class Bus(Endings):
         """Against a jid that no job has. Answers up to when: a further request only makes it last longer."""
         before = self.tombstones.get((shard, jid))
         if before and before.until > self.now:
-            if before.request != tombstone.request:
-                before.until = max(before.until, tombstone.until)
+            if before.request != tombstone.request and before.until < tombstone.until:
+                before.until, before.request = tombstone.until, tombstone.request
             return before.until
         self.tombstones[shard, jid] = tombstone
         return tombstone.until
@@ -98,7 +98,7 @@ class Bus(Endings):
         if job.token == token and job.state is S.RUNNING:
             return "started"  # the call was sent again
         if not (job.state is S.QUEUED and job.entry == entry) and not (ours and job.state is S.RUNNING):
-            self._was_read(job, occasion)
+            self._was_read(job, entry, occasion)
             return "stale"
         cause = self._over(job)
         if cause:
@@ -116,10 +116,10 @@ class Bus(Endings):
         """Of a worker that knows of no attempt at this entry, which is pending under its name."""
         return job.owner == by and job.entry == entry
 
-    def _was_read(self, job: Job, occasion: str) -> None:
+    def _was_read(self, job: Job, entry: bytes, occasion: str) -> None:
         """An entry that stands for nothing is removed."""
         if job.state is S.CANCELLED:
-            job.unread = False
+            job.unread = job.unread and job.entry != entry
             self.clean_up_late(job, occasion)
 
     def refuse(self, job: Job, by: str, entry: bytes, *, delay_ms: int, limit: int, unknown: bool) -> str:
@@ -133,7 +133,7 @@ class Bus(Endings):
                 self.tell(job, "hook_ended", "handed_back")
                 return "refused"
         if job.state is not S.QUEUED or job.entry != entry:
-            self._was_read(job, self.declared_of(job.kind))
+            self._was_read(job, entry, self.declared_of(job.kind))
             return "stale"
         job.refusals += limit > 0
         if job.refusals > limit > 0:
@@ -166,11 +166,15 @@ class Bus(Endings):
         return False
 
     def _settles(self, job: Job, token: str, by: str, stopped: str) -> str | None:
-        """What is to be said without settling anything, if there is. `stopped` abandoned: its code runs on."""
+        """
+        What is to be said without settling anything, if there is. `stopped` abandoned: its code runs on.
+
+        Somebody else may have ended the attempt, and its job waits for its children only.
+        """
         self.touch(job)
         if job.settled == token:
             return "settled"
-        if not self.is_current(job, token):
+        if not self.is_current(job, token) or job.parked:
             return "stale"
         job.settled = token
         if stopped == "abandoned":
@@ -270,7 +274,7 @@ class Bus(Endings):
                 self.suspect(job, owner)
             self.end_attempt(job, "killed" if gone else "abandoned")
             return "ended"
-        self._was_read(job, self.declared_of(job.kind))
+        self._was_read(job, entry, self.declared_of(job.kind))
         return "stale"
 
     def promote(self, job: Job) -> str:

@@ -70,6 +70,7 @@ class Working(Comparing):
         jobs = {job.jid: job for job in self.bus.jobs}
         streams = self.streams[by.by]
         for entry in await streams.read(streams.places, each=count, block_ms=0):
+            assert entry.jid in jobs, f"an entry names {entry.jid}, which nobody has admitted"
             job = jobs[entry.jid]
             assert (entry.shard, entry.queue, entry.kind) == (*job.place, job.kind)
             self.entries.append(Attempt(by, job, entry.id))
