@@ -68,9 +68,9 @@ STORIES: dict[str, tuple[list[dict[str, str]], list[tuple[str, int]]]] = {
         [
             series("busq_history_changes_total", "0 0 1x60", pod="a", lost="certain"),
             series("busq_history_changes_total", "0x60", pod="b", lost="certain"),
-            series("busq_history_changes_total", "0 0 1x60", pod="a", lost="possible"),
+            series("busq_history_changes_total", "0x30 1x60", pod="a", lost="possible"),
         ],
-        [("1m", 0), ("3m", 1), ("10m", 1), ("20m", 0)],
+        [("1m", 0), ("3m", 1), ("10m", 1), ("20m", 0), ("33m", 0)],
     ),
     "BusqHistoryChanged": (
         [series("busq_history_changes_total", "0 0 1x60", lost="possible")],
