@@ -27,7 +27,11 @@ MARK = "mark"
 
 
 class Lineage:
-    """One process's memory of what it saw last, for each shard. `changes` counts what it has noticed."""
+    """
+    One process's memory of what it saw last, for each shard.
+
+    `changes` counts what it has noticed, `losses` those of them with which acknowledged writes were lost for certain.
+    """
 
     def __init__(self, store: Store, log: events.Log) -> None:
         self._store = store
@@ -36,6 +40,7 @@ class Lineage:
         self._looked_at: dict[int, float] = {}
         self._may_ask = True
         self.changes = 0
+        self.losses = 0
 
     async def look(self, shard: int) -> Shift | None:
         """
@@ -57,6 +62,7 @@ class Lineage:
 
     def _tell(self, shard: int, shift: Shift, seen: Glimpse, glimpse: Glimpse) -> None:
         self.changes += 1
+        self.losses += shift.lost
         facts: dict[str, Any] = {"lost_bytes": shift.lost_bytes} if shift.lost_bytes is not None else {}
         for name in ("birth", "run_id", "replid", "offset"):
             before, after = getattr(seen, name), getattr(glimpse, name)

@@ -24,7 +24,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     One moment of a watchdog. Times end in `_s` and are seconds; `done` counts what it did since it began.
 
     `trouble` names why Redis does not serve it now ("" where it does), `outages` counts such times,
-    `history_changes` how often the data of the server turned out to be of another history.
+    `history_changes` how often the data of the server turned out to be of another history, `data_losses` how
+    often acknowledged writes were lost with that for certain.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str
     outages: int
     history_changes: int
+    data_losses: int
     interval_s: float
     last_pass_s_ago: float | None
     passes: int
@@ -50,6 +52,7 @@ def examine(
     uptime_s: float,
     outage: Outage,
     history_changes: int,
+    data_losses: int,
     started: bool,
     stopping: bool,
     interval_s: float,
@@ -71,6 +74,7 @@ def examine(
         trouble=outage.trouble,
         outages=outage.count,
         history_changes=history_changes,
+        data_losses=data_losses,
         interval_s=interval_s,
         last_pass_s_ago=None if last_pass_s_ago is None else round(last_pass_s_ago, 1),
         passes=passes,

@@ -142,6 +142,7 @@ class Watchdog:
             uptime_s=now - self._began,
             outage=self._outage,
             history_changes=self._lineage.changes,
+            data_losses=self._lineage.losses,
             started=self.started,
             stopping=self._stop.is_set(),
             interval_s=self._settings.watchdog_interval_s,
