@@ -225,11 +225,11 @@ class Nemesis:
         return server.name
 
     async def _clock_of_server(self, chance: random.Random) -> str | None:
-        """Forward by much, where it stays; back by little."""
-        seconds = chance.choice([30, 3600, -1, -2])
+        """Forward or back, by much or by little; there it stays."""
+        if not all(server.has_own_clock for server in self._topology.servers):
+            return "no compiler for the shim"
+        seconds = chance.choice([30, 3600, -1, -30, -3600, -7200])
         async with self._hurting("clock_of_server", chance, seconds=seconds) as server:
-            if not server.has_own_clock:
-                return "no compiler for the shim"
             server.step_clock(seconds)
         return server.name
 
