@@ -168,7 +168,12 @@ def rules_channel(namespace: str) -> bytes:
 
 KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("meta", "hash", "every role, once", "none: one key for each bus"),
-    ("{s}:birth", "hash", "worker, watchdog, once", "none: the mark by which other data is known for what it is"),
+    (
+        "{s}:birth",
+        "hash",
+        "worker, watchdog, once",
+        "none: by this mark other data is known for what it is; it says what `meta` says, too",
+    ),
     ("{s}:job:<jid>", "hash", "every script", "none while live; 1 h after success, 24 h after failure or cancel"),
     (
         "{s}:queue:<queue>",

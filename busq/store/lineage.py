@@ -17,6 +17,7 @@ from busq import events
 from busq.errors import BusUnavailable
 from busq.protocol.lineage import Glimpse, Shift, judge
 from busq.protocol.trouble import Trouble
+from busq.store import card
 from busq.store.connection import reaching
 from busq.store.store import Store
 from busq.store.trouble import named
@@ -82,16 +83,25 @@ class Lineage:
         key = self._store.keys(shard).birth
         redis, place = self._store.redis, self._store.connections.place
         with reaching(place):
-            [mark] = await redis.hmget(key, MARK)
-        if mark is None:
+            mark, shards = await redis.hmget(key, MARK, card.SHARDS)
+        if mark is None or shards is None:
             try:
                 with reaching(place):
-                    await redis.hsetnx(key, MARK, secrets.token_hex(8))
+                    for name, value in self._what_it_bears():
+                        await redis.hsetnx(key, name, value)
                     [mark] = await redis.hmget(key, MARK)
             except BusUnavailable as error:
                 if error.trouble is not Trouble.OUT_OF_MEMORY:
                     raise
         return "" if mark is None else str(mark.decode("ascii", "replace"))
+
+    def _what_it_bears(self) -> list[tuple[str, str | int]]:
+        """The mark itself, and what the bus's own card says, for whoever starts while that is away."""
+        return [
+            (card.VERSION, card.WIRE_VERSION),
+            (card.SHARDS, self._store.shards),
+            (MARK, secrets.token_hex(8)),
+        ]
 
     async def _info(self, shard: int) -> dict[str, Any]:
         if not self._may_ask:

@@ -50,6 +50,7 @@ def examine(
     uptime_s: float,
     outage: Outage,
     history_changes: int,
+    started: bool,
     stopping: bool,
     interval_s: float,
     last_pass_s_ago: float | None,
@@ -57,7 +58,7 @@ def examine(
     done: Mapping[str, int],
 ) -> Health:
     """The health of a watchdog with these facts."""
-    reachable = not outage.words("pass")
+    reachable = not outage.words("finalizing", "pass")
     idle_s = uptime_s if last_pass_s_ago is None else last_pass_s_ago
     stuck = reachable and not stopping and idle_s > max(STUCK_AFTER_S, INTERVALS * interval_s)
     late = last_pass_s_ago is not None and idle_s > max(LATE_AFTER_S, INTERVALS * interval_s)
@@ -65,7 +66,7 @@ def examine(
         name=name,
         pid=os.getpid(),
         uptime_s=round(uptime_s, 1),
-        started=last_pass_s_ago is not None,
+        started=started,
         reachable=reachable,
         trouble=outage.trouble,
         outages=outage.count,

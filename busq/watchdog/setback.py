@@ -14,6 +14,7 @@ from busq import events
 from busq.store.store import Store
 
 STEP = 100  # jobs looked at in one call
+LOOK_EVERY_S = 1.0
 INDEXES = ("deadlines", "scheduled")
 
 log = events.logger("busq.watchdog")
@@ -27,9 +28,17 @@ class SetBack:
         self._shard = shard
         self._behind_s = 0.0
         self._left: list[tuple[str, int]] = []  # indexes that are still to be looked at, each from a rank on
+        self._look_at = float("-inf")
 
     async def step(self) -> bool:
-        """Look whether the clock was set back, or go on with what that began. Return whether there is more to do."""
+        """
+        Look whether the clock was set back, once a second, or go on with what that began. Return whether there is more
+        to do.
+        """
+        now = self._store.clock.monotonic()
+        if not self._left and now < self._look_at:
+            return False
+        self._look_at = now + LOOK_EVERY_S
         index, rank = self._left[0] if self._left else ("", 0)
         found = await self._store.rewind(self._shard, index=index, rank=rank, step=STEP)
         if found.behind_s > self._behind_s + self._store.settings.lease_s:
