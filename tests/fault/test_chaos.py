@@ -2,8 +2,8 @@
 Everything at once, for some minutes: the counts that a run must reach, and no violation.
 
 `scripts/chaos.py` does it, and `scripts/check_history.py` judges it; here stands only how much of it one run of the
-tests is to see: on one server with one shard and with several, and for a short while on a cluster. It takes as long as
-it takes: the counts are asked for, not the time.
+tests is to see: on one server with one shard and with several, and for a short while on a cluster, and with networks
+that are cut. It takes as long as it takes: the counts are asked for, not the time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ import pytest
 from tests.servers import RedisServer
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "scripts"))
+
+from faults import cables  # noqa: E402
+
 SEED = 20261122
 SHARDS = {1: 1.2, 3: 2.0}  # minutes with so many shards
 JOBS, CANCELS, KILLS, SERVER_RESTARTS, PUBSUB_KILLS = 20_000, 5_000, 300, 30, 100
 KINDS_OF_FAULTS = 25
 MOVES = 14  # of a job from one state to another that a run must have shown
+NETNS_MINUTES = 0.17
 CLUSTER_MINUTES, CLUSTER_JOBS, CLUSTER_CANCELS, CLUSTER_KILLS = 0.15, 800, 200, 12
 
 
@@ -73,3 +78,13 @@ def test_chaos_on_a_cluster_breaks_no_promise(redis_server: RedisServer, tmp_pat
     assert report["kills"] >= CLUSTER_KILLS
     assert report["server_restarts"] >= 1
     assert report["pubsub_kills"] >= 1
+
+
+@pytest.mark.timeout(600)
+def test_chaos_of_cut_networks_breaks_no_promise(redis_server: RedisServer, tmp_path: Path) -> None:
+    try:
+        cables.lay(1).pop().close()
+    except cables.Impossible as error:
+        pytest.skip(str(error))
+    report = carried_out(tmp_path / "netns", NETNS_MINUTES, 400, 100, "--netns", "--faults", "partition,kill_worker")
+    assert report["faults"]["partition"] >= 2
