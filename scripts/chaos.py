@@ -7,6 +7,7 @@ Everything goes wrong at once, on real processes, and the judge says whether bus
     python scripts/chaos.py --minutes 1 --faults kill_worker,kill_server
     python scripts/chaos.py --minutes 5 --shards 4         several shards on one server
     python scripts/chaos.py --minutes 5 --cluster          shards over the three nodes of a Redis Cluster
+    python scripts/chaos.py --minutes 5 --netns            workers and watchdogs whose networks are cut, too
 
 A redis-server with an append-only file, workers of all three sorts, watchdogs, producers and cancellers; a nemesis
 kills, freezes, cuts, pauses, fills, forges, by a plan drawn from the seed. Then everything heals, the bus comes to
@@ -33,6 +34,7 @@ from pathlib import Path
 # Runnable by itself: found are the modules beside it, and the busq that it stands beside.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
+from faults.cables import Impossible  # noqa: E402
 from faults.campaign import Campaign  # noqa: E402
 from faults.plan import A_MINUTE, draw  # noqa: E402
 from faults.topology import FEWEST_NODES, node_of  # noqa: E402
@@ -50,12 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = draw(
             asked.seed, asked.minutes, jobs=asked.jobs, cancels=asked.cancels, faults=asked.faults,
-            shards=_shards(asked), nodes=asked.cluster,
+            shards=_shards(asked), nodes=asked.cluster, cables=asked.netns,
         )  # fmt: skip
     except ValueError as error:
         print(f"chaos: {error}", file=sys.stderr)
         return 2
-    report = asyncio.run(Campaign(plan, folder).carry_out())
+    try:
+        campaign = Campaign(plan, folder)
+    except Impossible as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 2
+    report = asyncio.run(campaign.carry_out())
     _print(report)
     if report.holds and asked.out is None:
         shutil.rmtree(folder.parent)
@@ -77,7 +84,14 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--cluster", type=int, nargs="?", default=0, const=FEWEST_NODES, metavar="NODES",
         help=f"a Redis Cluster of so many nodes ({FEWEST_NODES})",
     )  # fmt: skip
+    parser.add_argument(
+        "--netns",
+        action="store_true",
+        help="each worker and watchdog in a network of its own, which can be cut; takes root",
+    )
     asked = parser.parse_args(arguments)
+    if asked.netns and asked.cluster:
+        parser.error("--netns: of one server only; leave --cluster out")
     if asked.seed is None:
         asked.seed = random.SystemRandom().randrange(1 << 31)
     asked.jobs = asked.jobs or round(JOBS_A_MINUTE * asked.minutes)

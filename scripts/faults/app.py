@@ -290,15 +290,17 @@ def process_deaf(ms: int) -> int:
 
 @bus.job(queue="pr", pool="process", kind="p_family")
 def process_family(ms: int) -> int:
-    """Starts a program that would outlive it for an hour."""
+    """Starts a program that would outlive it by an hour, and ends it itself, unless it is ended by force."""
     with witnessed() as witness:
         grandchild = subprocess.Popen(
             [sys.executable, "-S", "-c", "import time; time.sleep(3600)"],
             env={**os.environ, GRANDCHILD: os.environ[RUN]},
         )
-        busq.current_job().wait_cancelled(ms / 1000)
-        busq.current_job().check_cancelled()
-        witness.effect()
-        grandchild.kill()
-        grandchild.wait()
+        try:
+            busq.current_job().wait_cancelled(ms / 1000)
+            busq.current_job().check_cancelled()
+            witness.effect()
+        finally:
+            grandchild.kill()
+            grandchild.wait()
         return ms

@@ -11,6 +11,7 @@ import random
 import shutil
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import msgspec
 
 from faults import drain, verdict
 from faults.app import GRANDCHILD
+from faults.cables import Cable, lay
 from faults.client import Task
 from faults.crew import Crew, Place
 from faults.history import FOLDER, RUN
 from faults.nemesis import Nemesis
-from faults.nursery import SKEW
+from faults.nursery import NETNS, SKEW
 from faults.plan import Plan
 from faults.tally import CANCELLERS, PRODUCERS, Tally
 from faults.topology import Alone, Cluster, Topology
@@ -41,9 +43,10 @@ class Campaign:
         executable = os.environ.get("BUSQ_REDIS_SERVER") or shutil.which("redis-server")
         if executable is None:
             raise RuntimeError("no redis-server on PATH and BUSQ_REDIS_SERVER is not set; `sh scripts/test` brings one")
+        self.plan = plan
+        self._cables = self._laid()
         folder.mkdir(parents=True)
         (folder / "history").mkdir()
-        self.plan = plan
         self.folder = folder
         self.run = f"r{plan.seed}"
         os.environ |= {RUN: self.run, FOLDER: str(folder)}
@@ -62,15 +65,24 @@ class Campaign:
         finally:
             await self._crew.close()
             await self._topology.close()
+            for cable in self._cables.values():
+                cable.close()
+
+    def _laid(self) -> dict[str, Cable]:
+        """The cables of workers and watchdogs, by their names. Raise `Impossible`."""
+        if not self.plan.cables:
+            return {}
+        names = [name for name, role in _places() if role in ("worker", "watchdog")]
+        return dict(zip(names, lay(len(names)), strict=True))
 
     def _made(self, executable: str) -> Topology:
         users = Users(self.folder / "users") if can_be_made() else None
         if self.plan.nodes:
             return Cluster(executable, self.folder, users, self.plan.nodes)
-        return Alone(executable, self.folder, users)
+        return Alone(executable, self.folder, users, [cable.near for cable in self._cables.values()])
 
     async def _whole(self) -> verdict.Report:
-        nemesis = Nemesis(self._topology, self._crew, self._set_skew, self.plan)
+        nemesis = Nemesis(self._topology, self._crew, self._set_skew, self.plan, self._cables)
         self._write_run()
         before = await drain.said_of_themselves(self._topology.servers)
         self._began = time.monotonic()
@@ -93,22 +105,18 @@ class Campaign:
     # The crew --------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        for queue, count, _ in WORKERS:
-            for i in range(count):
-                self._crew.add(f"w-{queue}{i}", "worker")
-        for i in range(WATCHDOGS):
-            self._crew.add(f"d{i}", "watchdog")
-        for i in range(PRODUCERS):
-            self._crew.add(f"p{i}", "producer")
-        for i in range(CANCELLERS):
-            self._crew.add(f"c{i}", "canceller")
+        for name, role in _places():
+            self._crew.add(name, role)
 
     def _command(self, place: Place) -> tuple[list[str], dict[str, str]]:
         """What the next process of a place runs, and its environment."""
         by_proxy = self._chance.random() < BY_PROXY
-        url = self._topology.url(place.role, by_proxy=by_proxy)
+        cable = self._cables.get(place.name)
+        url = self._topology.url(place.role, by_proxy=by_proxy, cable=cable)
         env = {f"BUSQ_{name.upper()}": str(value) for name, value in self.plan.settings.items()}
         env |= {"BUSQ_URL": url, "BUSQ_LOG_LEVEL": "warning", SKEW: str(self._skew)}
+        if cable is not None:
+            env[NETNS] = cable.namespace
         if place.role == "worker":
             queue, _, concurrency = next(each for each in WORKERS if place.name.startswith(f"w-{each[0]}"))
             return ["worker", "faults.app:bus", "--queue", queue, "--concurrency", str(concurrency)], env
@@ -158,6 +166,16 @@ class Campaign:
 
     def _write(self, name: str, whole: dict[str, Any]) -> None:
         (self.folder / name).write_bytes(msgspec.json.encode(whole))
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    """Everybody of the crew, as name and role."""
+    for queue, count, _ in WORKERS:
+        yield from ((f"w-{queue}{i}", "worker") for i in range(count))
+    for letter, role, count in (
+        ("d", "watchdog", WATCHDOGS), ("p", "producer", PRODUCERS), ("c", "canceller", CANCELLERS),
+    ):  # fmt: skip
+        yield from ((f"{letter}{i}", role) for i in range(count))
 
 
 def _survivors(run: str) -> list[str]:

@@ -14,13 +14,15 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from faults import forged
+from faults.cables import Cable
 from faults.crew import Crew, Place, children_of
 from faults.history import History
 from faults.plan import SETTINGS, Plan, Step
@@ -36,13 +38,17 @@ Fault = Callable[[random.Random], Awaitable[str | None]]
 
 
 class Nemesis:
-    def __init__(self, topology: Topology, crew: Crew, skew: Any, plan: Plan) -> None:
+    def __init__(
+        self, topology: Topology, crew: Crew, skew: Any, plan: Plan, cables: Mapping[str, Cable] = MappingProxyType({})
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
         self._topology = topology
         self._crew = crew
         self._skew = skew
         self._plan = plan
+        self._cables = cables
+        self._pulled: set[str] = set()
         self._history = History("nemesis", "nemesis")
         self._alone = asyncio.Lock()
         self._running: set[asyncio.Task[None]] = set()
@@ -86,7 +92,7 @@ class Nemesis:
         for name in (
             "kill_child", "stop_child", "kill_server", "stop_server", "client_pause", "busy_script", "script_flush",
             "kill_pubsub", "kill_normal", "memory_full", "clock_of_server", "clock_of_process", "poison",
-            "forged_notice",
+            "forged_notice", "partition",
         ):  # fmt: skip
             found[name] = getattr(self, f"_{name}")
         return found
@@ -225,11 +231,11 @@ class Nemesis:
         return server.name
 
     async def _clock_of_server(self, chance: random.Random) -> str | None:
-        """Forward by much, where it stays; back by little."""
-        seconds = chance.choice([30, 3600, -1, -2])
+        """Forward or back, by much or by little; there it stays."""
+        if not all(server.has_own_clock for server in self._topology.servers):
+            return "no compiler for the shim"
+        seconds = chance.choice([30, 3600, -1, -30, -3600, -7200])
         async with self._hurting("clock_of_server", chance, seconds=seconds) as server:
-            if not server.has_own_clock:
-                return "no compiler for the shim"
             server.step_clock(seconds)
         return server.name
 
@@ -280,6 +286,22 @@ class Nemesis:
             return how
 
         return fault
+
+    async def _partition(self, chance: random.Random) -> str | None:
+        """The cable of a worker or a watchdog is pulled for a while, at times for longer than a lease."""
+        free = sorted(set(self._cables) - self._pulled)
+        if not free:
+            return None
+        name = chance.choice(free)
+        self._pulled.add(name)
+        length_s = chance.choice([0.5, 2.0, 1.6, 2.4]) * float(SETTINGS["lease_s"])
+        self._tell("fault", "partition", name, seconds=length_s)
+        self._cables[name].pull()
+        await asyncio.sleep(length_s)
+        self._cables[name].plug()
+        self._pulled.discard(name)
+        self._tell("heal", "partition", name)
+        return name
 
     async def _poison(self, chance: random.Random) -> str | None:
         shard = chance.randrange(self._plan.shards)

@@ -23,6 +23,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from busq.cli.embedded import HOST, free_port
+from faults.cables import Cable
 from faults.proxy import Link, Proxy
 from faults.server import Server
 from faults.users import Users
@@ -54,9 +55,11 @@ class Topology:
     async def whole(self) -> None:
         """Wait until every server serves what is its own; a lone one does when it answers."""
 
-    def url(self, user: str, *, by_proxy: bool) -> str:
-        """Where this user connects to."""
+    def url(self, user: str, *, by_proxy: bool, cable: Cable | None = None) -> str:
+        """Where this user connects to: by its own cable, if it has one."""
         login = "" if self._users is None else self._users.login(user)
+        if cable is not None:
+            return f"{self.scheme}://{login}{cable.near}:{self.servers[0].port}{self.path}"
         hosts = ",".join(f"{HOST}:{port}" for port in self._ports(by_proxy))
         return f"{self.scheme}://{login}{hosts}{self.path}"
 
@@ -89,10 +92,11 @@ class Topology:
 
 
 class Alone(Topology):
-    """One server, and a proxy before it."""
+    """One server, which listens on further addresses, too, and a proxy before it."""
 
-    def __init__(self, executable: str, folder: Path, users: Users | None) -> None:
-        server = Server(executable, folder / "server", users)
+    def __init__(self, executable: str, folder: Path, users: Users | None, addresses: Sequence[str] = ()) -> None:
+        further = ["--bind", HOST, *addresses, "--protected-mode", "no"] if addresses else []
+        server = Server(executable, folder / "server", users, further)
         super().__init__([server], [Proxy(server.port)], users)
 
 
