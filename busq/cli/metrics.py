@@ -96,6 +96,7 @@ def of_worker(health: WorkerHealth) -> list[Metric]:
         _one("busq_worker_draining", "Whether this worker takes no more jobs.", health.draining),
         _one("busq_worker_ready", "Whether /readyz says yes.", not any(health.ready.values())),
         _one("busq_loop_lag_seconds", "How late the handlers' loop is right now.", health.loop_lag_s),
+        *_of_redis(health),
     ]
     beat, listener = health.beat, health.listener
     if beat is not None:
@@ -120,10 +121,25 @@ def of_watchdog(health: WatchdogHealth) -> list[Metric]:
         CounterMetricFamily("busq_watchdog_passes", "Passes over the bus.", value=health.passes),
         _counter("busq_watchdog_done", "What its passes have brought about.", "what", health.done),
         _one("busq_redis_reachable", REACHABLE, health.reachable),
+        *_of_redis(health),
     ]
     if health.last_pass_s_ago is not None:
         found.append(_one("busq_watchdog_pass_age_seconds", "Since the last good pass.", health.last_pass_s_ago))
     return found
+
+
+def _of_redis(health: WorkerHealth | WatchdogHealth) -> list[Metric]:
+    """What became of the server, as this process has seen it."""
+    certain = health.data_losses
+    return [
+        CounterMetricFamily("busq_redis_outages", "Times in which Redis did not serve this process.", health.outages),
+        _counter(
+            "busq_history_changes",
+            "Changes of the data's history, each shard by itself, by whether acknowledged writes were lost with it.",
+            "lost",
+            {"certain": certain, "possible": health.history_changes - certain},
+        ),
+    ]
 
 
 def of_bus(found: Figures, pools: Iterable[WorkerPool]) -> list[Metric]:

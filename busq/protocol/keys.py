@@ -168,7 +168,12 @@ def rules_channel(namespace: str) -> bytes:
 
 KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("meta", "hash", "every role, once", "none: one key for each bus"),
-    ("{s}:birth", "hash", "worker, watchdog, once", "none: the mark by which other data is known for what it is"),
+    (
+        "{s}:birth",
+        "hash",
+        "worker, watchdog, once",
+        "none: by this mark other data is known for what it is; it says what `meta` says, too",
+    ),
     ("{s}:job:<jid>", "hash", "every script", "none while live; 1 h after success, 24 h after failure or cancel"),
     (
         "{s}:queue:<queue>",
@@ -177,7 +182,12 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "entries leave when their attempt ends",
     ),
     ("{s}:queues", "set", "enqueue, every cancel of a job with a hook", "one member for each queue name ever used"),
-    ("{s}:scheduled", "sorted set, by due time", "enqueue, retry, promote", "members leave when due or cancelled"),
+    (
+        "{s}:scheduled",
+        "sorted set, by due time",
+        "enqueue, retry, promote, rewind",
+        "members leave when due or cancelled",
+    ),
     (
         "{s}:cancelled",
         "sorted set, by expiry",
@@ -185,7 +195,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "members leave when the job ends or its entry is read; tombstones expire",
     ),
     ("{s}:tombstones", "hash", "cancel", "fields leave with their tombstone"),
-    ("{s}:deadlines", "sorted set, by deadline", "cancel, expire, finalize", "members leave when the job ends"),
+    ("{s}:deadlines", "sorted set, by deadline", "cancel, expire, finalize, rewind", "members leave when the job ends"),
     (
         "{s}:timers",
         "sorted set, by moment",
@@ -193,7 +203,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "members leave when the job ends; only jobs with `expires` or `deadline` have one",
     ),
     ("{s}:ended:<state>", "sorted sets, by expiry", "every ending", "members leave when their record expires"),
-    ("{s}:workers", "sorted set, by lease", "renew", "members leave when a worker leaves or is lost"),
+    ("{s}:workers", "sorted set, by lease", "renew, rewind", "members leave when a worker leaves or is lost"),
     ("{s}:worker_info", "hash", "renew", "fields leave with the worker"),
     ("{s}:drains", "hash", "drain", "fields leave with the worker"),
     (

@@ -48,6 +48,11 @@ class Shift(msgspec.Struct, frozen=True, kw_only=True):
     change: Change
     lost_bytes: int | None = None
 
+    @property
+    def lost(self) -> bool:
+        """Whether something that Redis had acknowledged is certainly gone; else it may be."""
+        return self.change in (Change.OTHER_DATA, Change.RESYNCED) or bool(self.lost_bytes)
+
 
 def judge(before: Glimpse, now: Glimpse) -> Shift | None:
     """What became of the history between two looks; None for nothing that matters."""

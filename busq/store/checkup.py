@@ -19,11 +19,12 @@ from busq.config import Settings
 from busq.errors import BusqError
 from busq.protocol import keys as bus_keys
 from busq.store import authority, fitness, watch
+from busq.store.card import WIRE_VERSION
 from busq.store.connection import Client, Connections, reaching
 from busq.store.fitness import Finding, Grade, Info
 from busq.store.listener import Listener
 from busq.store.reader import Reader
-from busq.store.store import WIRE_VERSION, Store
+from busq.store.store import Store
 
 ROUNDS = 5
 ECHO_LIMIT_S = 3.0

@@ -17,7 +17,7 @@ import msgspec
 from redis import exceptions as redis_errors
 
 from busq.config import Settings
-from busq.errors import UnfitServer
+from busq.errors import BusUnavailable, UnfitServer
 from busq.store.connection import Client, Connections, reaching
 
 OLDEST_REDIS = (7, 0)
@@ -88,7 +88,7 @@ async def require_fit(settings: Settings) -> list[Finding]:
         with reaching(connections.place):
             servers = await connections.servers()
         for place, server in servers:
-            told.append((place, judge(await read_info(connections, server), apart=connections.apart)))
+            told.append((place, await _judged(connections, server)))
     finally:
         await connections.close()
     for place, findings in told:
@@ -96,6 +96,17 @@ async def require_fit(settings: Settings) -> list[Finding]:
             if finding.grade is Grade.FAIL:
                 raise UnfitServer(f"Redis at {place} must not carry a bus: {finding.found}. {finding.advice}")
     return [finding for finding in gathered(told) if finding.grade is Grade.WARN]
+
+
+async def _judged(connections: Connections, server: Client) -> list[Finding]:
+    """One server's findings; one of a cluster may be away, and the others are there all the same."""
+    try:
+        return judge(await read_info(connections, server), apart=connections.apart)
+    except BusUnavailable as error:
+        if not connections.apart:
+            raise
+        found = f"it does not answer, and was not looked at: {error}"
+        return [Finding(check="server", grade=Grade.WARN, found=found, advice="`busq doctor` looks at it again.")]
 
 
 def gathered(told: Sequence[tuple[str, Sequence[Finding]]]) -> list[Finding]:

@@ -17,6 +17,7 @@ from busq import events
 from busq.errors import BusUnavailable
 from busq.protocol.lineage import Glimpse, Shift, judge
 from busq.protocol.trouble import Trouble
+from busq.store import card
 from busq.store.connection import reaching
 from busq.store.store import Store
 from busq.store.trouble import named
@@ -26,7 +27,11 @@ MARK = "mark"
 
 
 class Lineage:
-    """One process's memory of what it saw last, for each shard. `changes` counts what it has noticed."""
+    """
+    One process's memory of what it saw last, for each shard.
+
+    `changes` counts what it has noticed, `losses` those of them with which acknowledged writes were lost for certain.
+    """
 
     def __init__(self, store: Store, log: events.Log) -> None:
         self._store = store
@@ -35,6 +40,7 @@ class Lineage:
         self._looked_at: dict[int, float] = {}
         self._may_ask = True
         self.changes = 0
+        self.losses = 0
 
     async def look(self, shard: int) -> Shift | None:
         """
@@ -56,6 +62,7 @@ class Lineage:
 
     def _tell(self, shard: int, shift: Shift, seen: Glimpse, glimpse: Glimpse) -> None:
         self.changes += 1
+        self.losses += shift.lost
         facts: dict[str, Any] = {"lost_bytes": shift.lost_bytes} if shift.lost_bytes is not None else {}
         for name in ("birth", "run_id", "replid", "offset"):
             before, after = getattr(seen, name), getattr(glimpse, name)
@@ -82,16 +89,25 @@ class Lineage:
         key = self._store.keys(shard).birth
         redis, place = self._store.redis, self._store.connections.place
         with reaching(place):
-            [mark] = await redis.hmget(key, MARK)
-        if mark is None:
+            mark, shards = await redis.hmget(key, MARK, card.SHARDS)
+        if mark is None or shards is None:
             try:
                 with reaching(place):
-                    await redis.hsetnx(key, MARK, secrets.token_hex(8))
+                    for name, value in self._what_it_bears():
+                        await redis.hsetnx(key, name, value)
                     [mark] = await redis.hmget(key, MARK)
             except BusUnavailable as error:
                 if error.trouble is not Trouble.OUT_OF_MEMORY:
                     raise
         return "" if mark is None else str(mark.decode("ascii", "replace"))
+
+    def _what_it_bears(self) -> list[tuple[str, str | int]]:
+        """The mark itself, and what the bus's own card says, for whoever starts while that is away."""
+        return [
+            (card.VERSION, card.WIRE_VERSION),
+            (card.SHARDS, self._store.shards),
+            (MARK, secrets.token_hex(8)),
+        ]
 
     async def _info(self, shard: int) -> dict[str, Any]:
         if not self._may_ask:

@@ -115,6 +115,18 @@ async def members(store: Store, shard: int) -> list[Member]:
     ]
 
 
+async def cards(store: Store, shard: int, names: Sequence[str]) -> dict[str, ProcessCard | None]:
+    """The cards of these, None for one that has none or one that cannot be read."""
+    with reaching(store.connections.place):
+        found = await store.redis.hmget(store.keys(shard).worker_info, *names) if names else []
+    return {name: read_card(data) for name, data in zip(names, found, strict=True)}
+
+
+def is_gone(card: ProcessCard | None) -> bool:
+    """Whether the process behind a card certainly does not run any more."""
+    return card is not None and card.is_known_gone()
+
+
 def _realm() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -12,18 +12,17 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import ResponseError
 
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
-from busq.errors import BadRecord, BusUnavailable, ConfigError
+from busq.errors import BusUnavailable, ConfigError
 from busq.protocol import keys as bus_keys
 from busq.protocol.cancel import CancelAnswer, CancelRequest
 from busq.protocol.jids import shard_of
 from busq.protocol.keys import GROUP, ShardKeys
 from busq.protocol.states import Verb
-from busq.protocol.trouble import Trouble
-from busq.store import forms, scripts
+from busq.store import card, forms, scripts
 from busq.store.confirming import Confirming
 from busq.store.connection import Client, Connections, reaching
 from busq.store.forms import (
@@ -37,12 +36,12 @@ from busq.store.forms import (
     Refusal,
     Renewal,
     RenewAnswer,
+    Rewound,
     Settlement,
     StartAnswer,
     Value,
 )
 
-WIRE_VERSION = 1
 BATCH = 250  # jobs in one script call: long enough to be cheap, short enough (about 3 ms) to let others in
 BATCH_BYTES = 4 * 1024 * 1024  # payloads, tags and the like in one script call
 
@@ -96,19 +95,18 @@ class Store:
         if self._opened:
             return
         settings = self.settings
-        with reaching(self.connections.place):
-            version, shards = await self._card(settings.shards or 1)
-        if int(version) > WIRE_VERSION:
+        version, shards = await self._found(settings.shards or 1)
+        if version > card.WIRE_VERSION:
             raise ConfigError(
-                f"the bus {settings.namespace!r} speaks version {int(version)}; this busq knows {WIRE_VERSION}, so "
+                f"the bus {settings.namespace!r} speaks version {version}; this busq knows {card.WIRE_VERSION}, so "
                 "upgrade it, or use another namespace"
             )
-        if settings.shards is not None and settings.shards != int(shards):
+        if settings.shards is not None and settings.shards != shards:
             raise ConfigError(
-                f"shards: {settings.shards} was given, but the bus {settings.namespace!r} was made with {int(shards)}; "
+                f"shards: {settings.shards} was given, but the bus {settings.namespace!r} was made with {shards}; "
                 "leave it out, or use another namespace"
             )
-        self.shards = int(shards)
+        self.shards = shards
         self._keys = [ShardKeys(settings.namespace, shard) for shard in range(self.shards)]
         self._opened = True
 
@@ -117,42 +115,26 @@ class Store:
         The data is not what it was: write the bus's own card again if it is gone. Raise `ConfigError` when somebody
         else has made a bus with another number of shards of it meanwhile.
         """
-        with reaching(self.connections.place):
-            _, shards = await self._card(self.shards)
-        if int(shards) != self.shards:
+        _, shards = await card.meet(self.connections, self.settings.namespace, self.shards)
+        if shards != self.shards:
             raise ConfigError(
-                f"the data of the bus {self.settings.namespace!r} was lost, and it was made anew with {int(shards)} "
+                f"the data of the bus {self.settings.namespace!r} was lost, and it was made anew with {shards} "
                 f"shards instead of {self.shards}: start this process again"
             )
 
     async def close(self) -> None:
         await self.connections.close()
 
-    async def _card(self, shards: int) -> tuple[bytes, bytes]:
-        """Wire version and number of shards of the bus, which is made with `shards` where there is none."""
-        meta = bus_keys.meta(self.settings.namespace)
-        version, found = await self.redis.hmget(meta, "v", "shards")
-        if version is None:
-            await self._make_bus(meta, shards)
-            version, found = await self.redis.hmget(meta, "v", "shards")
-        if not (version and version.isdigit() and found and found.isdigit() and int(found)):
-            raise BadRecord(
-                f"{meta.decode()} at {self.connections.place} holds version {version!r} and shards {found!r}, which "
-                "no busq has written; is the namespace somebody else's?"
-            )
-        return version, found
-
-    async def _make_bus(self, meta: bytes, shards: int) -> None:
+    async def _found(self, shards: int) -> card.Card:
         try:
-            # Shards first: who finds a version finds them too.
-            await self.redis.hsetnx(meta, "shards", shards)
-            await self.redis.hsetnx(meta, "v", WIRE_VERSION)
-        except NoPermissionError:
-            raise BusUnavailable(
-                f"there is no bus {self.settings.namespace!r} at {self.connections.place} yet, and this user may not "
-                "make one: start a watchdog first (`busq watchdog`)",
-                Trouble.FORBIDDEN,
-            ) from None
+            return await card.meet(self.connections, self.settings.namespace, shards)
+        except BusUnavailable:
+            told = (
+                await card.ask_the_shards(self.connections, self.settings.namespace) if self.connections.apart else None
+            )
+            if told is None:
+                raise
+            return told
 
     async def keep_able(self) -> None:
         """
@@ -166,8 +148,8 @@ class Store:
             for trouble in await asyncio.gather(*loads, return_exceptions=True):  # of one server, after all others
                 if isinstance(trouble, BaseException):
                     raise trouble
-            if self._opened and not await self.redis.exists(meta := bus_keys.meta(settings.namespace)):
-                await self._make_bus(meta, self.shards)
+            if self._opened and not await self.redis.exists(bus_keys.meta(settings.namespace)):
+                await card.make(self.connections, settings.namespace, self.shards)
 
     # Where things are ----------------------------------------------------------------------------------
 
@@ -397,6 +379,18 @@ class Store:
         """Drop what has expired from a shard's indexes, at most `limit` of each. Answers how many were dropped."""
         answer = await self.run("prune", shard, (), (), named={"limit": limit, "suspect_ms": _ms(suspect_s)})
         return sum(int(count) for count in answer[1:])
+
+    async def rewind(self, shard: int, *, index: str, rank: int, step: int) -> Rewound:
+        """
+        After a step back of the server's clock by more than a lease: bring near again what waits for a length of time.
+
+        `index`: `deadlines` or `scheduled`, looked through from `rank` on; "" for neither.
+        """
+        lease_ms = _ms(self.settings.lease_s)
+        named: dict[str, Value] = {
+            "least_ms": lease_ms, "lease_ms": lease_ms, "index": index, "rank": rank, "step": step,
+        }  # fmt: skip
+        return forms.rewound(await self.run("rewind", shard, (), (), named=named))
 
     # How it is done ------------------------------------------------------------------------------------
 

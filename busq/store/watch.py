@@ -56,14 +56,14 @@ async def queues(store: Store, shard: int) -> list[str]:
     return sorted(name.decode("utf-8", "replace") for name in names)
 
 
-async def held_by(store: Store, shard: int, queue: str, worker: str) -> list[Entry]:
-    """What is pending under a worker's name in one queue, at most a step, oldest first."""
+async def held_by(store: Store, shard: int, queue: str, worker: str, *, after: bytes = b"") -> list[Entry]:
+    """What is pending under a worker's name in one queue, at most a step, oldest first; younger than `after`."""
     stream = store.keys(shard).stream(queue)
     with reaching(store.connections.place):
         if not await store.redis.exists(stream):
             return []
         try:
-            pending = await store.redis.xpending_range(stream, GROUP, "-", "+", STEP, worker)
+            pending = await store.redis.xpending_range(stream, GROUP, b"(" + after if after else "-", "+", STEP, worker)
         except ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise

@@ -24,7 +24,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     One moment of a watchdog. Times end in `_s` and are seconds; `done` counts what it did since it began.
 
     `trouble` names why Redis does not serve it now ("" where it does), `outages` counts such times,
-    `history_changes` how often the data of the server turned out to be of another history.
+    `history_changes` how often the data of the server turned out to be of another history, `data_losses` how
+    often acknowledged writes were lost with that for certain.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str
     outages: int
     history_changes: int
+    data_losses: int
     interval_s: float
     last_pass_s_ago: float | None
     passes: int
@@ -50,6 +52,8 @@ def examine(
     uptime_s: float,
     outage: Outage,
     history_changes: int,
+    data_losses: int,
+    started: bool,
     stopping: bool,
     interval_s: float,
     last_pass_s_ago: float | None,
@@ -57,7 +61,7 @@ def examine(
     done: Mapping[str, int],
 ) -> Health:
     """The health of a watchdog with these facts."""
-    reachable = not outage.words("pass")
+    reachable = not outage.words("finalizing", "pass")
     idle_s = uptime_s if last_pass_s_ago is None else last_pass_s_ago
     stuck = reachable and not stopping and idle_s > max(STUCK_AFTER_S, INTERVALS * interval_s)
     late = last_pass_s_ago is not None and idle_s > max(LATE_AFTER_S, INTERVALS * interval_s)
@@ -65,11 +69,12 @@ def examine(
         name=name,
         pid=os.getpid(),
         uptime_s=round(uptime_s, 1),
-        started=last_pass_s_ago is not None,
+        started=started,
         reachable=reachable,
         trouble=outage.trouble,
         outages=outage.count,
         history_changes=history_changes,
+        data_losses=data_losses,
         interval_s=interval_s,
         last_pass_s_ago=None if last_pass_s_ago is None else round(last_pass_s_ago, 1),
         passes=passes,

@@ -140,6 +140,11 @@ class Control:
         return self._lineage.changes
 
     @property
+    def data_losses(self) -> int:
+        """In how many of these changes acknowledged writes were lost for certain."""
+        return self._lineage.losses
+
+    @property
     def subscriptions(self) -> int:
         return self._listener.subscriptions
 

@@ -70,7 +70,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     `drains_within_s` is the longest that its shutdown takes by its own settings. `lifeless` and `unready` are its own
     words for a loop that is past help and for having too many suspects; both "" when all is well. `trouble` names why
     Redis does not serve it now, "" where it does; `outages` counts such times, `history_changes` how often the
-    data of the server turned out to be of another history.
+    data of the server turned out to be of another history, `data_losses` how often acknowledged writes were lost with
+    that for certain.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str = ""
     outages: int = 0
     history_changes: int = 0
+    data_losses: int = 0
     loop_lag_s: float
     lifeless: str
     unready: str
@@ -162,6 +164,7 @@ def examine(
         trouble=outage.trouble,
         outages=outage.count,
         history_changes=control.history_changes,
+        data_losses=control.data_losses,
         ready=_ready(facts, control, outage),
     )
 

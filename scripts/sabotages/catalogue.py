@@ -251,4 +251,95 @@ PROCESSES = [
     ),
 ]  # fmt: skip
 
-SABOTAGES = [*SCRIPTS, *PROCESSES]
+SERVERS = [
+    python(
+        "confirmed-elsewhere", "a confirmation is asked for after the script, on whichever connection is free",
+        "store/confirming",
+        "answer, *confirmations = await script.run_with(redis, keys, argv, commands)",
+        "answer = await script.run(redis, keys, argv)\n"
+        "        confirmations = [await redis.execute_command(*words) for words in commands]",
+        "tests/fault/test_durability.py::"
+        "test_a_connection_that_breaks_before_the_confirmation_confirms_nothing_by_itself",
+    ),
+    python(
+        "confirmed-whatever-was-said", "a write counts as replicated when the server has answered",
+        "store/confirming", "ok=replicas >= self._replicas,", "ok=True,",
+        "tests/fault/test_durability.py::test_without_any_replica_none_has_it",
+    ),
+    python(
+        "disk-taken-on-trust", "a write counts as on the disk of a server that keeps none",
+        "store/confirming",
+        'return told.get("appendonly") == "yes" and told.get("appendfsync") == "always"', "return True",
+        "tests/fault/test_durability.py::"
+        "test_a_server_that_cannot_confirm_its_disk_says_so_before_anything_is_written",
+    ),
+    python(
+        "birth-mark-not-compared", "data with another birth mark is taken for ours", "protocol/lineage",
+        "if before.birth and now.birth and before.birth != now.birth:", "if False:",
+        "tests/unit/test_lineage.py",
+    ),
+    python(
+        "birth-mark-overwritten", "who found no mark writes its own over that of another", "store/lineage",
+        "await redis.hsetnx(key, name, value)", "await redis.hset(key, name, value)",
+        "tests/store/test_birth_mark.py",
+    ),
+    python(
+        "history-without-consequence", "a worker that sees other data goes on by what it knew", "worker/control",
+        "        self._handlers_loop.call_soon_threadsafe(self._owner.history_changed, unfit)\n", "",
+        "tests/runtime/test_server_troubles.py::"
+        "test_a_change_of_history_makes_a_worker_look_through_its_entries_and_ask_about_its_jobs",
+    ),
+    python(
+        "queue-made-again-without-a-word", "a group that is gone is made again, and nobody is told", "store/streams",
+        "await mark_lost(self._store, shard)  #", "pass  #",
+        "tests/store/test_losses.py::test_who_finds_a_group_gone_leaves_word_before_it_makes_it_again",
+    ),
+    python(
+        "lost-queue-not-mended", "jobs whose entries are lost wait for ever", "watchdog/mend",
+        "for (queue, owner), jobs in places.items():", "for (queue, owner), jobs in ():",
+        "tests/store/test_losses.py::test_jobs_whose_entries_are_lost_are_given_new_ones_once",
+    ),
+    python(
+        "mended-once-and-for-all", "a job that lost its entry while it ran is forgotten", "watchdog/mend",
+        "                later = True\n", "",
+        "tests/store/test_losses.py::test_a_job_whose_worker_lives_keeps_the_word_until_it_is_looked_at_again",
+    ),
+    python(
+        "full-server-taken-for-a-bad-record", "what a server without memory refuses is taken for a bad job",
+        "store/trouble", "    if trouble is None:\n        return BadRecord(",
+        "    if trouble is None or trouble is Trouble.OUT_OF_MEMORY:\n        return BadRecord(",
+        "tests/runtime/test_server_troubles.py::test_a_server_that_cannot_serve_now_is_not_a_bad_record",
+    ),
+    python(
+        "outage-told-without-end", "each part says at each try that the server is away", "store/outage",
+        "            if trouble in self._said:\n                return\n", "",
+        "tests/unit/test_trouble.py",
+    ),
+    Sabotage(
+        "overdue-in-its-turn", "cancels are finalized when a pass has done all else",
+        (
+            Edit(
+                "busq/watchdog/watchdog.py",
+                "lambda shard: sweepers[shard].finalize()", "lambda shard: asyncio.sleep(0)",
+            ),
+            Edit(
+                "busq/watchdog/watchdog.py",
+                "return await sweepers[shard].sweep()",
+                "return await sweepers[shard].finalize() or await sweepers[shard].sweep()",
+            ),
+        ),
+        (
+            "tests/runtime/test_watchdog.py::"
+            "test_looks_for_overdue_cancels_go_on_while_a_pass_takes_as_long_as_it_likes",
+        ),
+    ),
+    python(
+        "take-over-without-a-share", "a pass takes over all that a dead worker held", "watchdog/sweep",
+        "        for _ in self._steps_in_time(STEPS * 10):\n            if not await self._takeover.step():",
+        "        while True:\n            if not await self._takeover.step():",
+        "tests/runtime/test_watchdog.py::"
+        "test_a_take_over_goes_on_in_the_next_pass_when_its_share_of_one_is_over",
+    ),
+]  # fmt: skip
+
+SABOTAGES = [*SCRIPTS, *PROCESSES, *SERVERS]

@@ -64,6 +64,18 @@ STORIES: dict[str, tuple[list[dict[str, str]], list[tuple[str, int]]]] = {
         [series("busq_cancels_overdue", "0 0 1 1 1 1 1 0 0", pod="a"), series("busq_cancels_overdue", "0x10", pod="b")],
         [("1m", 0), ("2m", 0), ("4m", 1), ("8m", 0)],
     ),
+    "BusqDataLost": (
+        [
+            series("busq_history_changes_total", "0 0 1x60", pod="a", lost="certain"),
+            series("busq_history_changes_total", "0x60", pod="b", lost="certain"),
+            series("busq_history_changes_total", "0x30 1x60", pod="a", lost="possible"),
+        ],
+        [("1m", 0), ("3m", 1), ("10m", 1), ("20m", 0), ("33m", 0)],
+    ),
+    "BusqHistoryChanged": (
+        [series("busq_history_changes_total", "0 0 1x60", lost="possible")],
+        [("1m", 0), ("3m", 1), ("20m", 0)],
+    ),
     "BusqNoWatchdog": (
         [series("busq_watchdog_pass_age_seconds", "0.5 0.5 0.5 90 150 210 270 330 0.5 0.5", pod="a")],
         [("2m", 0), ("4m", 0), ("7m", 1), ("9m", 0)],

@@ -12,16 +12,19 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 import busq
 from busq.config import Settings
 from busq.errors import BusUnavailable, ConfigError, JidInUse
 from busq.protocol.cancel import CancelRequest, Verdict
-from busq.protocol.keys import ShardKeys
+from busq.protocol.keys import ShardKeys, meta
 from busq.protocol.states import TERMINAL, State
+from busq.store import fitness
 from busq.store.forms import NewJob
 from busq.store.store import Store
 from busq.store.streams import Streams
+from busq.watchdog.watchdog import Watchdog
 from tests.runtime.bench import bench, taken, until
 from tests.servers import RedisServer
 from tests.store.bench import Bench as StoreBench
@@ -144,6 +147,79 @@ async def test_a_server_that_is_no_cluster_says_so(redis_url: str) -> None:
     async with busq.Bus(redis_url.replace("redis://", "redis+cluster://")) as bus:
         with pytest.raises(ConfigError, match="is no cluster; write redis://"):
             await bus.cancel("job")
+
+
+# Confirmed writes and lost data ----------------------------------------------------------------------------
+
+
+def _waits(server: RedisServer) -> int:
+    """How often it was asked to wait for its replicas."""
+    with server.client() as client:
+        return int(client.info("commandstats").get("cmdstat_wait", {}).get("calls", 0))
+
+
+async def test_a_confirmation_is_asked_of_the_node_that_holds_the_shard(cluster: ClusterSet) -> None:
+    """Any other node has no write of ours to wait for, and would say at once that all of them are replicated."""
+    async with busq.Bus(cluster.url, shards=SHARDS, confirm_within_s=0.05) as bus:
+        for shard, jid in enumerate(_jids(SHARDS)):
+            own = cluster.holder(ShardKeys("busq", shard).counters)
+            for ask in (
+                bus.options(jid=jid, durability="replicated").enqueue("k"),
+                bus.cancel(jid, durability="replicated"),
+            ):
+                before = {server.port: _waits(server) for server in cluster.primaries}
+                confirmed = (await ask).confirmed
+                assert confirmed is not None
+                assert (confirmed.ok, confirmed.replicas) == (False, 0), "there are none"
+                asked = {server.port for server in cluster.primaries if _waits(server) > before[server.port]}
+                assert asked == {own.port}
+        scope = await bus.cancel_group("g", durability="replicated")
+        assert scope.confirmed is not None
+        assert not scope.confirmed.ok
+
+
+async def test_the_lost_data_of_one_node_is_noticed_for_its_shards_alone(cluster: ClusterSet) -> None:
+    """Jobs of other shards run on; those that are gone are stopped, and groups and card are made again."""
+    keys = [ShardKeys("busq", shard) for shard in range(SHARDS)]
+    lost = cluster.holder(meta("busq"))
+    theirs = {shard for shard in range(SHARDS) if cluster.holder(keys[shard].counters) is lost}
+    assert 0 < len(theirs) < SHARDS
+    with capture_logs() as lines:
+        async with bench(cluster.url, **SETTINGS) as b:
+            stopped: list[str] = []
+
+            @b.bus.job
+            async def hold() -> None:
+                try:
+                    await b.gate().wait()
+                except asyncio.CancelledError:
+                    stopped.append(busq.current_job().jid)
+                    raise
+
+            @b.bus.job
+            async def short(n: int) -> int:
+                return n
+
+            worker, dog = await b.work(), await b.watch()
+            jids, later = _jids(SHARDS, 2)[::2], _jids(SHARDS, 2)[1::2]
+            for jid in jids:
+                await hold.options(jid=jid).enqueue()
+                await taken(worker, jid)
+            await until(lambda: len(worker._control._lineage._seen) == len(dog._lineage._seen) == SHARDS)
+            with lost.client() as client:
+                client.flushall()
+            await until(lambda: set(stopped) == {jids[shard] for shard in theirs})
+            await until(lambda: worker.health().history_changes == dog.health().history_changes == len(theirs))
+            for n, jid in enumerate(later):
+                handle = await _persistently(lambda n=n, jid=jid: short.options(jid=jid).enqueue(n))
+                assert await handle.result(timeout=60) == n
+            for shard in set(range(SHARDS)) - theirs:
+                assert (await b.bus.get(jids[shard])).state == State.RUNNING
+                assert jids[shard] in worker.running
+            with lost.client() as client:
+                await until(lambda: client.hmget(meta("busq"), "v", "shards") == [b"1", str(SHARDS).encode()])
+    told = [(line["shard"], line["change"]) for line in lines if line["event"] == "history.changed"]
+    assert sorted(told) == sorted([(shard, "other_data") for shard in theirs] * 2), "by the worker and the watchdog"
 
 
 # Reading ---------------------------------------------------------------------------------------------------
@@ -337,6 +413,51 @@ async def test_a_listener_leaves_a_node_that_has_frozen(start_server: Callable[.
 def _listeners(server: RedisServer) -> int:
     with server.client() as client:
         return int(client.pubsub_numsub("busq:rules")[0][1])
+
+
+@pytest.mark.parametrize(
+    ("how", "away_is"), [("killed", "the node with the card of the bus"), ("frozen", "a node with shards")]
+)
+async def test_a_watchdog_that_starts_while_a_node_is_away_looks_after_the_shards_that_are_there(
+    start_server: Callable[..., RedisServer], how: str, away_is: str
+) -> None:
+    """It knows how many there are, ends what is overdue and queues what is due; the rest when the node is back."""
+    cluster = ClusterSet(start_server)
+    keys = [ShardKeys("busq", shard) for shard in range(SHARDS)]
+    try:
+        settings = {**SETTINGS, "shards": None, "command_timeout_s": 0.3, "connect_timeout_s": 0.3}
+        async with bench(cluster.url, **SETTINGS) as b:
+            first = await b.watch()
+            await until(lambda: len(first._lineage._seen) == SHARDS)
+            await b.end(first)
+            card = cluster.holder(meta("busq"))
+            away = card if away_is.startswith("the") else _another(cluster, meta("busq"))
+            here = [shard for shard in range(SHARDS) if cluster.holder(keys[shard].counters) is not away]
+            gone = [shard for shard in range(SHARDS) if shard not in here]
+            jids = _jids(SHARDS)
+            for jid in jids:
+                await b.bus.options(jid=jid, delay=0.01).enqueue("k")
+            if how == "killed":
+                away.kill()
+            else:
+                away.pause()
+            dog = Watchdog(Settings.load({}, url=cluster.url, **{**b.given, **settings}))
+            await fitness.require_fit(dog._settings)
+            watching = asyncio.create_task(dog.run())
+            for shard in here:
+                await b.reaches(jids[shard], State.QUEUED)
+            assert not watching.done()
+            assert dog.health().started
+            assert dog.health().ready["redis"]
+            if how == "frozen":
+                away.resume()
+                for shard in gone:
+                    await b.reaches(jids[shard], State.QUEUED)
+                await until(lambda: not any(dog.health().ready.values()))
+            dog.stop()
+            await watching
+    finally:
+        cluster.close()
 
 
 async def test_jobs_of_other_nodes_are_looked_after_while_one_is_away(start_server: Callable[..., RedisServer]) -> None:

@@ -22,7 +22,7 @@ from busq.protocol.job import event_from_line, history_from_record, job_from_rec
 from busq.protocol.states import State
 from busq.protocol.tree import read_finished
 from busq.store import forms
-from busq.store.store import WIRE_VERSION
+from busq.store.card import WIRE_VERSION
 from busq.store.streams import read_entry
 from busq.worker.executors.frames import BrokenFrames, ChildsInbox, WorkersInbox
 from tests.golden.making import MIB, read_wire, versions

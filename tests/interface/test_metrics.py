@@ -58,7 +58,7 @@ def test_a_worker_counts_starts_endings_and_how_soon_a_cancel_was_heard(redis_ur
         of(found, "busq_worker_ready") == of(found, "busq_listener_hearing") == of(found, "busq_redis_reachable") == 1
     )
     labels = {name for _, own in found for name, _ in own}
-    assert labels <= {"queue", "kind", "outcome", "path", "by", "pool", "le", "version"}, "no series for each job"
+    assert labels <= {"queue", "kind", "outcome", "path", "by", "pool", "le", "lost", "version"}, "no series of jobs"
 
 
 def _with(running: Service, name: str, **labels: str) -> dict[Sample, float] | None:
@@ -112,6 +112,28 @@ def test_a_watchdog_tells_of_the_bus_and_what_it_finalized(redis_url: str) -> No
         assert of(found, "busq_bus_events_total", event="signalled") == 1
         assert of(found, "busq_cancel_requests_total", verdict="signalled") == 1
         assert of(found, "busq_cancel_endings_total", ended="abandoned") == 1
+
+
+def test_outages_and_changes_of_history_are_counted_by_workers_and_watchdogs(own_server: RedisServer) -> None:
+    """A server that goes and comes back empty: one outage, and one change with which all was lost."""
+    of_history = [frozenset({("lost", word)}) for word in ("certain", "possible")]
+    with (
+        service("worker", "shop:bus", *PAGE, url=own_server.url) as worker,
+        service("watchdog", *PAGE, url=own_server.url) as dog,
+    ):
+        for each in (worker, dog):
+            ready(port_of(each))
+            found = figures(each)
+            assert [found["busq_history_changes_total", own] for own in of_history] == [0, 0], "there from the start"
+            assert found["busq_redis_outages_total", frozenset()] == 0
+        own_server.kill()
+        for each in (worker, dog):
+            eventually(lambda each=each: _with(each, "busq_redis_outages_total"))
+        own_server.start()
+        for each in (worker, dog):
+            found = eventually(lambda each=each: _with(each, "busq_history_changes_total"))
+            assert [found["busq_history_changes_total", own] for own in of_history] == [1, 0]
+            assert found["busq_redis_outages_total", frozenset()] == 1
 
 
 def test_without_redis_a_watchdog_tells_just_that(own_server: RedisServer) -> None:

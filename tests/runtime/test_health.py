@@ -225,12 +225,16 @@ def test_a_watchdog_without_a_pass_is_late_then_stuck_unless_redis_is_away() -> 
     clock = ManualClock()
     dog = Watchdog(Settings(url="redis://nowhere"), clock=clock)
     assert wrong(dog.health().ready) == {"started"}
-    dog.last_pass = clock.monotonic()
+    dog._done_at["pass"] = clock.monotonic()
+    assert wrong(dog.health().ready) == {"started"}
+    dog._done_at |= {"finalizing": clock.monotonic(), "pass": clock.monotonic()}
     clock.advance(4.9)
     assert not wrong(dog.health().ready)
     clock.advance(0.2)
     assert wrong(dog.health().ready) == {"passes"}
     assert not wrong(dog.health().live)
+    dog._done_at["pass"] = clock.monotonic()
+    assert wrong(dog.health().ready) == {"passes"}, "passes alone, and cancels are not finalized any more"
     clock.advance(26)
     assert wrong(dog.health().live) == {"passes"}
     dog._outage.began("pass", BusUnavailable("gone"))

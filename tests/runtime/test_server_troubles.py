@@ -14,8 +14,10 @@ from redis import exceptions
 
 from busq.config import Settings
 from busq.errors import BusUnavailable
+from busq.protocol.lineage import Change, Shift
 from busq.store.connection import Connections, reaching
-from tests.runtime.bench import PATIENT, bench, until
+from busq.store.lineage import Lineage
+from tests.runtime.bench import NEVER_SO_LONG_S, PATIENT, bench, until
 from tests.servers import RedisServer
 
 
@@ -65,6 +67,30 @@ async def _refused(admin: redis.asyncio.Redis) -> bool:
     """Whether a start has been refused: the server counts refused scripts by their kind of error."""
     errors = await admin.info("errorstats")
     return bool(errors.get("errorstat_OOM", {}).get("count", 0) >= 2)
+
+
+async def test_a_change_of_history_makes_a_worker_look_through_its_entries_and_ask_about_its_jobs(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before the next look: what the worker knows of its entries and jobs may be of other data."""
+    async with bench(redis_url, **PATIENT) as b:
+        worker = await b.work()
+        heard: list[str] = []
+        looks, again = [Shift(change=Change.OTHER_DATA), None], asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        async def look(self: Lineage, shard: int) -> Shift | None:
+            if looks:
+                return looks.pop(0)
+            loop.call_soon_threadsafe(again.set)  # behind whatever the worker was told meanwhile
+            return None
+
+        monkeypatch.setattr(worker._intake, "reconcile_soon", lambda: heard.append("entries"))
+        monkeypatch.setattr(worker._control, "_ask_about_all", lambda: heard.append("jobs"))
+        monkeypatch.setattr(Lineage, "look", look)
+        async with asyncio.timeout(NEVER_SO_LONG_S):
+            await again.wait()
+        assert sorted(heard) == ["entries", "jobs"]
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

@@ -27,6 +27,7 @@ from tests.store import test_listing as listing
 from tests.store import test_moments as moments
 from tests.store import test_newer_rules as newer
 from tests.store import test_rules as rules
+from tests.store import test_set_back as set_back
 from tests.store import test_settling as settling
 from tests.store import test_supersede as supersede
 from tests.store import test_transitions as transitions
@@ -1057,6 +1058,22 @@ GUARDS = [
           bounds.test_pruning_takes_a_bounded_number_at_a_time),
     Guard("prune", "ZRANGEBYSCORE', index, '-inf', stamp", "ZRANGEBYSCORE', index, '-inf', '+inf'",
           lambda url: bounds.test_an_index_of_ended_jobs_forgets_a_job_when_its_record_expires(url, S.FAILED)),
+    # rewind
+    Guard("rewind", "if behind <= tonumber(least_ms) then", "if false then",
+          lambda url: set_back.test_under_a_good_clock_nothing_is_brought_near(url, 1)),
+    Guard("rewind", "if behind <= tonumber(least_ms) then", "if behind <= 0 then",
+          lambda url: set_back.test_under_a_good_clock_nothing_is_brought_near(url, 14)),
+    Guard("rewind", "workers, '(' .. lease,", "workers, '-inf',",
+          set_back.test_the_lease_of_a_worker_that_died_is_over_after_a_lease),
+    Guard("rewind", "if was[1] == state and at and at > now then", "if was[1] == state and at then",
+          set_back.test_what_was_written_after_the_step_is_as_far_away_as_it_says),
+    Guard("rewind", "if was[1] == state and at and", "if at and",
+          set_back.test_what_has_no_record_or_has_ended_gets_nothing_written),
+    Guard("rewind", "now + math.max(0, tonumber(was[2]) - at)", "now",
+          set_back.test_a_scheduled_job_is_due_after_its_own_delay_again),
+    Guard("rewind", "    redis.call('ZADD', key, nearer, jid)\n", "",
+          set_back.test_a_cancel_is_due_after_its_own_length_again),
+    Guard("rewind", "from + looked - brought", "from + looked", set_back.test_a_look_in_small_steps_misses_none),
     # what the jobs of one call share
     Guard("carry_out", "alike.wish == wish and ", "alike.wish and ",
           settling.test_each_job_of_one_walk_is_told_why_it_itself_was_stopped),

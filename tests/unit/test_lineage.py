@@ -47,3 +47,17 @@ def test_a_server_that_says_nothing_is_judged_by_the_birth_mark_alone() -> None:
     assert judge(silent, silent) is None
     assert judge(silent, Glimpse(birth="c")) == Shift(change=Change.OTHER_DATA)
     assert judge(silent, BEFORE) is None, "it may be asked from now on"
+
+
+@pytest.mark.parametrize(
+    ("shift", "lost"),
+    [
+        (Shift(change=Change.OTHER_DATA), True),
+        (Shift(change=Change.RESYNCED), True),
+        (Shift(change=Change.PROMOTED, lost_bytes=1), True),
+        (Shift(change=Change.PROMOTED, lost_bytes=0), False),
+        (Shift(change=Change.RESTARTED), False),
+    ],
+)
+def test_a_change_of_history_says_whether_writes_are_gone_for_certain(shift: Shift, lost: bool) -> None:
+    assert shift.lost is lost

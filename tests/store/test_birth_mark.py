@@ -1,0 +1,42 @@
+"""The mark that a shard bears for good, by whose change a worker knows that the data is not what it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from busq import events
+from busq.protocol.lineage import Change, Shift
+from busq.store.lineage import Lineage
+from tests.store.bench import Bench
+
+
+async def test_a_shard_keeps_the_mark_of_who_came_first(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one looked before the first one wrote: with a mark each they would never agree."""
+    async with Bench(redis_url) as bench:
+        first = Lineage(bench.a, events.logger("test"))
+        await first.look(0)
+        hmget, answers = bench.b.redis.hmget, [[None, None]]
+
+        async def late(*words: Any) -> Any:
+            return answers.pop() if answers else await hmget(*words)
+
+        monkeypatch.setattr(bench.b.redis, "hmget", late)
+        second = Lineage(bench.b, events.logger("test"))
+        await second.look(0)
+        assert second._seen[0].birth == first._seen[0].birth != ""
+
+
+async def test_a_mark_of_before_its_card_is_given_one_and_stays(redis_url: str) -> None:
+    """As an earlier version wrote it; a number of shards on it is no change of history."""
+    async with Bench(redis_url, shards=3) as bench:
+        await bench.redis.hset(bench.a.keys(2).birth, "mark", "old")
+        lineage = Lineage(bench.a, events.logger("test"))
+        assert await lineage.look(2) is None
+        assert await bench.redis.hgetall(bench.a.keys(2).birth) == {b"mark": b"old", b"v": b"1", b"shards": b"3"}
+        bench.clock.advance(1.0)
+        assert await lineage.look(2) is None
+        await bench.redis.delete(bench.a.keys(2).birth)
+        bench.clock.advance(1.0)
+        assert await lineage.look(2) == Shift(change=Change.OTHER_DATA)
