@@ -60,6 +60,7 @@ CHILD_SIGNALLED = "child.signalled"
 WATCHDOG_STARTED = "watchdog.started"
 WATCHDOG_STOPPED = "watchdog.stopped"
 WORKER_LOST = "worker.lost"
+CLOCK_SET_BACK = "clock.set_back"
 WORKER_FORGOTTEN = "worker.forgotten"
 HEALTH_SERVING = "health.serving"
 SUPERVISOR_STARTED = "supervisor.started"
@@ -99,6 +100,7 @@ _LEVELS: dict[str, int] = {
     WORKER_LEAVES: logging.ERROR,
     SUSPECTS_TOO_MANY: logging.ERROR,
     WORKER_LOST: logging.WARNING,
+    CLOCK_SET_BACK: logging.ERROR,
     RULE_UNREADABLE: logging.ERROR,
     PROCESS_STARTED: logging.DEBUG,
     PROCESS_ENDED: logging.WARNING,

@@ -18,7 +18,7 @@ from hypothesis import settings
 
 from tests.servers import RedisServer, find_redis_server
 
-FOR_THE_TESTS = {"BUSQ_REDIS_SERVER", "BUSQ_VALKEY_SERVER", "BUSQ_TEST_LOOP", "BUSQ_TEST_PARTITION_S"}
+FOR_THE_TESTS = {"BUSQ_REDIS_SERVER", "BUSQ_VALKEY_SERVER", "BUSQ_TEST_LOOP", "BUSQ_TEST_PARTITION_S", "BUSQ_WALKS"}
 
 NO_SERVER = (
     "these tests need a redis-server 7.0 or later: none on PATH and BUSQ_REDIS_SERVER is not set. "

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from busq.protocol.cancel import CancelAnswer
 
 NOTHING_CHOSEN = Chosen()
+NOTHING_WRITTEN = ("not_found", "already_finished")
 WAITERS = 100  # jobs waited for at once
 
 
@@ -102,7 +103,8 @@ def cancel(
     wanted = _jids(jids)
     answers, lines = loop.run(_cancel(place, wanted, reason, grace, source, tombstone, durability, wait))
     _print(lines, output, waited=wait is not None)
-    code = exits.confirmed(answers[0].confirmed)
+    written = tombstone is not None or any(line.verdict not in NOTHING_WRITTEN for line in lines)
+    code = exits.confirmed(answers[0].confirmed) if written else exits.DONE
     return code if all(_went_through(line, waited=wait is not None) for line in lines) else exits.NO
 
 
@@ -168,7 +170,7 @@ def _line(answer: CancelAnswer) -> Line:
 
 
 def _went_through(line: Line, *, waited: bool) -> bool:
-    if line.verdict in ("not_found", "already_finished"):
+    if line.verdict in NOTHING_WRITTEN:
         return False
     return not waited or line.state in (None, "cancelled")
 

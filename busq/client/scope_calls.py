@@ -137,7 +137,7 @@ class ScopeCalls(abc.ABC):
             source=source,
             grace_s=grace_s,
             standing=standing,
-            until=None if span is None else await _end(link, span),
+            until=None if span is None else await _checked_end(link, span),
             cutoffs=cutoffs,  # those of the survey: what has come since then was not in the picture
             confirming=confirming,
         )
@@ -218,14 +218,15 @@ def _span(until: Until) -> datetime | timedelta:
         raise UsageError(f"until: {until!r} is too far away; leave it out, and the rule stands until revoked") from None
 
 
-async def _end(link: Link, span: datetime | timedelta) -> datetime:
-    """The moment, reckoned by the server's clock. Raise `UsageError` when it is over already."""
+async def _checked_end(link: Link, span: datetime | timedelta) -> datetime | timedelta:
+    """The same, if by the server's clock it is to come; raise `UsageError` when it is over already, or never comes."""
     now = datetime.fromtimestamp(await watch.server_now_ms(link.store) / 1000, UTC)
     if isinstance(span, datetime):
         if span <= now:
             raise UsageError(f"until: {span.isoformat()} is over; by the server's clock it is {now.isoformat()}")
         return span
     try:
-        return now + span
+        now + span
     except OverflowError:
         raise UsageError(f"until: {span} from now is too far away; leave it out, and the rule stands") from None
+    return span

@@ -182,7 +182,12 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "entries leave when their attempt ends",
     ),
     ("{s}:queues", "set", "enqueue, every cancel of a job with a hook", "one member for each queue name ever used"),
-    ("{s}:scheduled", "sorted set, by due time", "enqueue, retry, promote", "members leave when due or cancelled"),
+    (
+        "{s}:scheduled",
+        "sorted set, by due time",
+        "enqueue, retry, promote, rewind",
+        "members leave when due or cancelled",
+    ),
     (
         "{s}:cancelled",
         "sorted set, by expiry",
@@ -190,7 +195,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "members leave when the job ends or its entry is read; tombstones expire",
     ),
     ("{s}:tombstones", "hash", "cancel", "fields leave with their tombstone"),
-    ("{s}:deadlines", "sorted set, by deadline", "cancel, expire, finalize", "members leave when the job ends"),
+    ("{s}:deadlines", "sorted set, by deadline", "cancel, expire, finalize, rewind", "members leave when the job ends"),
     (
         "{s}:timers",
         "sorted set, by moment",
@@ -198,7 +203,7 @@ KEY_TABLE: tuple[tuple[str, str, str, str], ...] = (
         "members leave when the job ends; only jobs with `expires` or `deadline` have one",
     ),
     ("{s}:ended:<state>", "sorted sets, by expiry", "every ending", "members leave when their record expires"),
-    ("{s}:workers", "sorted set, by lease", "renew", "members leave when a worker leaves or is lost"),
+    ("{s}:workers", "sorted set, by lease", "renew, rewind", "members leave when a worker leaves or is lost"),
     ("{s}:worker_info", "hash", "renew", "fields leave with the worker"),
     ("{s}:drains", "hash", "drain", "fields leave with the worker"),
     (

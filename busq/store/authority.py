@@ -21,7 +21,8 @@ from busq.store.roles import Grants, Role
 
 NAMED = 8  # of what is missing; a user of another bus lacks nearly everything
 
-_NOT_THE_COMMAND = "to access one of the"
+# Redis 7.0: "…to access one of the keys used as arguments", Redis 7.2 and later: "No permissions to access a key".
+_NOT_THE_COMMAND = "permissions to access"
 
 Words = tuple[str, ...]
 

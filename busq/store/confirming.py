@@ -98,8 +98,9 @@ async def _refused(redis: Client, *command: Any, what: str, place: str) -> None:
         need = "a standalone server or a primary with replicas"
         if what == "fsynced":
             need = "an append-only file (appendonly yes), and WAITAOF (Redis 7.2, Valkey 8) or appendfsync always"
+        said = str(error).rstrip(".")
         raise UsageError(
-            f"durability: {what!r} cannot be confirmed by Redis at {place}: {error}. It takes {need}. Nothing was "
+            f"durability: {what!r} cannot be confirmed by Redis at {place}: {said}. It takes {need}. Nothing was "
             "written; leave durability out, or change the server"
         ) from None
 

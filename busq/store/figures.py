@@ -65,7 +65,8 @@ async def read(store: Store, reader: Reader) -> Figures:
     overdue = 0
     with reaching(store.connections.place):
         for shard in range(store.shards):
-            overdue += await store.redis.zcount(store.keys(shard).deadlines, "-inf", now_ms)
+            own_ms = await watch.server_now_ms(store, shard)
+            overdue += await store.redis.zcount(store.keys(shard).deadlines, "-inf", own_ms)
     used, limit = await _memory(store)
     return Figures(
         stats=stats,

@@ -228,6 +228,14 @@ class Finalized(NamedTuple):
     asked_s: float = 0.0
 
 
+class Rewound(NamedTuple):
+    """`behind_s`: how far the server's clock is behind what was written, 0 for a good one; `rank`: None at the end."""
+
+    behind_s: float = 0.0
+    brought: int = 0
+    rank: int | None = None
+
+
 class Look(msgspec.Struct, frozen=True):
     """A record, empty for none, and the wish that stands against it: cause, reason, source and scope; None without."""
 
@@ -255,6 +263,13 @@ def _number(text: str) -> float:
 
 def _whole(text: str) -> int:
     return int(_number(text))
+
+
+def rewound(answer: Sequence[bytes]) -> Rewound:
+    if len(answer) < 4:
+        return Rewound()
+    behind_ms, brought, rank = (int(number) for number in answer[1:4])
+    return Rewound(behind_ms / 1000, brought, None if rank < 0 else rank)
 
 
 def admission(answer: Sequence[bytes]) -> Admission:

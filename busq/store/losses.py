@@ -66,7 +66,7 @@ async def _without_entry(store: Store, shard: int, jids: list[str]) -> list[Stra
     pipe = store.redis.pipeline(transaction=False)
     for jid in jids:
         pipe.hmget(keys.job(jid), "state", "queue", "entry", "owner")
-    now_ms = await watch.server_now_ms(store)
+    now_ms = await watch.server_now_ms(store, shard)
     candidates = []
     for jid, (state, queue, entry, owner) in zip(jids, await pipe.execute(), strict=True):
         if entry and text(state) in (State.QUEUED, State.RUNNING, State.CANCELLING):

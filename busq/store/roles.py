@@ -56,7 +56,7 @@ FENCE = "whole"
 
 # Keys that scripts touch without declaring them are made from `prefix` (lib/names.lua). These two are only read so.
 _ONLY_READ = {"rules", "hooks"}
-_CALLED = re.compile(r"redis\.p?call\('([A-Z]+)'(?:, '(CREATE|DELCONSUMER)')?")
+_CALLED = re.compile(r"redis\.p?call\('([A-Z]+)'(?:, '(CREATE|DELCONSUMER|STREAM)')?")
 _UNDECLARED = re.compile(r"prefix \.\. '([a-z_]+:?)")
 
 
@@ -112,6 +112,7 @@ PARTS: dict[Role, Part] = {
         does="finalizes, reclaims, settles and prunes; loads scripts and makes the bus",
         scripts=(
             "finalize", "reclaim", "bury", "expire", "promote", "carry_out", "cascade", "prune", "renew", "forget",
+            "rewind",
         ),
         commands=(
             "info", "time", "zrange", "zrem", "hgetall", "smembers", "exists", "xpending", "xrange", "hsetnx",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -53,13 +53,14 @@ class Scopes:
         source: str = "",
         grace_s: float | None = None,
         standing: bool = False,
-        until: datetime | None = None,
+        until: datetime | timedelta | None = None,
         cutoffs: Mapping[int, int] | None = None,
         confirming: Confirming | None = None,
     ) -> None:
         """
         Decide that all jobs which fit shall stop: those admitted so far, in each shard in one step; with `standing`
-        later ones too, up to `until`. Sent again under the same name it changes nothing.
+        later ones too, up to `until`: a moment, or a length of time by the clock of each shard's own server. Sent again
+        under the same name it changes nothing.
 
         `cutoffs`: by shard, the admission number up to which jobs count, as `survey` gives them. Raise `TooManyRules`
         or `BusUnavailable`; either may come when some shards have decided already, and then the call may be repeated.
@@ -72,9 +73,6 @@ class Scopes:
             grace_ms="" if grace_s is None else round(grace_s * 1000),
             standing=standing,
         )
-        until_ms = 0
-        if standing:
-            until_ms = FOR_EVER_MS if until is None else round(until.timestamp() * 1000)
         for shard in range(self._store.shards):
             answer = await self._store.run(
                 "decide",
@@ -86,7 +84,7 @@ class Scopes:
                     "condition": msgspec.json.encode(filter.condition()),
                     "rule": msgspec.json.encode(stored),
                     "cutoff": "" if cutoffs is None else cutoffs[shard],
-                    "until_ms": until_ms,
+                    "until_ms": await self._until_ms(shard, until) if standing else 0,
                     "most": LIVE_RULES,
                 },
                 confirming=confirming,
@@ -97,6 +95,14 @@ class Scopes:
                     "Wait until a watchdog has settled some, revoke standing ones (`busq rules`), or cover more jobs "
                     "with one call"
                 )
+
+    async def _until_ms(self, shard: int, until: datetime | timedelta | None) -> int:
+        if until is None:
+            return FOR_EVER_MS
+        if isinstance(until, datetime):
+            return round(until.timestamp() * 1000)
+        # The servers of a cluster have clocks of their own, and each shard compares by its own.
+        return round(await watch.server_now_ms(self._store, shard) + until.total_seconds() * 1000)
 
     async def revoke(self, scope: str) -> ScopeState | None:
         """

@@ -27,6 +27,7 @@ from busq.store.forms import (
     Refusal,
     Renewal,
     RenewAnswer,
+    Rewound,
     Settlement,
     StartAnswer,
     Value,
@@ -257,6 +258,18 @@ class Store(Access):
         """Drop what has expired from a shard's indexes, at most `limit` of each. Answers how many were dropped."""
         answer = await self.run("prune", shard, (), (), named={"limit": limit, "suspect_ms": in_ms(suspect_s)})
         return sum(int(count) for count in answer[1:])
+
+    async def rewind(self, shard: int, *, index: str, rank: int, step: int) -> Rewound:
+        """
+        After a step back of the server's clock by more than a lease: bring near again what waits for a length of time.
+
+        `index`: `deadlines` or `scheduled`, looked through from `rank` on; "" for neither.
+        """
+        lease_ms = in_ms(self.settings.lease_s)
+        named: dict[str, Value] = {
+            "least_ms": lease_ms, "lease_ms": lease_ms, "index": index, "rank": rank, "step": step,
+        }  # fmt: skip
+        return forms.rewound(await self.run("rewind", shard, (), (), named=named))
 
     # Batches -------------------------------------------------------------------------------------------
 

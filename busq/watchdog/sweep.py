@@ -3,7 +3,8 @@ What the watchdog does for one shard: gather facts, ask the judgement, have the 
 
     overdue cancels        finalize: whatever their worker's lease says            `finalize`, which must come in time
 
-    lost workers           reclaim what they held, then off the roster             `sweep`, a pass of shares
+    a clock set back       bring near again what waits for a length of time        `sweep`, a pass of shares
+    lost workers           reclaim what they held, then off the roster
     moments of jobs        cancel what has not started, or not ended, in time
     scheduled jobs         queue those that are due
     cancelled parents      pass their cancel on to their children
@@ -27,6 +28,7 @@ from busq.errors import BusUnavailable
 from busq.protocol.trouble import Trouble
 from busq.store import roster, watch
 from busq.store.store import Store
+from busq.watchdog.setback import SetBack
 from busq.watchdog.takeover import Takeover
 
 SUSPECT_S = 86_400.0  # a suspect whose node has not been heard of for a day leaves the list
@@ -43,7 +45,7 @@ DONE = (
 FLOOD = 10  # steps of finalizing in one shard: then it is the next one's turn
 STEPS = 50  # steps of each other kind in one pass, so that one flood does not keep the rest waiting
 PASS_SHARE = 0.9  # of the interval: what these may take together, over all shards
-SHARE = 1 / 3  # of what is left of that, for one kind of them; there are six in a pass
+SHARE = 1 / 3  # of what is left of that, for one kind of them; there are seven in a pass
 JUDGED = 128  # jobs judged in one step of a rule: 1 to 2 ms of the server's time when none is hit
 STOPPED = 60  # jobs stopped in one step of a rule, half as many with ties: 2 to 3 ms, which nobody else is served in
 PASSED_ON = 50  # children stopped in one step of a cascade: the same
@@ -70,6 +72,7 @@ class Sweeper:
         self._store = store
         self._shard = shard
         self._clock = clock
+        self._set_back = SetBack(store, shard)
         self._takeover = Takeover(settings, store, shard, clock, self._done)
         self._over_at = 0.0
         self.hindered: BusUnavailable | None = None
@@ -87,6 +90,7 @@ class Sweeper:
         now_ms = await watch.server_now_ms(self._store, self._shard)
         waits = []
         for step in (
+            self._rewind,
             self._take_over_from_the_lost,
             self._expire_due,  # before the next: what is too old is not queued any more
             self._promote_due,
@@ -157,6 +161,13 @@ class Sweeper:
     async def _gone_among(self, owners: set[str]) -> set[str]:
         cards = await roster.cards(self._store, self._shard, sorted(owners))
         return {owner for owner, card in cards.items() if roster.is_gone(card)}
+
+    # A clock that was set back ---------------------------------------------------------------------------
+
+    async def _rewind(self, now_ms: float) -> None:
+        for _ in self._steps_in_time():
+            if not await self._set_back.step():
+                break
 
     # Workers that died -----------------------------------------------------------------------------------
 

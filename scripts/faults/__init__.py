@@ -3,7 +3,8 @@ Faults of every sort, made to happen to a whole bus of real processes; `scripts/
 
 One run leaves one folder, and whoever judges needs nothing else:
 
-    server/appendonlydir/   every write in the server's own order (append-only file, never rewritten, with timestamps)
+    server/appendonlydir/   every write in the server's own order (append-only file, never rewritten, with timestamps);
+                            server0, server1, … for the nodes of a cluster
     history/*.jsonl         what each process did and saw, one file for each, one line for each event
     run.json                run, seed, namespace, shards, settings, expect_drained, and the name of the dump
     final.json              every key of the bus after the drain, and INFO before and after

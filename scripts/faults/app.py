@@ -38,7 +38,7 @@ class Witness:
         job = busq.current_job()
         self.job = job
         self._who = {"jid": job.jid, "fence": job.attempt, "attempt": secrets.token_hex(6)}
-        self._tell("h_start", {"kind": job.kind, "pid": os.getpid()})
+        self._tell("h_start", {"kind": job.kind, "pid": os.getpid(), "ppid": os.getppid()})
 
     def tick(self) -> None:
         self._tell("h_tick", None)
@@ -290,15 +290,17 @@ def process_deaf(ms: int) -> int:
 
 @bus.job(queue="pr", pool="process", kind="p_family")
 def process_family(ms: int) -> int:
-    """Starts a program that would outlive it for an hour."""
+    """Starts a program that would outlive it by an hour, and ends it itself, unless it is ended by force."""
     with witnessed() as witness:
         grandchild = subprocess.Popen(
             [sys.executable, "-S", "-c", "import time; time.sleep(3600)"],
             env={**os.environ, GRANDCHILD: os.environ[RUN]},
         )
-        busq.current_job().wait_cancelled(ms / 1000)
-        busq.current_job().check_cancelled()
-        witness.effect()
-        grandchild.kill()
-        grandchild.wait()
+        try:
+            busq.current_job().wait_cancelled(ms / 1000)
+            busq.current_job().check_cancelled()
+            witness.effect()
+        finally:
+            grandchild.kill()
+            grandchild.wait()
         return ms

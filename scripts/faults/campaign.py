@@ -1,5 +1,6 @@
 """
-One run from begin to end: server, proxy, crew, nemesis; then healing, the drain, the dump, the counts and the verdict.
+One run from begin to end: servers, proxies, crew, nemesis; then healing, the drain, the dump, the counts and the
+verdict.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 import shutil
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,16 @@ import msgspec
 
 from faults import drain, verdict
 from faults.app import GRANDCHILD
+from faults.cables import Cable, lay
 from faults.client import Task
 from faults.crew import Crew, Place
 from faults.history import FOLDER, RUN
 from faults.nemesis import Nemesis
-from faults.nursery import SKEW
-from faults.plan import SETTINGS, Plan
-from faults.proxy import Proxy
-from faults.server import Server
+from faults.nursery import NETNS, SKEW
+from faults.plan import Plan
 from faults.tally import CANCELLERS, PRODUCERS, Tally
+from faults.topology import Alone, Cluster, Topology
+from faults.users import Users, can_be_made
 
 NAMESPACE = "busq"
 WORKERS = (("co", 3, 60), ("th", 1, 12), ("pr", 2, 2))  # queue, how many, concurrency of each
@@ -40,49 +43,61 @@ class Campaign:
         executable = os.environ.get("BUSQ_REDIS_SERVER") or shutil.which("redis-server")
         if executable is None:
             raise RuntimeError("no redis-server on PATH and BUSQ_REDIS_SERVER is not set; `sh scripts/test` brings one")
+        self.plan = plan
+        self._cables = self._laid()
         folder.mkdir(parents=True)
         (folder / "history").mkdir()
-        self.plan = plan
         self.folder = folder
         self.run = f"r{plan.seed}"
         os.environ |= {RUN: self.run, FOLDER: str(folder)}
         self._skew = folder / "skew"
         self._set_skew(0)
-        self._server = Server(executable, folder / "server")
-        self._proxy = Proxy(self._server.port)
+        self._topology = self._made(executable)
         self._crew = Crew(folder, self._command)
         self._tally = Tally(folder)
         self._chance = random.Random(plan.seed + 1)
 
     async def carry_out(self) -> verdict.Report:
-        await self._server.start()
-        await self._proxy.start()
         try:
+            await self._topology.start()
             await self._crew.open()
             return await self._whole()
         finally:
             await self._crew.close()
-            await self._proxy.close()
-            self._server.close()
+            await self._topology.close()
+            for cable in self._cables.values():
+                cable.close()
+
+    def _laid(self) -> dict[str, Cable]:
+        """The cables of workers and watchdogs, by their names. Raise `Impossible`."""
+        if not self.plan.cables:
+            return {}
+        names = [name for name, role in _places() if role in ("worker", "watchdog")]
+        return dict(zip(names, lay(len(names)), strict=True))
+
+    def _made(self, executable: str) -> Topology:
+        users = Users(self.folder / "users") if can_be_made() else None
+        if self.plan.nodes:
+            return Cluster(executable, self.folder, users, self.plan.nodes)
+        return Alone(executable, self.folder, users, [cable.near for cable in self._cables.values()])
 
     async def _whole(self) -> verdict.Report:
-        nemesis = Nemesis(self._server, self._crew, self._proxy, self._set_skew)
+        nemesis = Nemesis(self._topology, self._crew, self._set_skew, self.plan, self._cables)
         self._write_run()
-        async with self._server.admin() as admin:
-            before = await admin.info()
+        before = await drain.said_of_themselves(self._topology.servers)
         self._began = time.monotonic()
         self._fill()
-        await nemesis.carry_out(self.plan)
+        await nemesis.carry_out()
         late = await self._until_clients_are_done()
         self._heal()
-        async with self._server.admin() as admin:
-            left = await drain.until_quiet(admin, NAMESPACE, self.plan.drain_s)
-            stuck = await drain.stuck(admin, NAMESPACE)
-            survivors = _survivors(self.run)
-            final = await drain.dump(admin, NAMESPACE, before)
-            self._write("final.json", final)
+        servers = self._topology.servers
+        left = await drain.until_quiet(servers, NAMESPACE, self.plan.drain_s)
+        stuck = await drain.stuck(servers, NAMESPACE)
+        survivors = _survivors(self.run)
+        final = await drain.dump(servers, NAMESPACE, before)
+        self._write("final.json", final)
         facts = verdict.Facts(
-            faults=nemesis.counts, missed=nemesis.missed, crashes=self._crew.crashes, starts=self._server.starts,
+            faults=nemesis.counts, missed=nemesis.missed, crashes=self._crew.crashes, restarts=self._topology.restarts,
             left=late + left + stuck + survivors, seconds=time.monotonic() - self._began,
         )  # fmt: skip
         return verdict.judge(self.folder, self.plan.seed, facts, final["keys"], self._tally)
@@ -90,22 +105,18 @@ class Campaign:
     # The crew --------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        for queue, count, _ in WORKERS:
-            for i in range(count):
-                self._crew.add(f"w-{queue}{i}", "worker")
-        for i in range(WATCHDOGS):
-            self._crew.add(f"d{i}", "watchdog")
-        for i in range(PRODUCERS):
-            self._crew.add(f"p{i}", "producer")
-        for i in range(CANCELLERS):
-            self._crew.add(f"c{i}", "canceller")
+        for name, role in _places():
+            self._crew.add(name, role)
 
     def _command(self, place: Place) -> tuple[list[str], dict[str, str]]:
         """What the next process of a place runs, and its environment."""
         by_proxy = self._chance.random() < BY_PROXY
-        url = self._server.url(place.role, self._proxy.port if by_proxy else None)
-        env = {f"BUSQ_{name.upper()}": str(value) for name, value in SETTINGS.items()}
+        cable = self._cables.get(place.name)
+        url = self._topology.url(place.role, by_proxy=by_proxy, cable=cable)
+        env = {f"BUSQ_{name.upper()}": str(value) for name, value in self.plan.settings.items()}
         env |= {"BUSQ_URL": url, "BUSQ_LOG_LEVEL": "warning", SKEW: str(self._skew)}
+        if cable is not None:
+            env[NETNS] = cable.namespace
         if place.role == "worker":
             queue, _, concurrency = next(each for each in WORKERS if place.name.startswith(f"w-{each[0]}"))
             return ["worker", "faults.app:bus", "--queue", queue, "--concurrency", str(concurrency)], env
@@ -119,7 +130,7 @@ class Campaign:
         return Task(
             name=place.name, url=url, row=number if producer else PRODUCERS + number, share=-(-whole // parts),
             seed=self._chance.getrandbits(32), began=self._began, seconds=self.plan.minutes * 60,
-            settings=dict(SETTINGS),
+            settings=self.plan.settings,
         )  # fmt: skip
 
     def _set_skew(self, seconds: int) -> None:
@@ -139,7 +150,7 @@ class Campaign:
         return [f"{each.name} has not done its share" for each in clients if not each.done]
 
     def _heal(self) -> None:
-        for link in self._proxy.links:
+        for link in self._topology.links:
             link.heal()
         for place in self._crew.places:
             if place.role in ("producer", "canceller"):
@@ -147,13 +158,24 @@ class Campaign:
 
     def _write_run(self) -> None:
         whole = {
-            "run": self.run, "seed": self.plan.seed, "namespace": NAMESPACE, "shards": 1, "settings": SETTINGS,
-            "expect_drained": True, "dump": "final.json", "keep_kinds": ["keeps"], "slack_s": SLACK_S,
+            "run": self.run, "seed": self.plan.seed, "namespace": NAMESPACE, "shards": self.plan.shards,
+            "settings": self.plan.settings, "expect_drained": True, "dump": "final.json", "keep_kinds": ["keeps"],
+            "slack_s": SLACK_S,
         }  # fmt: skip
         self._write("run.json", whole)
 
     def _write(self, name: str, whole: dict[str, Any]) -> None:
         (self.folder / name).write_bytes(msgspec.json.encode(whole))
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    """Everybody of the crew, as name and role."""
+    for queue, count, _ in WORKERS:
+        yield from ((f"w-{queue}{i}", "worker") for i in range(count))
+    for letter, role, count in (
+        ("d", "watchdog", WATCHDOGS), ("p", "producer", PRODUCERS), ("c", "canceller", CANCELLERS),
+    ):  # fmt: skip
+        yield from ((f"{letter}{i}", role) for i in range(count))
 
 
 def _survivors(run: str) -> list[str]:

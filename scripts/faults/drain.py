@@ -1,7 +1,7 @@
 """
 The end of a run: wait until nothing moves any more, and write down everything that is left.
 
-Quiet is asked of the server's keys, not of busq: no entry in a queue, nothing scheduled, waiting, due or suspected, no
+Quiet is asked of the servers' keys, not of busq: no entry in a queue, nothing scheduled, waiting, due or suspected, no
 rule at work. What is not quiet in time is named, and that is a violation.
 """
 
@@ -9,33 +9,41 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+
+from faults.server import Server
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 OPEN = ("scheduled", "waiting", "deadlines", "timers", "cascades", "suspects")
 LOOK_S = 0.25
 
 
-async def until_quiet(admin: Redis, namespace: str, limit_s: float) -> list[str]:
-    """Wait until the bus is at rest; what keeps it from it after `limit_s`, as lines for people."""
+async def until_quiet(servers: Sequence[Server], namespace: str, limit_s: float) -> list[str]:
+    """Wait until the bus is at rest on all servers; what keeps it from it after `limit_s`, as lines for people."""
     end = time.monotonic() + limit_s
     while True:
-        try:
-            left = await _unrest(admin, namespace)
-        except (RedisError, OSError) as error:
-            left = [f"the server does not answer: {error}"]
+        left = [f"{server.name}: {words}" for server in servers for words in await _unrest(server, namespace)]
         if not left or time.monotonic() > end:
             return left
         await asyncio.sleep(LOOK_S)
 
 
-async def _unrest(admin: Redis, namespace: str) -> list[str]:
+async def _unrest(server: Server, namespace: str) -> list[str]:
+    try:
+        async with server.admin() as admin:
+            return await _open_in(admin, namespace)
+    except (RedisError, OSError) as error:
+        return [f"it does not answer: {error}"]
+
+
+async def _open_in(admin: Redis, namespace: str) -> list[str]:
     left = []
     async for key in admin.scan_iter(match=f"{namespace}:{{*", count=5000):
-        name = key.decode("utf-8", "replace").partition("}:")[2]
+        shard, _, name = key.decode("utf-8", "replace").removeprefix(namespace).partition("}:")
         if name.startswith("job:"):
             continue
         count = 0
@@ -44,14 +52,29 @@ async def _unrest(admin: Redis, namespace: str) -> list[str]:
         elif name in OPEN or name.startswith("children:"):
             count = await admin.zcard(key)
         elif name == "rules":
-            count = sum(field.isdigit() for field in await admin.hkeys(key))
+            count = await _rules_at_work(admin, key)
         if count:
-            left.append(f"{name}: {count}")
+            left.append(f"shard {shard.removeprefix(':{')}, {name}: {count}")
     return left
 
 
-async def stuck(admin: Redis, namespace: str, most: int = 20) -> list[str]:
+async def _rules_at_work(admin: Redis, key: bytes) -> int:
+    """How many are to leave: one that stands lives on until its end, by a clock that may have been set back."""
+    now, held = _ms(await admin.time()), await admin.hgetall(key)
+    ends = [int(text.split(b" ", 3)[2]) for number, text in held.items() if number.isdigit()]
+    return sum(end <= now for end in ends)
+
+
+async def stuck(servers: Sequence[Server], namespace: str) -> list[str]:
     """Records of jobs that have not ended."""
+    found = []
+    for server in servers:
+        async with server.admin() as admin:
+            found += await _stuck_in(admin, namespace)
+    return found
+
+
+async def _stuck_in(admin: Redis, namespace: str, most: int = 20) -> list[str]:
     found = []
     async for key in admin.scan_iter(match=f"{namespace}:{{*}}:job:*", count=5000):
         state = await admin.hget(key, "state")
@@ -63,17 +86,33 @@ async def stuck(admin: Redis, namespace: str, most: int = 20) -> list[str]:
     return found
 
 
-async def dump(admin: Redis, namespace: str, before: dict[str, Any]) -> dict[str, Any]:
+async def said_of_themselves(servers: Sequence[Server]) -> dict[str, Any]:
+    """INFO of each, by its name."""
+    found = {}
+    for server in servers:
+        async with server.admin() as admin:
+            found[server.name] = _plain(await admin.info())
+    return found
+
+
+async def dump(servers: Sequence[Server], namespace: str, before: dict[str, Any]) -> dict[str, Any]:
     """Every key of the bus with its type, what is left of its life (ms) and its value; bytes as latin-1."""
+    keys: dict[str, Any] = {}
+    now: dict[str, int] = {}
+    for server in servers:
+        async with server.admin() as admin:
+            keys |= await _keys_of(admin, namespace)
+            now[server.name] = _ms(await admin.time())
+    return {"server_ms": now, "info_before": before, "info": await said_of_themselves(servers), "keys": keys}
+
+
+async def _keys_of(admin: Redis, namespace: str) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     names = [key async for key in admin.scan_iter(match=f"{namespace}:*", count=5000)]
     for key in sorted(names):
         kind = (await admin.type(key)).decode()
         keys[_text(key)] = {"type": kind, "pttl": await admin.pttl(key), "value": await _value(admin, key, kind)}
-    return {
-        "server_ms": _ms(await admin.time()), "info_before": _plain(before), "info": _plain(await admin.info()),
-        "keys": keys,
-    }  # fmt: skip
+    return keys
 
 
 async def _value(admin: Redis, key: bytes, kind: str) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 QUEUES = ("co", "th", "pr")
 
 
-async def poison(admin: Any, chance: random.Random) -> None:
-    """A few entries in the queues that no enqueue has written."""
+async def poison(admin: Any, chance: random.Random, shard: int) -> None:
+    """A few entries in the queues of a shard that no enqueue has written."""
     for _ in range(chance.randint(1, 5)):
         fields: dict[bytes, bytes] = chance.choice(
             [
@@ -22,11 +22,11 @@ async def poison(admin: Any, chance: random.Random) -> None:
                 {b"jid": b"", b"kind": b""},
                 {b"kind": b"quick"},
                 {b"jid": b"x" * 5000, b"kind": b"quick"},
-                {b"jid": b"{0}:job\n", b"kind": b"os:system"},
+                {b"jid": b"{%d}:job\n" % shard, b"kind": b"os:system"},
                 {b"payload": os.urandom(200_000)},
             ]
         )
-        await admin.xadd(f"busq:{{0}}:queue:{chance.choice(QUEUES)}", fields)
+        await admin.xadd(f"busq:{{{shard}}}:queue:{chance.choice(QUEUES)}", fields)
 
 
 async def notices(admin: Any, chance: random.Random) -> None:

@@ -1,8 +1,9 @@
 """
 The one who does it: carries out the steps of a plan on a bus of real processes, and writes down each of them.
 
-Faults of processes overlap as they fall. Faults of the server come one at a time, for two of them at once would only
-hide each other. A fault that finds nobody to hit is tried again a little later, so a run does what its plan counts.
+Faults of processes overlap as they fall. Faults of a server, one drawn from those that there are, come one at a time:
+two of them at once would only hide each other, and in a cluster take the majority with them. A fault that finds nobody
+to hit is tried again a little later, so a run does what its plan counts.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from faults import forged
+from faults.cables import Cable
 from faults.crew import Crew, Place, children_of
 from faults.history import History
 from faults.plan import SETTINGS, Plan, Step
-from faults.proxy import Link, Proxy
+from faults.proxy import Link
 from faults.server import Server
+from faults.topology import Topology
 
 AGAIN_S = 0.3  # until a fault that found nobody is tried again
 TRIES = 200
@@ -34,22 +38,26 @@ Fault = Callable[[random.Random], Awaitable[str | None]]
 
 
 class Nemesis:
-    def __init__(self, server: Server, crew: Crew, proxy: Proxy, skew: Any) -> None:
+    def __init__(
+        self, topology: Topology, crew: Crew, skew: Any, plan: Plan, cables: Mapping[str, Cable] = MappingProxyType({})
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
-        self._server = server
+        self._topology = topology
         self._crew = crew
-        self._proxy = proxy
         self._skew = skew
+        self._plan = plan
+        self._cables = cables
+        self._pulled: set[str] = set()
         self._history = History("nemesis", "nemesis")
         self._alone = asyncio.Lock()
         self._running: set[asyncio.Task[None]] = set()
         self._faults = self._all()
 
-    async def carry_out(self, plan: Plan) -> None:
+    async def carry_out(self) -> None:
         """Every step at its moment, or as soon after it as may be; returns when the last one has ended."""
         began = time.monotonic()
-        for step in plan.steps:
+        for step in self._plan.steps:
             await asyncio.sleep(max(0.0, began + step.at - time.monotonic()))
             task = asyncio.create_task(self._step(step))
             self._running.add(task)
@@ -84,7 +92,7 @@ class Nemesis:
         for name in (
             "kill_child", "stop_child", "kill_server", "stop_server", "client_pause", "busy_script", "script_flush",
             "kill_pubsub", "kill_normal", "memory_full", "clock_of_server", "clock_of_process", "poison",
-            "forged_notice",
+            "forged_notice", "partition",
         ):  # fmt: skip
             found[name] = getattr(self, f"_{name}")
         return found
@@ -171,84 +179,84 @@ class Nemesis:
         ]
         return chance.choice(found) if found else None
 
-    # The server ------------------------------------------------------------------------------------------
+    # A server --------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _hurting(self, name: str, chance: random.Random, **more: Any) -> AsyncIterator[Server]:
+        """One of the servers, by itself, from the fault's beginning until all of them serve again."""
+        async with self._alone:
+            server = chance.choice(self._topology.servers)
+            self._tell("fault", name, server.name, **more)
+            yield server
+            await self._topology.whole()
+            self._tell("heal", name, server.name)
 
     async def _kill_server(self, chance: random.Random) -> str | None:
-        async with self._alone:
-            self._tell("fault", "kill_server", "server")
-            await asyncio.to_thread(self._server.kill)
+        async with self._hurting("kill_server", chance) as server:
+            await asyncio.to_thread(server.kill)
             await asyncio.sleep(chance.choice([0.0, 0.1, 1.0]))
-            await self._server.start()
-            self._tell("heal", "kill_server", "server")
-        return "server"
+            await server.start()
+        return server.name
 
     async def _stop_server(self, chance: random.Random) -> str | None:
-        async with self._alone:
-            self._tell("fault", "stop_server", "server")
-            self._server.freeze()
+        async with self._hurting("stop_server", chance) as server:
+            server.freeze()
             await asyncio.sleep(chance.choice([0.5, 2.0, 4.0]))
-            self._server.thaw()
-            self._tell("heal", "stop_server", "server")
-        return "server"
+            server.thaw()
+        return server.name
 
     async def _client_pause(self, chance: random.Random) -> str | None:
         ms, what = chance.choice([200, 1500]), chance.choice(["ALL", "WRITE"])
-        async with self._alone, self._server.admin() as admin:
-            self._tell("fault", "client_pause", "server", ms=ms, what=what)
+        async with self._hurting("client_pause", chance, ms=ms, what=what) as server, server.admin() as admin:
             await admin.execute_command("CLIENT", "PAUSE", ms, what)
             await asyncio.sleep(ms / 1000)
-            self._tell("heal", "client_pause", "server")
-        return "server"
+        return server.name
 
     async def _busy_script(self, chance: random.Random) -> str | None:
         """Somebody else's endless script, until it is ended: everybody hears BUSY."""
-        async with self._alone, self._server.admin() as other, self._server.admin() as admin:
-            self._tell("fault", "busy_script", "server")
+        async with self._hurting("busy_script", chance) as server, server.admin() as other, server.admin() as admin:
             endless = asyncio.create_task(other.execute_command("EVAL", "while true do end", 0))
             await asyncio.sleep(chance.choice([0.5, 1.2]))
             with suppress(RedisError):
                 await admin.execute_command("SCRIPT", "KILL")
             await asyncio.gather(endless, return_exceptions=True)
-            self._tell("heal", "busy_script", "server")
-        return "server"
-
-    async def _script_flush(self, chance: random.Random) -> str | None:
-        return await self._at_server("script_flush", "SCRIPT", "FLUSH", chance.choice(["SYNC", "ASYNC"]))
-
-    async def _kill_pubsub(self, chance: random.Random) -> str | None:
-        return await self._at_server("kill_pubsub", "CLIENT", "KILL", "TYPE", "pubsub")
-
-    async def _kill_normal(self, chance: random.Random) -> str | None:
-        return await self._at_server("kill_normal", "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-    async def _at_server(self, name: str, *command: str) -> str | None:
-        async with self._server.admin() as admin:
-            self._tell("fault", name, "server")
-            hit = await admin.execute_command(*command)
-            self._tell("heal", name, "server")
-        if command[0] == "CLIENT" and not int(hit):
-            return None
-        return "server"
+        return server.name
 
     async def _memory_full(self, chance: random.Random) -> str | None:
-        async with self._alone, self._server.admin() as admin:
+        async with self._hurting("memory_full", chance) as server, server.admin() as admin:
             used = (await admin.info("memory"))["used_memory"]
-            self._tell("fault", "memory_full", "server")
             await admin.config_set("maxmemory", used - 1024)
             await asyncio.sleep(chance.choice([0.3, 1.5]))
             await admin.config_set("maxmemory", 0)
-            self._tell("heal", "memory_full", "server")
-        return "server"
+        return server.name
 
     async def _clock_of_server(self, chance: random.Random) -> str | None:
-        """Forward by much, where it stays; back by little."""
-        if not self._server.has_own_clock:
+        """Forward or back, by much or by little; there it stays."""
+        if not all(server.has_own_clock for server in self._topology.servers):
             return "no compiler for the shim"
-        seconds = chance.choice([30, 3600, -1, -2])
-        self._tell("fault", "clock_of_server", "server", seconds=seconds)
-        self._server.step_clock(seconds)
-        self._tell("heal", "clock_of_server", "server")
-        return "server"
+        seconds = chance.choice([30, 3600, -1, -30, -3600, -7200])
+        async with self._hurting("clock_of_server", chance, seconds=seconds) as server:
+            server.step_clock(seconds)
+        return server.name
+
+    async def _script_flush(self, chance: random.Random) -> str | None:
+        return await self._at_server("script_flush", chance, "SCRIPT", "FLUSH", chance.choice(["SYNC", "ASYNC"]))
+
+    async def _kill_pubsub(self, chance: random.Random) -> str | None:
+        return await self._at_server("kill_pubsub", chance, "CLIENT", "KILL", "TYPE", "pubsub")
+
+    async def _kill_normal(self, chance: random.Random) -> str | None:
+        return await self._at_server("kill_normal", chance, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    async def _at_server(self, name: str, chance: random.Random, *command: str) -> str | None:
+        server = chance.choice(self._topology.servers)
+        async with server.admin() as admin:
+            self._tell("fault", name, server.name)
+            hit = await admin.execute_command(*command)
+            self._tell("heal", name, server.name)
+        if command[0] == "CLIENT" and not int(hit):
+            return None
+        return server.name
 
     async def _clock_of_process(self, chance: random.Random) -> str | None:
         seconds = chance.choice([-3600, -5, 5, 3600])
@@ -263,7 +271,7 @@ class Nemesis:
 
     def _in_proxy(self, how: str) -> Fault:
         async def fault(chance: random.Random) -> str | None:
-            links = self._proxy.choose(chance, chance.choice([0.05, 0.3, 1.0]))
+            links = self._topology.choose(chance, chance.choice([0.05, 0.3, 1.0]))
             if not links:
                 return None
             self._tell("fault", f"proxy_{how}", f"{len(links)} connections")
@@ -279,15 +287,33 @@ class Nemesis:
 
         return fault
 
+    async def _partition(self, chance: random.Random) -> str | None:
+        """The cable of a worker or a watchdog is pulled for a while, at times for longer than a lease."""
+        free = sorted(set(self._cables) - self._pulled)
+        if not free:
+            return None
+        name = chance.choice(free)
+        self._pulled.add(name)
+        length_s = chance.choice([0.5, 2.0, 1.6, 2.4]) * float(SETTINGS["lease_s"])
+        self._tell("fault", "partition", name, seconds=length_s)
+        self._cables[name].pull()
+        await asyncio.sleep(length_s)
+        self._cables[name].plug()
+        self._pulled.discard(name)
+        self._tell("heal", "partition", name)
+        return name
+
     async def _poison(self, chance: random.Random) -> str | None:
-        async with self._server.admin() as admin:
-            self._tell("fault", "poison", "a queue")
-            await forged.poison(admin, chance)
-            self._tell("heal", "poison", "a queue")
+        shard = chance.randrange(self._plan.shards)
+        server = self._topology.holder(b"{%d}" % shard)
+        async with server.admin() as admin:
+            self._tell("fault", "poison", f"shard {shard}")
+            await forged.poison(admin, chance, shard)
+            self._tell("heal", "poison", f"shard {shard}")
         return "a queue"
 
     async def _forged_notice(self, chance: random.Random) -> str | None:
-        async with self._server.admin() as admin:
+        async with chance.choice(self._topology.servers).admin() as admin:
             self._tell("fault", "forged_notice", "every channel")
             await forged.notices(admin, chance)
             self._tell("heal", "forged_notice", "every channel")

@@ -23,8 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from faults import cables
+
 PR_SET_PDEATHSIG = 1
 SKEW = "CHAOS_SKEW"
+NETNS = "CHAOS_NETNS"
 
 WARM = (
     "busq.cli.app", "busq.cli.worker", "busq.cli.watchdog", "busq.cli.application", "busq.cli.health", "busq.cli.logs",
@@ -98,6 +101,8 @@ def _bear(task: dict[str, Any], wake: tuple[int, int]) -> None:
             os.close(each)
         _redirect(task["log"])
         os.environ.update(task["env"])
+        if NETNS in os.environ:
+            cables.enter(os.environ[NETNS])
         _shift_clock(os.environ.get(SKEW))
         code = _run(task["argv"])
     except BaseException:

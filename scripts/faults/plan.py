@@ -47,6 +47,9 @@ A_MINUTE: dict[str, float] = {
 }  # fmt: skip
 """How often each fault comes in a minute of a run."""
 
+ON_CABLES: dict[str, float] = {"partition": 9}
+"""The same, of a run whose workers and watchdogs have networks of their own."""
+
 KILLS = ("kill_worker", "kill_watchdog", "kill_producer", "kill_canceller", "kill_child")
 STOPS = ("stop_worker", "stop_watchdog", "stop_producer", "stop_canceller", "stop_child")
 
@@ -60,28 +63,41 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as it is wanted. `steps` in the order of their moments."""
+    """
+    A run as it is wanted. `steps` in the order of their moments; `nodes` of a cluster, 0: one server, and none.
+
+    `cables`: workers and watchdogs each have a network of their own.
+    """
 
     seed: int
     minutes: float
     jobs: int
     cancels: int
     steps: Sequence[Step]
+    shards: int = 1
+    nodes: int = 0
+    cables: bool = False
     drain_s: float = 120.0
+
+    @property
+    def settings(self) -> dict[str, float | int | str]:
+        """Those of every process of the run."""
+        return SETTINGS | {"shards": self.shards}
 
 
 def draw(
-    seed: int, minutes: float, *, jobs: int, cancels: int, faults: Sequence[str] = (), scale: Mapping[str, float] = {}
-) -> Plan:
+    seed: int, minutes: float, *, jobs: int, cancels: int, faults: Sequence[str] = (), scale: Mapping[str, float] = {},
+    shards: int = 1, nodes: int = 0, cables: bool = False,
+) -> Plan:  # fmt: skip
     """
     A plan from a seed: each fault as often as `A_MINUTE` says, spread evenly with some jitter, in a shuffled order.
 
     `faults`: only these. `scale`: so often in a minute instead. Raise `ValueError` for a fault that there is not.
     """
-    rates = A_MINUTE | dict(scale)
+    rates = A_MINUTE | (ON_CABLES if cables else {}) | dict(scale)
     unknown = [name for name in faults if name not in rates]
     if unknown:
-        raise ValueError(f"no fault {unknown[0]!r}; there are: {', '.join(sorted(A_MINUTE))}")
+        raise ValueError(f"no fault {unknown[0]!r}; there are: {', '.join(sorted(rates))}")
     chance = random.Random(seed)
     drawn = [
         name for name in sorted(rates) if not faults or name in faults for _ in range(round(rates[name] * minutes))
@@ -89,4 +105,6 @@ def draw(
     chance.shuffle(drawn)
     gap = minutes * 60 / max(1, len(drawn))
     steps = [Step((i + chance.random()) * gap, name, chance.getrandbits(32)) for i, name in enumerate(drawn)]
-    return Plan(seed=seed, minutes=minutes, jobs=jobs, cancels=cancels, steps=steps)
+    return Plan(
+        seed=seed, minutes=minutes, jobs=jobs, cancels=cancels, steps=steps, shards=shards, nodes=nodes, cables=cables
+    )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import busq
+from busq.protocol.jids import place_of_key, shard_of
 from faults import app
 from faults.client import Caller, run
 
@@ -75,6 +76,13 @@ async def _send(caller: Caller, specs: list[busq.JobSpec[Any]]) -> bool:
     return sent
 
 
+def _key(caller: Caller, jid: str) -> str:
+    """One of the keys that live where this job does."""
+    shards = caller.task.settings["shards"]
+    keys = [f"k{number}" for number in range(20 * shards)]
+    return caller.chance.choice([key for key in keys if place_of_key(key) % shards == shard_of(jid, shards)])
+
+
 def _spec(caller: Caller) -> busq.JobSpec[Any]:
     chance, row, name = caller.chance, caller.task.row, caller.task.name
     if chance.random() < QUICK:
@@ -90,7 +98,7 @@ def _spec(caller: Caller) -> busq.JobSpec[Any]:
     if chance.random() < 0.3:
         options["delay"] = chance.choice([0.05, 0.5, 3.0])
     if chance.random() < 0.05:
-        options |= {"key": f"k{chance.randint(0, 20)}", "supersede": True}
+        options |= {"key": _key(caller, options["jid"]), "supersede": True}
     if chance.random() < 0.05:
         options["expires"] = options.get("delay", 0) + chance.choice([0.3, 2.0])
     if chance.random() < 0.05:

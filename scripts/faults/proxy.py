@@ -14,7 +14,6 @@ Counted are connections that were hit, not wishes: a fault that met no connectio
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 import struct
 from contextlib import suppress
@@ -81,11 +80,6 @@ class Proxy:
         self._deaf = True
         for link in self.links:
             self._hear(link)
-
-    def choose(self, chance: random.Random, part: float) -> list[Link]:
-        """Some of the connections that are open now; one at least, if there is one."""
-        links = sorted(self.links, key=id)
-        return chance.sample(links, min(len(links), max(1, round(len(links) * part))))
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

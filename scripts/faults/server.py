@@ -14,6 +14,7 @@ import signal
 import struct
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from redis.exceptions import RedisError
 
 from busq.cli.embedded import HOST, free_port
 from busq.cli.tied import end_process, tied_process
-from faults import users
+from faults.users import ADMIN, Users
 
 # `everysec` keeps writes back, answered ones too, while the disk is busy with the last sync: SIGKILL would lose them.
 # With `no` they are in the kernel's hands before they are answered, which outlives every fault but a power cut.
@@ -71,27 +72,31 @@ time_t time(time_t *t) {
 
 
 class Server:
-    """One server for one run; its data stay in `folder` after it."""
+    """
+    One server for one run; its data stay in `folder` after it, and the folder's name is the server's.
 
-    def __init__(self, executable: str, folder: Path) -> None:
+    `options` go to redis-server as they are; some may be added until it is started.
+    """
+
+    def __init__(self, executable: str, folder: Path, users: Users | None, options: Sequence[str] = ()) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
+        self.name = folder.name
         self.starts = 0
         self.port = free_port()
-        self._users = users.Users(folder) if users.can_be_made() else None
+        self._users = users
         self._skew = folder / "skew"
         self._skew.write_bytes(struct.pack("q", 0))
         self._shim = _built(folder)
-        self._command = [executable, "--dir", str(folder), *AOF, "--port", str(self.port)]
-        if self._users is not None:
-            self._command += ["--aclfile", str(self._users.file)]
+        self._command = [executable, "--dir", str(folder), *AOF, "--port", str(self.port), *options]
+        if users is not None:
+            self._command += ["--aclfile", str(users.file)]
         self._log = (folder / "server.log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None
 
-    def url(self, user: str, port: int | None = None) -> str:
-        """Where this user connects to: `users.ADMIN`, or a role. `port`: that of a proxy before the server."""
-        port = port or self.port
-        return f"redis://{HOST}:{port}/0" if self._users is None else self._users.url(user, port)
+    def add_options(self, *options: str) -> None:
+        """For its next start."""
+        self._command += options
 
     @property
     def has_own_clock(self) -> bool:
@@ -100,23 +105,29 @@ class Server:
     def admin(self) -> Redis:
         """A client that may do everything, for the nemesis and the drain."""
         retry = Retry(NoBackoff(), 0)
-        return Redis.from_url(self.url(users.ADMIN), socket_timeout=10, socket_connect_timeout=2, retry=retry)
+        login = "" if self._users is None else self._users.login(ADMIN)
+        url = f"redis://{login}{HOST}:{self.port}/0"
+        return Redis.from_url(url, socket_timeout=10, socket_connect_timeout=2, retry=retry)
 
     async def start(self) -> None:
         """Start it, and wait until it serves. Raise `RuntimeError` when it does not."""
         env = dict(os.environ)
         if self._shim is not None:
             env |= {"LD_PRELOAD": str(self._shim), "SKEW_FILE": str(self._skew)}
-        process = tied_process(self._command, stdout=self._log, stderr=self._log, env=env)
-        if not await self._serves(process):
-            end_process(process)
-            raise RuntimeError(f"redis-server does not come up; see {self.folder / 'server.log'}")
-        self._process = process
-        self.starts += 1
-
-    async def _serves(self, process: subprocess.Popen[bytes]) -> bool:
-        """Whether it comes to answer: it, and no other server that sits on its port."""
         end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            process = tied_process(self._command, stdout=self._log, stderr=self._log, env=env)
+            if await self._serves(process, end):
+                self._process = process
+                self.starts += 1
+                return
+            # While it was down its port may have become the near end of somebody's connection, for as long as that is.
+            end_process(process)
+            await asyncio.sleep(0.1)
+        raise RuntimeError(f"redis-server does not come up; see {self.folder / 'server.log'}")
+
+    async def _serves(self, process: subprocess.Popen[bytes], end: float) -> bool:
+        """Whether it comes to answer: it, and no other server that sits on its port."""
         while process.poll() is None and time.monotonic() < end:
             with suppress(RedisError, OSError):
                 async with self.admin() as admin:

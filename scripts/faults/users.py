@@ -15,8 +15,6 @@ from pathlib import Path
 
 import msgspec
 
-from busq.cli.embedded import HOST
-
 PLAYS = {
     "producer": ("producer", "reader"),  # it looks at the backlog
     "canceller": ("canceller", "reader"),
@@ -30,9 +28,10 @@ DEFAULT_OFF = "user default off ~* &* +@all"
 
 
 class Users:
-    """`folder` gets the file that the server reads, and for each user one with its password."""
+    """`folder` gets the file that every server of the run reads, and for each user one with its password."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
         self._passwords = {name: secrets.token_hex(16) for name in (*PLAYS, ADMIN)}
         self.file = folder / "users.acl"
         digest = hashlib.sha256(self._passwords[ADMIN].encode()).hexdigest()
@@ -40,8 +39,9 @@ class Users:
         lines += [self._line(name, folder) for name in PLAYS]
         self.file.write_text("\n".join(lines) + "\n")
 
-    def url(self, name: str, port: int) -> str:
-        return f"redis://{name}:{self._passwords[name]}@{HOST}:{port}/0"
+    def login(self, name: str) -> str:
+        """What stands before the hosts in this user's URL."""
+        return f"{name}:{self._passwords[name]}@"
 
     def _line(self, name: str, folder: Path) -> str:
         password = folder / f"{name}.password"

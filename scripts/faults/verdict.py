@@ -32,7 +32,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     faults: Counter[str]
     missed: Counter[str]
     crashes: Counter[tuple[str, int]]
-    starts: int
+    restarts: int
     left: list[str]
     seconds: float
 
@@ -71,7 +71,7 @@ def judge(folder: Path, seed: int, facts: Facts, keys: dict[str, Any], tally: Ta
     report = Report(
         seed=seed, jobs=tally.total("accepted"), cancels=tally.total("cancelled"), scopes=tally.total("scopes"),
         reads=tally.total("reads"), kills=sum(facts.faults[name] for name in (*KILLS, *STOPS)),
-        server_restarts=facts.starts - 1, pubsub_kills=facts.faults["kill_pubsub"],
+        server_restarts=facts.restarts, pubsub_kills=facts.faults["kill_pubsub"],
         faults=dict(sorted(facts.faults.items())), missed=dict(facts.missed),
         crashes={f"{role} ended with {code}": count for (role, code), count in facts.crashes.items()},
         endings=dict(Counter(_ending(each["value"]) for key, each in keys.items() if "}:job:" in key)),

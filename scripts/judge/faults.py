@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from judge.history import Event, History
@@ -19,20 +20,25 @@ KEEPS_FROM_REDIS = ("server", "redis", "watchdog", "proxy", "partition", "pause"
 
 
 class Span(NamedTuple):
+    """`began` and `ended` in ns of the machine's monotonic clock; the others in ms of its wall clock, unstepped."""
+
     name: str
     target: str
-    began: int  # mono, ns
+    began: int
     ended: int
-    began_ms: int  # by the server's clock
-    ended_ms: int
+    began_wall: int
+    ended_wall: int
 
 
 class Faults:
-    def __init__(self, history: History) -> None:
+    """`servers`: their names. What is told of one of them concerns no other."""
+
+    def __init__(self, history: History, servers: Sequence[str]) -> None:
+        self._servers = frozenset(servers)
         self.counts: Counter[str] = Counter()
         self.spans: list[Span] = []
         self.kills: dict[int, int] = {}  # pid -> mono of its death
-        self._steps: list[tuple[int, int]] = []  # mono, and by how much the server's clock is off from there on, in ms
+        self._steps: list[tuple[int, str, int]] = []  # mono, whose clock was stepped, and by how many ms
         open_faults: dict[tuple[str, str], Event] = {}
         for event in history.events:
             if event.role != "nemesis" or event.ev not in ("fault", "heal"):
@@ -44,9 +50,7 @@ class Faults:
                 open_faults[key] = event
                 self._killed(event, name)
                 if name == "clock_of_server":
-                    self._steps.append(
-                        (event.mono, self._off(event.mono) + round(1000 * float(event.told("seconds") or 0)))
-                    )
+                    self._steps.append((event.mono, target, round(1000 * float(event.told("seconds") or 0))))
             elif event.ev == "heal" and event.type != "invoke" and key in open_faults:
                 self._span(open_faults.pop(key), event)
         for event in open_faults.values():
@@ -64,20 +68,24 @@ class Faults:
         if pid is not None:
             self.kills.setdefault(int(pid), event.mono)
 
-    def _off(self, mono: int) -> int:
-        return next((off for at, off in reversed(self._steps) if at <= mono), 0)
+    def _concerns(self, target: str, server: str) -> bool:
+        return target == server or target not in self._servers
+
+    def _off(self, server: str, mono: int) -> int:
+        """By how many ms a server's clock was off."""
+        return sum(ms for at, target, ms in self._steps if at <= mono and self._concerns(target, server))
 
     def _span(self, began: Event, healed: Event | None) -> None:
-        after = round(AFTER_S * 1000)
+        after = round(AFTER_S * 1e9)
         last = began if healed is None else healed
         self.spans.append(
             Span(
                 str(began.told("fault")),
                 str(began.told("target") or ""),
                 began.mono,
-                last.mono + after * 1_000_000,
-                began.wall + self._off(began.mono - 1),
-                last.wall + self._off(last.mono) + after,
+                last.mono + after,
+                began.wall,
+                last.wall + after // 1_000_000,
             )
         )
 
@@ -91,17 +99,15 @@ class Faults:
                 found.add(self.spans[at].name)
         return found
 
-    def out_of_reach_ms(self, first_ms: float, last_ms: float) -> float:
-        """For how long, between two moments, Redis or the watchdogs may have been out of reach."""
-        found = sorted(
-            (max(span.began_ms, first_ms), min(span.ended_ms, last_ms))
-            for span in self.spans
-            if any(word in span.name for word in KEEPS_FROM_REDIS)
-            and span.began_ms < last_ms
-            and span.ended_ms > first_ms
-        )
+    def out_of_reach_ms(self, server: str, first_ms: float, last_ms: float) -> float:
+        """For how long, between two moments by a server's clock, it or the watchdogs may have been out of reach."""
+        found = []
+        for span in self.spans:
+            if any(word in span.name for word in KEEPS_FROM_REDIS) and self._concerns(span.target, server):
+                began = span.began_wall + self._off(server, span.began - 1)
+                found.append((began, span.ended_wall + self._off(server, span.ended)))
         total, upto = 0.0, first_ms
-        for begin, end in found:
-            total += max(0.0, end - max(begin, upto))
+        for begin, end in sorted(found):
+            total += max(0.0, min(end, last_ms) - max(begin, upto))
             upto = max(upto, end)
         return total

@@ -31,6 +31,7 @@ class Rule:
     def __init__(self, text: bytes, position: int) -> None:
         self.position = position
         self.revoked = False
+        self.over_at: int | None = None  # where it left, its time being over
         self.id = ""
         self.condition: list[Any] = []
         self.cutoff = self.until = 0
@@ -64,10 +65,11 @@ class Rules:
             rule = Rule(value, position)
             self._rules.setdefault(key.shard, {})[name] = rule
             self._ids[key.shard, rule.id] = rule
-        elif key.part == "scope" and name == b"state" and value == b"revoked":
-            revoked = self._ids.get((key.shard, key.name.decode("utf-8", "replace")))
-            if revoked is not None:
-                revoked.revoked = True
+        elif key.part == "scope" and (rule := self._ids.get((key.shard, key.name.decode("utf-8", "replace")))):
+            if name == b"state" and value == b"revoked":
+                rule.revoked = True
+            elif name == b"ended" and value.isdigit() and int(value) >= rule.until:
+                rule.over_at = position
 
     def judge_start(self, lives: Lives, life: Life, record: dict[bytes, bytes]) -> None:
         if life.kind.encode().endswith(s.HOOK_KIND):
@@ -76,6 +78,8 @@ class Rules:
         for rule in self._rules.get(life.shard, {}).values():
             before = admission <= rule.cutoff
             later = rule.until > enqueued and life.born > rule.position
+            if rule.over_at is not None and life.born > rule.over_at:
+                later = False  # the clock was set back since
             if not (before or later) or rule.revoked or not rule.judged:
                 continue
             try:

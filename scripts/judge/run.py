@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from judge.aof import Log
+from judge.aof import Command, Log
 from judge.bounds import Clock, judge_bounds
 from judge.clients import Jobs, judge_clients
 from judge.conservation import Conservation
@@ -69,8 +70,8 @@ class Played:
                 stamp = at
             model.alone = not whole and not base
             for command in commands:
-                if command[0] == b"ZADD" and command[1].endswith(b":suspects"):
-                    self.suspects += command[3::2]
+                if command[0] == b"ZADD":
+                    self._added(command)
                 apply(command)
             self.transactions += 1
             if not base and lives.changed:
@@ -82,12 +83,18 @@ class Played:
             judge_residue(model, lives, verdict, self.end)
         self.place(verdict, first)
 
-    def place(self, verdict: Verdict, first: int = 0) -> None:
-        """Say where the violations that have a position stand, from the `first` of them on."""
+    def place(self, verdict: Verdict, first: int = 0, jids: Container[str] | None = None) -> None:
+        """Say where the violations that have a position stand, from the `first` of them on; of these jobs only."""
         for number in range(first, len(verdict.violations)):
             each = verdict.violations[number]
-            if each.position is not None and not each.place:
+            if each.position is not None and not each.place and (jids is None or each.jid in jids):
                 verdict.violations[number] = replace(each, place=f"{self.log.name}/{self.log.place(each.position)}")
+
+    def _added(self, command: Command) -> None:
+        if command[1].endswith(b":suspects"):
+            self.suspects += command[3::2]
+        elif command[1].endswith(b":workers"):
+            self.clock.leased(self.lives.position, command)
 
 
 def judge_run(folder: Path) -> Verdict:
@@ -98,8 +105,8 @@ def judge_run(folder: Path) -> Verdict:
     if not servers:
         raise Unusable(f"{folder} has no server*/appendonlydir with a manifest: there is nothing to judge")
     history = read_history(folder / "history")
-    faults = Faults(history)
     played = [Played(path, told, verdict) for path in servers]
+    faults = Faults(history, [each.log.name for each in played])
     for each in played:
         each.play(told, verdict)
     lives: list[Life] = [life for each in played for life in each.lives.all]
@@ -114,12 +121,15 @@ def judge_run(folder: Path) -> Verdict:
     interval = float(told.get("settings", {}).get("watchdog_interval_s", 0.5))
     slack = float(told.get("slack_s", SLACK_S))
     verdict.figures["bounds"] = [
-        judge_bounds(each.lives.all, each.clock, faults, verdict, interval_s=interval, slack_s=slack) for each in played
+        judge_bounds(
+            each.lives.all, each.clock, faults, verdict, server=each.log.name, interval_s=interval, slack_s=slack
+        )
+        for each in played
     ]
     if told.get("dump"):
         compare_with_dump(folder / told["dump"], [each.model for each in played], verdict)
-    if len(played) == 1:
-        played[0].place(verdict)
+    for each in played:
+        each.place(verdict, jids={life.jid for life in each.lives.all})
     _coverage(played, faults, history.torn, verdict)
     _wanted(told, verdict)
     return verdict

@@ -13,6 +13,8 @@ import pytest
 import busq
 from busq.client import default
 from busq.client import link as link_module
+from busq.store import watch
+from busq.store.store import Store
 from tests.runtime.bench import PATIENT, Bench, Gate, bench, until
 
 
@@ -160,6 +162,30 @@ async def test_reads_say_cancelled_before_anybody_has_settled_a_record(redis_url
         assert [rule.id for rule in await b.bus.rules()] == [scope.id]
         stats = await b.bus.stats()
         assert (stats.rules, stats.settling) == (1, 1)
+
+
+async def test_a_length_of_time_is_reckoned_by_the_clock_of_each_shards_own_server(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cluster the clock of one server says nothing of when a rule ends on another."""
+    real = watch.server_now_ms
+
+    async def an_hour_ahead_in_shard_1(store: Store, shard: int = 0) -> float:
+        return await real(store, shard) + 3_600_000 * (shard == 1)
+
+    monkeypatch.setattr(watch, "server_now_ms", an_hour_ahead_in_shard_1)
+    async with bench(redis_url, shards=2) as b:
+        at = datetime.now(UTC) + timedelta(hours=3)
+        await b.bus.cancel_kind("a", standing=True, until=7200)
+        await b.bus.cancel_kind("b", standing=True, until=at)
+        store = await b.store()
+        ends = {}
+        for shard in range(2):
+            for number in (b"1", b"2"):
+                stored = await store.redis.hget(store.keys(shard).rules, number)
+                ends[shard, number] = int(stored.split(b" ")[2])
+        assert ends[0, b"2"] == ends[1, b"2"] == round(at.timestamp() * 1000), "a moment is the same everywhere"
+        assert abs(ends[1, b"1"] - ends[0, b"1"] - 3_600_000) < 60_000
 
 
 async def test_a_standing_rule_hits_later_jobs_until_it_is_revoked(redis_url: str) -> None:

@@ -257,5 +257,8 @@ def test_a_command_says_what_was_not_confirmed_and_exits_with_1(redis_url: str) 
         cancelled = command("cancel", *words, "--durability", "replicated", url=redis_url)
         assert cancelled.returncode == 1
         assert "not confirmed as replicated" in cancelled.stderr
+    unknown = command("cancel", "nobody", "--durability", "replicated", url=redis_url)
+    assert unknown.returncode == 1
+    assert "not confirmed" not in unknown.stderr, "nothing was written that could be"
     refused = command("enqueue", "add", "--durability", "fsynced", url=redis_url)
     assert refused.returncode == 2

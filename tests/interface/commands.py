@@ -18,7 +18,7 @@ from tests.roles import as_role
 
 APPS = Path(__file__).parent / "apps"
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "from busq.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "busq"]
 LIMIT_S = 60
 
 

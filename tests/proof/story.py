@@ -16,8 +16,11 @@ PREFIX = "busq:{0}:"
 
 
 class Story:
-    def __init__(self, folder: Path) -> None:
+    """`server` is one of several in the same folder."""
+
+    def __init__(self, folder: Path, server: str = "server") -> None:
         self.folder = folder
+        self.server = server
         self.now = NOW
         self.told: dict[str, Any] = {
             "run": "t", "seed": 1, "namespace": "busq", "shards": 1, "expect_drained": True,
@@ -213,12 +216,12 @@ class Story:
 
     def told_folder(self) -> Path:
         """The run, written out."""
-        log = self.folder / "server" / "appendonlydir"
+        log = self.folder / self.server / "appendonlydir"
         log.mkdir(parents=True, exist_ok=True)
         (log / "a.aof.manifest").write_text("file a.aof.1.incr.aof seq 1 type i\n")
         (log / "a.aof.1.incr.aof").write_bytes(self._log)
         (self.folder / "history").mkdir(exist_ok=True)
         lines = "".join(json.dumps(line) + "\n" for line in self.lines)
-        (self.folder / "history" / "all.jsonl").write_text(lines)
+        (self.folder / "history" / f"{self.server}.jsonl").write_text(lines)
         (self.folder / "run.json").write_text(json.dumps(self.told))
         return self.folder

@@ -16,7 +16,7 @@ import pytest
 
 import busq
 from busq.clock import SystemClock
-from busq.protocol.cancel import Ended
+from busq.protocol.cancel import CancelRequest, Ended
 from busq.store.forms import Delivery, KindTerms, NewJob
 from busq.store.store import Store
 from busq.store.streams import Streams
@@ -139,6 +139,32 @@ async def test_a_step_of_the_servers_clock_takes_no_job_from_a_live_worker(redis
         assert (job.state, job.attempt, job.losses) == ("running", 1, 0)
         gate.open()
         assert await handle.result(timeout=10) == 1
+
+
+async def test_after_a_step_back_of_the_servers_clock_nothing_waits_for_hours(redis_url: str) -> None:
+    """An hour was written ahead of now: a worker died, a cancel was accepted, a job was delayed. A watchdog comes."""
+    async with bench(redis_url, lease_s=2.0, grace_s=0.1, force_s=0.1) as b:
+        ahead = Store(b.settings_of("tester"), by="dead", clock=SteppedClock())
+        await ahead.open()
+        await ahead.renew(0, [], info=b"{}")
+        jobs = [NewJob(jid, "k", "default", b"\x01", delay) for jid, delay in (("a", 0), ("b", 0), ("c", 500))]
+        await ahead.enqueue(jobs, call="call")
+        streams = Streams(ahead, ["default"])
+        await streams.open()
+        entries = await streams.read(streams.places, each=10, block_ms=0)
+        terms = KindTerms("k", 0, 5, 100, 100)
+        begun = [Delivery(each.id, each.jid, "k", each.jid) for each in entries]
+        assert [answer.word for answer in await ahead.start(0, "default", begun, [terms])] == ["started"] * 2
+        await ahead.cancel(["a"], CancelRequest(), request="request")
+        seconds, _ = await ahead.redis.time()
+        await ahead.redis.xadd(ahead.keys(0).events, {"0": "later"}, id=f"{(seconds + 3600) * 1000}-0")
+        await b.watch()
+        await b.reaches("a", "cancelled")
+        await b.reaches("b", "queued")
+        await b.reaches("c", "queued")
+        assert "hastened" in await b.names("a")
+        assert (await b.bus.get("b")).losses == 1
+        await ahead.close()
 
 
 async def test_a_job_that_is_due_starts_and_a_retry_too(redis_url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from redis import Redis
@@ -13,10 +14,11 @@ from busq.cli.embedded import embedded_server
 @pytest.fixture(scope="session")
 def fake_server() -> Iterator[str]:
     """One fakeredis for the session, in a process of its own, as `busq dev` would start it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BUSQ_EMBEDDED", "fake")
-        with embedded_server() as server:
-            yield server.url
+    with ExitStack() as until_the_end:
+        with pytest.MonkeyPatch.context() as patch:  # for the start alone: other tests start servers of other kinds
+            patch.setenv("BUSQ_EMBEDDED", "fake")
+            server = until_the_end.enter_context(embedded_server())
+        yield server.url
 
 
 @pytest.fixture

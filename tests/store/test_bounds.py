@@ -62,6 +62,19 @@ async def test_an_expired_tombstone_stops_nothing_and_leaves_nothing(url: str) -
         assert await bench.redis.hlen(bench.a.keys(0).tombstones) == 0
 
 
+async def test_a_tombstone_is_put_off_once_by_each_request_and_keeps_its_cause(url: str) -> None:
+    async with Bench(url) as bench:
+        await bench.cancel("job", request="one", reason="first", tombstone_s=60)
+        longer = await bench.cancel("job", request="two", reason="second", tombstone_s=600)
+        bench.clock.advance(5)
+        again = await bench.cancel("job", request="two", reason="second", tombstone_s=600)
+        shorter = await bench.cancel("job", request="three", tombstone_s=1)
+        assert longer.deadline == again.deadline == shorter.deadline
+        bench.clock.advance(590)
+        assert await bench.admit("job") == ("tombstoned", S.CANCELLED)
+        assert (await bench.job("job")).reason == "first"
+
+
 async def test_a_delayed_job_with_a_tombstone_is_not_scheduled(url: str) -> None:
     async with Bench(url) as bench:
         await bench.cancel("job", tombstone_s=60)

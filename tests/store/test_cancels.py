@@ -118,6 +118,25 @@ async def test_the_entry_of_a_cancelled_job_goes_when_it_is_read(url: str, who: 
         assert not await bench.is_marked(jid)
 
 
+@pytest.mark.parametrize("who", ["start", "refuse", "reclaim"])
+async def test_an_entry_of_former_times_is_not_taken_for_the_unread_one_of_a_cancelled_job(url: str, who: str) -> None:
+    """Once the record has expired, the mark alone says why there is none behind the entry."""
+    async with Bench(url) as bench:
+        former = await bench.take(await bench.enqueue())
+        assert await bench.reclaim(former) == ("reclaimed", "queued")
+        await bench.cancel(former.jid)
+        if who == "start":
+            assert (await bench.begin(former)).word == "stale"
+        elif who == "refuse":
+            refusal = Refusal(jid=former.jid, entry=former.entry, why="no_slot")
+            assert await bench.a.refuse(0, QUEUE, [refusal]) == [("stale", "cancelled")]
+        else:
+            assert await bench.reclaim(former) == ("stale", "cancelled")
+        assert await bench.is_marked(former.jid)
+        assert (await bench.begin(await bench.take(former.jid, bench.b), bench.b)).word == "stale"
+        assert not await bench.is_marked(former.jid)
+
+
 # Never a retry, and cancel wins ---------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from tests.store import test_listing as listing
 from tests.store import test_moments as moments
 from tests.store import test_newer_rules as newer
 from tests.store import test_rules as rules
+from tests.store import test_set_back as set_back
 from tests.store import test_settling as settling
 from tests.store import test_supersede as supersede
 from tests.store import test_transitions as transitions
@@ -78,6 +79,16 @@ def whatever(verb: Verb, observed: bool = False) -> Keeper:
 
 def unread(who: str, expired: bool) -> Keeper:
     return lambda url: cancels.test_the_entry_of_a_cancelled_job_goes_when_it_is_read(url, who, expired)
+
+
+def former(who: str) -> Keeper:
+    return lambda url: cancels.test_an_entry_of_former_times_is_not_taken_for_the_unread_one_of_a_cancelled_job(
+        url, who
+    )
+
+
+def second_to_end(verb: Verb) -> Keeper:
+    return lambda url: trees.test_the_worker_of_a_parked_parent_that_a_watchdog_has_taken_over_is_told_so(url, verb)
 
 
 def good_lease(state: State) -> Keeper:
@@ -330,6 +341,15 @@ GUARDS = [
     # cancel
     Guard("cancel", "was[4] == request", "false", again("cancel of a running job")),
     Guard("cancel", "was[4] == request", "true", table(V.CANCEL, S.CANCELLED)),
+    *(
+        Guard("cancel", old, new, bounds.test_a_tombstone_is_put_off_once_by_each_request_and_keeps_its_cause)
+        for old, new in (
+            ("if same or tonumber(before)", "if tonumber(before)"),
+            ("or tonumber(before) >= tonumber(expiry) then", "then"),
+            ("string.match(kept, '^.*\\t') .. request", "kept"),
+            ("if before and kept and tonumber(before) > now then", "if false then"),
+        )
+    ),
     Guard("cancel", "if tonumber(tombstone_ms) > 0 then", "if true then",
           cancels.test_a_cancel_of_an_unknown_jid_writes_nothing),
     Guard("cancel", "state == 'scheduled' or state == 'queued' then", "state == 'queued' then",
@@ -438,8 +458,10 @@ GUARDS = [
     Guard("start", "and was[2] == entry then\n    -- The entry of", "and false then\n    -- The entry of",
           attempts.test_two_workers_with_one_entry_start_it_once),
     Guard("start", "        attempt = attempt + 1\n", "", attempts.test_every_start_mints_a_higher_attempt),
-    Guard("start", "if state == 'cancelled' then was_read(jid_of(job)) end", "", unread("start",
-          False)),
+    Guard("start", "if state == 'cancelled' and was[2] == entry then was_read(jid_of(job)) end", "",
+          unread("start", False)),
+    Guard("start", "state == 'cancelled' and was[2] == entry then was_read", "state == 'cancelled' then was_read",
+          former("start")),
     Guard("start", "  redis.call('XDEL', stream, unpack(leftovers))\n", "", unread("start", False)),
     Guard("start", "  redis.call('XACK', stream, group, unpack(leftovers))\n", "", unread("start", False)),
     # finish, retry, release
@@ -449,6 +471,8 @@ GUARDS = [
         for guard in (
             Guard(verb, "elseif now_at[4] == token then", "elseif false then",
                   again(verb if verb != V.RETRY else "retry")),
+            Guard(verb, "and redis.call('HGET', job, 'parked') then now_at[2] = nil", "and false then now_at[2] = nil",
+                  second_to_end(verb)),
             Guard(verb, "now_at[2] ~= token or", "",
                   attempts.test_an_older_token_is_stale_for_every_verb_that_names_one),
             Guard(verb, "if state == 'cancelling' and not", "if false and not", whatever(verb)),
@@ -523,7 +547,9 @@ GUARDS = [
     Guard("refuse", "elseif was[2] ~= entry or state ~= 'queued' then", "elseif was[2] ~= entry then",
           table(V.REFUSE, S.RUNNING)),
     Guard("refuse", "limit > 0 and refusals > limit", "false", table(V.REFUSE, S.QUEUED)),
-    Guard("refuse", "if state == 'cancelled' then was_read(jid) end", "",
+    Guard("refuse", "state == 'cancelled' and was[2] == entry then was_read", "state == 'cancelled' then was_read",
+          former("refuse")),
+    Guard("refuse", "if state == 'cancelled' and was[2] == entry then was_read(jid) end", "",
           cancels.test_a_cancelled_job_that_is_given_back_stays_cancelled_and_its_entry_goes),
     Guard("refuse", "if was[2] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end", "",
           cancels.test_a_cancelled_job_that_is_given_back_stays_cancelled_and_its_entry_goes),
@@ -575,8 +601,10 @@ GUARDS = [
     Guard("reclaim", "if mark == 'inf' then redis.call('ZREM', cancelled, jid) end", "", unread("reclaim", True)),
     Guard("reclaim", "if was[4] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end", "",
           unread("reclaim", False)),
-    Guard("reclaim", "if state == 'cancelled' then was_read(jid) end", "", unread("reclaim",
-          False)),
+    Guard("reclaim", "if state == 'cancelled' and was[4] == entry then was_read(jid) end", "",
+          unread("reclaim", False)),
+    Guard("reclaim", "state == 'cancelled' and was[4] == entry then was_read", "state == 'cancelled' then was_read",
+          former("reclaim")),
     Guard("reclaim", "requeue(job, {}, n, attempt, 'never started')",
           "requeue(job, { 'losses', 1 }, n, attempt, 'never started')",
           attempts.test_what_was_delivered_but_never_started_costs_no_loss),
@@ -1030,6 +1058,22 @@ GUARDS = [
           bounds.test_pruning_takes_a_bounded_number_at_a_time),
     Guard("prune", "ZRANGEBYSCORE', index, '-inf', stamp", "ZRANGEBYSCORE', index, '-inf', '+inf'",
           lambda url: bounds.test_an_index_of_ended_jobs_forgets_a_job_when_its_record_expires(url, S.FAILED)),
+    # rewind
+    Guard("rewind", "if behind <= tonumber(least_ms) then", "if false then",
+          lambda url: set_back.test_under_a_good_clock_nothing_is_brought_near(url, 1)),
+    Guard("rewind", "if behind <= tonumber(least_ms) then", "if behind <= 0 then",
+          lambda url: set_back.test_under_a_good_clock_nothing_is_brought_near(url, 14)),
+    Guard("rewind", "workers, '(' .. lease,", "workers, '-inf',",
+          set_back.test_the_lease_of_a_worker_that_died_is_over_after_a_lease),
+    Guard("rewind", "if was[1] == state and at and at > now then", "if was[1] == state and at then",
+          set_back.test_what_was_written_after_the_step_is_as_far_away_as_it_says),
+    Guard("rewind", "if was[1] == state and at and", "if at and",
+          set_back.test_what_has_no_record_or_has_ended_gets_nothing_written),
+    Guard("rewind", "now + math.max(0, tonumber(was[2]) - at)", "now",
+          set_back.test_a_scheduled_job_is_due_after_its_own_delay_again),
+    Guard("rewind", "    redis.call('ZADD', key, nearer, jid)\n", "",
+          set_back.test_a_cancel_is_due_after_its_own_length_again),
+    Guard("rewind", "from + looked - brought", "from + looked", set_back.test_a_look_in_small_steps_misses_none),
     # what the jobs of one call share
     Guard("carry_out", "alike.wish == wish and ", "alike.wish and ",
           settling.test_each_job_of_one_walk_is_told_why_it_itself_was_stopped),

@@ -94,8 +94,14 @@ def matrix(client: Redis) -> str:
             asked.may(role, [asked.with_arguments(command, key, channel) for command in asked.commands])
             for key, channel in ((OWN, OWN_CHANNEL), (FOREIGN, FOREIGN_CHANNEL), (OWN, FOREIGN_CHANNEL))
         )
-        everywhere = [name for name, may in zip(asked.commands, foreign, strict=True) if may]
-        ours = [name for name, may in zip(asked.commands, own, strict=True) if may and name not in everywhere]
+        everywhere = [
+            name for name, may in zip(asked.commands, foreign, strict=True) if may and name not in roles.LATER_THAN_7_0
+        ]
+        ours = [
+            name
+            for name, may in zip(asked.commands, own, strict=True)
+            if may and name not in (*everywhere, *roles.LATER_THAN_7_0)
+        ]
         assert [
             n for n, may in zip(asked.commands, elsewhere, strict=True) if may and n in ("publish", "subscribe")
         ] == []
@@ -135,7 +141,10 @@ def server(server_with_users: RedisServer) -> RedisServer:
 
 
 def test_every_role_may_do_what_was_approved_and_nothing_else(server: RedisServer) -> None:
-    """Commands that this server has and the one of the approved table had not are no matter: none may be sent."""
+    """
+    Commands that this server has and the one of the approved table had not are no matter: none may be sent, but for
+    those that roles name and Redis 7.0 does not know.
+    """
     with server.client() as client:
         assert matrix(client) == APPROVED.read_text()
 
@@ -332,6 +341,9 @@ async def test_the_doctor_warns_of_a_default_user_without_the_rights_to_load_an_
 @pytest.mark.parametrize(("rule", "kept"), [("~* &* +@all", True), ("-@all resetkeys", False)])
 async def test_why_the_default_user_keeps_its_rights(own_server: RedisServer, rule: str, kept: bool) -> None:
     """What scripts have written stands in the append-only file as transactions, which `default` has to run again."""
+    with own_server.client() as client:
+        if not kept and not client.info("server")["redis_version"].startswith("7.0."):
+            pytest.skip("only Redis 7.0 loads its append-only file with the rights of the user `default`")
     acl_file = Path(own_server.aof_folder).with_name("users.acl")
     acl_file.write_text(acl_file.read_text().replace(DEFAULT_OFF, f"user default off {rule}"))
     with own_server.client() as client:

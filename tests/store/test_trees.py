@@ -728,6 +728,21 @@ async def test_the_code_of_a_parked_parent_that_has_ended_meanwhile_is_no_suspec
         assert await suspects.listed(bench.a, 0) == []
 
 
+@pytest.mark.parametrize("verb", [V.FINISH, V.RETRY, V.RELEASE])
+async def test_the_worker_of_a_parked_parent_that_a_watchdog_has_taken_over_is_told_so(url: str, verb: Verb) -> None:
+    """However often it asks; and it leaves one line of each time, as anybody does who comes second."""
+    async with Bench(url) as bench:
+        parent = await _parent(bench)
+        await bench.enqueue("child", parent=parent.jid, policy="wait")
+        await bench.cancel(parent.jid)
+        assert await bench.reclaim(parent) == ("ended", "cancelling")
+        assert await bench.settle(verb, parent, observed=True) == ("stale", "cancelling")
+        await _end(bench, "child")
+        assert await bench.settle(verb, parent, observed=True) == ("stale", "cancelled")
+        assert (await bench.events(parent.jid)).count("late_result") == 2
+        assert (await bench.job(parent.jid)).ended is Ended.ABANDONED
+
+
 async def test_a_waiting_parent_that_is_asked_to_stop_does_not_count_as_waiting(url: str) -> None:
     async with Bench(url) as bench:
         parent = await _parent(bench, "child")

@@ -37,7 +37,11 @@ for i = jobs, #KEYS do
       if before and kept and tonumber(before) > now then
         -- The first cause stands; a later request can only make the tombstone last longer.
         local same = string.sub(kept, -#request) == request
-        if same or tonumber(before) >= tonumber(expiry) then expiry = before end
+        if same or tonumber(before) >= tonumber(expiry) then
+          expiry = before
+        else -- by this request, which is known when it is sent again
+          redis.call('HSET', tombstones, jid, string.match(kept, '^.*\t') .. request)
+        end
       else
         redis.call('HSET', tombstones, jid, table.concat({ cause, reason, source, stamp, request }, '\t'))
       end

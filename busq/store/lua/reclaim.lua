@@ -76,7 +76,7 @@ for i = jobs, #KEYS do
     answers[#answers + 1] = { 'ended', end_attempt(job, {}, n, attempt, ended) }
   else
     if was[4] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end
-    if state == 'cancelled' then was_read(jid) end
+    if state == 'cancelled' and was[4] == entry then was_read(jid) end
     if state == 'cancelled' then clean_up_late(job, declared(was[7])) end
     answers[#answers + 1] = { 'stale', state }
   end

@@ -42,7 +42,7 @@ for i = jobs, #KEYS do
   elseif was[2] ~= entry or state ~= 'queued' then
     -- A running attempt holds its own entry; any other entry stands for nothing.
     if was[2] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end
-    if state == 'cancelled' then was_read(jid) end
+    if state == 'cancelled' and was[2] == entry then was_read(jid) end
     if state == 'cancelled' then clean_up_late(job, declared(was[6])) end
     answers[#answers + 1] = { 'stale', state }
   else

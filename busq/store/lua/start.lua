@@ -104,7 +104,7 @@ for i = jobs, #KEYS do
     if was[6] and was[6] ~= by then redis.call('XCLAIM', stream, group, was[6], 0, entry, 'JUSTID') end
     answers[#answers + 1] = { 'stale', state }
   else
-    if state == 'cancelled' then was_read(jid_of(job)) end
+    if state == 'cancelled' and was[2] == entry then was_read(jid_of(job)) end
     if state == 'cancelled' and was[4] == ARGV[kind_at] then clean_up_late(job, ARGV[kind_at + 8]) end
     leftovers[#leftovers + 1] = entry
     answers[#answers + 1] = { 'stale', state }

@@ -44,6 +44,8 @@ local function settle_all(first_job, first_arg, act)
       now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin', 'own')
     end
     local state, n = now_at[1], tonumber(now_at[3])
+    -- Parked: an attempt that somebody else has ended is nobody's any more, although its job waits for its children still.
+    if state == 'cancelling' and redis.call('HGET', job, 'parked') then now_at[2] = nil end
     if not state then
       answers[#answers + 1] = { 'missing' }
     elseif now_at[4] == token then

@@ -1,0 +1,52 @@
+"""
+Actors whose own steps keep their order, and every way in which they may come between each other.
+
+A step is named as its method is; those of a watchdog have its number behind them, as in `see_1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tests.orders.crew import Crew, Kennel, Opening
+
+Steps = tuple[str, ...]
+OTHERS: dict[str, Steps] = {
+    "cancel": ("cancel",),
+    "worker": ("take_b", "end_b"),
+    "watchdog": ("lapse", "see_1", "act_1"),
+    "watchdog that forgets": ("lapse", "see_1", "act_1", "forget_1"),
+    "two beats": ("beat_a", "beat_a"),
+}
+
+
+def interleaved(*actors: Steps) -> Iterator[Steps]:
+    """Every order of all their steps in which those of each stay as they are."""
+    if not any(actors):
+        yield ()
+    for k, steps in enumerate(actors):
+        if steps:
+            for rest in interleaved(*actors[:k], steps[1:], *actors[k + 1 :]):
+                yield (steps[0], *rest)
+
+
+async def take(crew: Crew, name: str) -> None:
+    if name == "cancel":
+        await crew.step(Crew.cancel)
+    elif name[-1].isdigit():
+        await getattr(crew, name[:-2])(name[-1])
+    else:
+        await getattr(crew, name)()
+
+
+async def try_all_orders(url: str, opening: Opening, *races: Sequence[Steps]) -> None:
+    """Of each race, which is made of actors."""
+    async with Kennel(url) as bench:
+        for order in dict.fromkeys(order for actors in races for order in interleaved(*actors)):
+            crew = await opening(bench)
+            try:
+                for name in order:
+                    await take(crew, name)
+                await crew.end()
+            except AssertionError as error:
+                raise AssertionError(f"in the order {', '.join(order)}: {error}") from error
