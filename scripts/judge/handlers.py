@@ -20,6 +20,7 @@ from judge.history import Event, History
 from judge.verdict import Verdict
 
 GRACE_OF_THE_DEAD_NS = 1_000_000_000
+SIGNS_OF_LIFE = ("h_start", "h_tick", "h_effect", "h_cancel_seen", "h_end")
 
 
 def judge_handlers(
@@ -124,7 +125,7 @@ def _after_death(history: History, faults: Faults, verdict: Verdict) -> None:
 def _after_the_end(jobs: Jobs, history: History, faults: Faults, verdict: Verdict) -> None:
     """What was said to have stopped, or to have been ended with its process, is heard of no more."""
     judged = 0
-    for event in [*history.by_ev["h_tick"], *history.by_ev["h_effect"]]:
+    for event in (event for ev in SIGNS_OF_LIFE for event in history.by_ev[ev]):
         lives = jobs.by_jid.get(event.jid or "", [])
         if len(lives) != 1 or lives[0].state != CANCELLED or lives[0].record.get(s.ENDED) not in STOPPED:
             continue
