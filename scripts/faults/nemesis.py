@@ -1,9 +1,8 @@
 """
 The one who does it: carries out the steps of a plan on a bus of real processes, and writes down each of them.
 
-Faults of processes overlap as they fall. Faults of a server, one drawn from those that there are, come one at a time:
-two of them at once would only hide each other, and in a cluster take the majority with them. A fault that finds nobody
-to hit is tried again a little later, so a run does what its plan counts.
+Faults of processes overlap as they fall; those of servers are in at_servers.py. A fault that finds nobody to hit is
+tried again a little later, so a run does what its plan counts.
 """
 
 from __future__ import annotations
@@ -14,27 +13,24 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from faults import forged
+from faults.at_servers import Fault, ServerFaults
 from faults.cables import Cable
 from faults.crew import Crew, Place, children_of
 from faults.history import History
 from faults.plan import SETTINGS, Plan, Step
 from faults.proxy import Link
-from faults.server import Server
 from faults.topology import Topology
 
 AGAIN_S = 0.3  # until a fault that found nobody is tried again
 TRIES = 200
-
-Fault = Callable[[random.Random], Awaitable[str | None]]
-"""Does it, from begin to end; what was hit, or None when there was nobody."""
 
 
 class Nemesis:
@@ -50,7 +46,6 @@ class Nemesis:
         self._cables = cables
         self._pulled: set[str] = set()
         self._history = History("nemesis", "nemesis")
-        self._alone = asyncio.Lock()
         self._running: set[asyncio.Task[None]] = set()
         self._faults = self._all()
 
@@ -90,12 +85,10 @@ class Nemesis:
         for how in ("delay", "cut_reply", "cut_request", "half_open", "dribble", "reset"):
             found[f"proxy_{how}"] = self._in_proxy(how)
         for name in (
-            "kill_child", "stop_child", "kill_server", "stop_server", "client_pause", "busy_script", "script_flush",
-            "kill_pubsub", "kill_normal", "memory_full", "clock_of_server", "clock_of_process", "poison",
-            "forged_notice", "partition",
+            "kill_child", "stop_child", "clock_of_process", "poison", "forged_notice", "partition",
         ):  # fmt: skip
             found[name] = getattr(self, f"_{name}")
-        return found
+        return found | ServerFaults(self._topology, self._tell).all()
 
     def _tell(self, ev: str, fault: str, target: str, **more: Any) -> None:
         """One line; a fault and its end are told in the same task, and by that have the same operation."""
@@ -179,84 +172,7 @@ class Nemesis:
         ]
         return chance.choice(found) if found else None
 
-    # A server --------------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _hurting(self, name: str, chance: random.Random, **more: Any) -> AsyncIterator[Server]:
-        """One of the servers, by itself, from the fault's beginning until all of them serve again."""
-        async with self._alone:
-            server = chance.choice(self._topology.servers)
-            self._tell("fault", name, server.name, **more)
-            yield server
-            await self._topology.whole()
-            self._tell("heal", name, server.name)
-
-    async def _kill_server(self, chance: random.Random) -> str | None:
-        async with self._hurting("kill_server", chance) as server:
-            await asyncio.to_thread(server.kill)
-            await asyncio.sleep(chance.choice([0.0, 0.1, 1.0]))
-            await server.start()
-        return server.name
-
-    async def _stop_server(self, chance: random.Random) -> str | None:
-        async with self._hurting("stop_server", chance) as server:
-            server.freeze()
-            await asyncio.sleep(chance.choice([0.5, 2.0, 4.0]))
-            server.thaw()
-        return server.name
-
-    async def _client_pause(self, chance: random.Random) -> str | None:
-        ms, what = chance.choice([200, 1500]), chance.choice(["ALL", "WRITE"])
-        async with self._hurting("client_pause", chance, ms=ms, what=what) as server, server.admin() as admin:
-            await admin.execute_command("CLIENT", "PAUSE", ms, what)
-            await asyncio.sleep(ms / 1000)
-        return server.name
-
-    async def _busy_script(self, chance: random.Random) -> str | None:
-        """Somebody else's endless script, until it is ended: everybody hears BUSY."""
-        async with self._hurting("busy_script", chance) as server, server.admin() as other, server.admin() as admin:
-            endless = asyncio.create_task(other.execute_command("EVAL", "while true do end", 0))
-            await asyncio.sleep(chance.choice([0.5, 1.2]))
-            with suppress(RedisError):
-                await admin.execute_command("SCRIPT", "KILL")
-            await asyncio.gather(endless, return_exceptions=True)
-        return server.name
-
-    async def _memory_full(self, chance: random.Random) -> str | None:
-        async with self._hurting("memory_full", chance) as server, server.admin() as admin:
-            used = (await admin.info("memory"))["used_memory"]
-            await admin.config_set("maxmemory", used - 1024)
-            await asyncio.sleep(chance.choice([0.3, 1.5]))
-            await admin.config_set("maxmemory", 0)
-        return server.name
-
-    async def _clock_of_server(self, chance: random.Random) -> str | None:
-        """Forward or back, by much or by little; there it stays."""
-        if not all(server.has_own_clock for server in self._topology.servers):
-            return "no compiler for the shim"
-        seconds = chance.choice([30, 3600, -1, -30, -3600, -7200])
-        async with self._hurting("clock_of_server", chance, seconds=seconds) as server:
-            server.step_clock(seconds)
-        return server.name
-
-    async def _script_flush(self, chance: random.Random) -> str | None:
-        return await self._at_server("script_flush", chance, "SCRIPT", "FLUSH", chance.choice(["SYNC", "ASYNC"]))
-
-    async def _kill_pubsub(self, chance: random.Random) -> str | None:
-        return await self._at_server("kill_pubsub", chance, "CLIENT", "KILL", "TYPE", "pubsub")
-
-    async def _kill_normal(self, chance: random.Random) -> str | None:
-        return await self._at_server("kill_normal", chance, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-    async def _at_server(self, name: str, chance: random.Random, *command: str) -> str | None:
-        server = chance.choice(self._topology.servers)
-        async with server.admin() as admin:
-            self._tell("fault", name, server.name)
-            hit = await admin.execute_command(*command)
-            self._tell("heal", name, server.name)
-        if command[0] == "CLIENT" and not int(hit):
-            return None
-        return server.name
+    # Clocks of processes, connections and messages -------------------------------------------------------
 
     async def _clock_of_process(self, chance: random.Random) -> str | None:
         seconds = chance.choice([-3600, -5, 5, 3600])
@@ -266,8 +182,6 @@ class Nemesis:
         self._skew(0)
         self._tell("heal", "clock_of_process", "every process")
         return "every process"
-
-    # Connections and messages ----------------------------------------------------------------------------
 
     def _in_proxy(self, how: str) -> Fault:
         async def fault(chance: random.Random) -> str | None:

@@ -32,6 +32,9 @@ NEVER_AFTER_A_CANCEL = frozenset({SCHEDULED, QUEUED, RUNNING, WAITING})
 
 ENDED = frozenset({b"before_start", b"confirmed", b"completed", b"killed", b"abandoned"})
 
+# Of these it is claimed that an attempt ran, and that its code has stopped.
+STOPPED = frozenset({b"confirmed", b"completed", b"killed"})
+
 # Verdicts of `cancel` that say that the job is or will be cancelled.
 ACCEPTED = frozenset({"cancelled", "signalled", "already_cancelling", "already_cancelled"})
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
+from math import inf
 from typing import NamedTuple
 
 from judge.history import Event, History
 
 AFTER_S = 3.0
+STEPPING_NS = 1_000_000_000  # between a line about a step and the step itself
 # While one of these is on, Redis, or every watchdog, may be out of reach: bounds of time are not asked for then.
 KEEPS_FROM_REDIS = ("server", "redis", "watchdog", "proxy", "partition", "pause", "busy", "memory", "clock", "normal")
 
@@ -39,10 +42,12 @@ class Faults:
         self.spans: list[Span] = []
         self.kills: dict[int, int] = {}  # pid -> mono of its death
         self._steps: list[tuple[int, str, int]] = []  # mono, whose clock was stepped, and by how many ms
+        self._wall: float | None = None  # what the nemesis's wall clock is ahead of the monotonic one, in ms
         open_faults: dict[tuple[str, str], Event] = {}
         for event in history.events:
             if event.role != "nemesis" or event.ev not in ("fault", "heal"):
                 continue
+            self._wall = event.wall - event.mono / 1e6
             name, target = str(event.told("fault")), str(event.told("target") or "")
             key = (event.op or name, "" if event.op else target)
             if event.ev == "fault" and event.type != "invoke":
@@ -74,6 +79,22 @@ class Faults:
     def _off(self, server: str, mono: int) -> int:
         """By how many ms a server's clock was off."""
         return sum(ms for at, target, ms in self._steps if at <= mono and self._concerns(target, server))
+
+    def latest_mono(self, server: str, ms: float) -> float | None:
+        """
+        The monotonic moment at which a server's clock showed this; the latest where it did more than once. None where
+        it never did, or without a nemesis.
+        """
+        if self._wall is None:
+            return None
+        begins = [-inf, *(float(at) for at, target, _ in self._steps if self._concerns(target, server)), inf]
+        found = -inf
+        for begin, end in pairwise(begins):
+            off = self._off(server, round(begin)) if begin > -inf else 0
+            mono = (ms - self._wall - off) * 1e6
+            if begin - STEPPING_NS <= mono <= end + STEPPING_NS:
+                found = max(found, mono)
+        return found if found > -inf else None
 
     def _span(self, began: Event, healed: Event | None) -> None:
         after = round(AFTER_S * 1e9)

@@ -3,7 +3,7 @@ What handlers saw from inside, beside the log: latency of cancels, false cancels
 
 A handler's token is tripped for a durable reason only (C12). Two attempts of one job may run side by side only when
 the first was taken from its owner, or given up as a suspect (C13). No code runs for more than a second after its
-process was killed (C14).
+process was killed, or after it was said of its attempt that it had stopped (C14).
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from judge import schema as s
 from judge.clients import Jobs
-from judge.contract import ACCEPTED, NO_CANCELS
+from judge.contract import ACCEPTED, CANCELLED, NO_CANCELS, STOPPED
 from judge.faults import Faults
 from judge.history import Event, History
 from judge.verdict import Verdict
 
 GRACE_OF_THE_DEAD_NS = 1_000_000_000
+SIGNS_OF_LIFE = ("h_start", "h_tick", "h_effect", "h_cancel_seen", "h_end")
 
 
 def judge_handlers(
@@ -34,6 +36,7 @@ def judge_handlers(
     _false_cancels(jobs, history, verdict)
     _side_by_side(jobs, history, verdict, suspects)
     _after_death(history, faults, verdict)
+    _after_the_end(jobs, history, faults, verdict)
     accepted = _accepted(history)
     _latency(accepted, history, faults, verdict)
     if hears:
@@ -117,6 +120,24 @@ def _after_death(history: History, faults: Faults, verdict: Verdict) -> None:
                     continue
                 late = (event.mono - death) / 1e9
                 verdict.wrong("C14", event.jid or "", None, f"{ev} of {event.proc} {late:.1f} s after {pid} was killed")
+
+
+def _after_the_end(jobs: Jobs, history: History, faults: Faults, verdict: Verdict) -> None:
+    """What was said to have stopped, or to have been ended with its process, is heard of no more."""
+    judged = 0
+    for event in (event for ev in SIGNS_OF_LIFE for event in history.by_ev[ev]):
+        lives = jobs.by_jid.get(event.jid or "", [])
+        if len(lives) != 1 or lives[0].state != CANCELLED or lives[0].record.get(s.ENDED) not in STOPPED:
+            continue
+        life = lives[0]
+        ended = faults.latest_mono(life.server, s.number_of(life.record, s.FINISHED))
+        if ended is None or not life.attempts or event.fence != life.attempts[-1].number:
+            continue
+        judged += 1
+        if event.mono > ended + GRACE_OF_THE_DEAD_NS:
+            words = f"{event.ev} of attempt {event.fence} {(event.mono - ended) / 1e9:.1f} s after it was "
+            verdict.wrong("C14", life.jid, life.terminal, words + life.record[s.ENDED].decode())
+    verdict.figures["signs_of_life_of_the_stopped"] = judged
 
 
 def _accepted(history: History) -> dict[str, int]:

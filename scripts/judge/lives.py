@@ -33,6 +33,7 @@ class Life:
         "record",
         "requested",
         "requested_ms",
+        "server",
         "shard",
         "state",
         "states",
@@ -40,6 +41,7 @@ class Life:
     )  # fmt: skip
 
     def __init__(self, shard: bytes, jid: str, born: int, kind: str, record: dict[bytes, bytes]) -> None:
+        self.server = ""  # its name
         self.shard = shard
         self.jid = jid
         self.born = born
@@ -70,7 +72,8 @@ class Life:
 class Lives:
     """Told of every write to a record (`Watcher` in model.py is the list). `position` is where the log stands."""
 
-    def __init__(self, keys: s.Keys, verdict: Verdict, keep_kinds: frozenset[str]) -> None:
+    def __init__(self, keys: s.Keys, verdict: Verdict, keep_kinds: frozenset[str], server: str) -> None:
+        self.server = server
         self.position = 0
         self.base = False  # a state is being loaded, not history
         self.by_key: dict[bytes, Life] = {}
@@ -126,6 +129,7 @@ class Lives:
         assert apart is not None
         jid = apart.name.decode("utf-8", "replace")
         life = Life(apart.shard, jid, self.position, fields.get(s.KIND, b"").decode("utf-8", "replace"), before)
+        life.server = self.server
         self.by_key[key] = life
         self.all.append(life)
         if s.ENQUEUED not in fields:

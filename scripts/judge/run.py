@@ -47,7 +47,7 @@ class Played:
         keys = Keys(told.get("namespace", "busq"))
         self.log = Log(folder)
         self.clock = Clock()
-        self.lives = Lives(keys, verdict, frozenset(told.get("keep_kinds", ())))
+        self.lives = Lives(keys, verdict, frozenset(told.get("keep_kinds", ())), self.log.name)
         self.model = Model(keys, self.lives)
         self.lives.model = self.model
         self.lives.rules = Rules()

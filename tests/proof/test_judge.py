@@ -144,6 +144,30 @@ def somebody_elses_entries(s: Story) -> None:
     s.finish("a")
 
 
+def signs_of_life_of_what_was_given_up_or_stopped_a_moment_ago(s: Story) -> None:
+    s.tell("fault", "info", ms=0, role="nemesis", val={"fault": "clock_of_server", "target": "server", "seconds": 3600})
+    s.pass_ms(3_600_000)
+    for jid, ended in (("a", "killed"), ("b", "abandoned")):
+        s.enqueue(jid)
+        s.run(jid)
+        s.signal(jid)
+        s.pass_ms(1000)
+        s.confirm(jid, ended=ended)
+        s.handler("h_start", jid, 1, ms=1, proc="child:99")
+    s.handler("h_tick", "a", 1, ms=1900, proc="child:99")
+    s.handler("h_tick", "b", 1, ms=9000, proc="child:99")
+    back = {"fault": "clock_of_server", "target": "server", "seconds": -3600}
+    s.tell("fault", "info", ms=20_000, role="nemesis", val=back)
+    s.pass_ms(-3_600_000 + 18_100)  # 20.1 s after the beginning
+    s.beat("w1")
+    s.enqueue("c")
+    s.run("c")
+    s.signal("c")
+    s.confirm("c", ended="killed")
+    s.handler("h_start", "c", 1, ms=1, proc="child:99")
+    s.handler("h_tick", "c", 1, ms=19_000, proc="child:99")  # before the step, and so before its end
+
+
 def a_standing_rule_that_was_over_before_the_clock_was_set_back(s: Story) -> None:
     rule(s, IN_G, 0, s.now + 60_000)
     s.pass_ms(60_000)
@@ -171,7 +195,9 @@ def a_deadline_that_was_brought_near_when_the_clock_was_set_back(s: Story) -> No
     "tell",
     [
         every_way_to_end, a_lost_worker, a_drain, a_forced_end, a_late_success, a_record_that_expires, a_tombstone,
-        clients_and_their_answers, somebody_elses_entries, a_standing_rule_that_was_over_before_the_clock_was_set_back,
+        clients_and_their_answers, somebody_elses_entries,
+        signs_of_life_of_what_was_given_up_or_stopped_a_moment_ago,
+        a_standing_rule_that_was_over_before_the_clock_was_set_back,
         a_deadline_that_was_brought_near_when_the_clock_was_set_back,
     ],
 )  # fmt: skip
@@ -635,6 +661,18 @@ def _(s: Story) -> None:
     s.tell("fault", "info", ms=0, role="nemesis", val={"fault": "kill_worker", "target": "w1", "pid": 7})
     s.handler("h_start", "a", 1, ms=-5, proc="child:99", ppid=7)
     s.handler("h_tick", "a", 1, ms=2000, proc="child:99")
+
+
+@broken("C14", "a tick of an attempt whose process was said to be ended")
+def _(s: Story) -> None:
+    s.tell("fault", "info", ms=0, role="nemesis", val={"fault": "kill_child", "target": "w1:8"})
+    s.enqueue("a")
+    s.run("a")
+    s.signal("a")
+    s.pass_ms(1000)
+    s.confirm("a", ended="killed")
+    s.handler("h_start", "a", 1, ms=1, proc="child:99")
+    s.handler("h_tick", "a", 1, ms=2100, proc="child:99")
 
 
 @broken("C15", "a key that no table names")
