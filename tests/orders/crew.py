@@ -14,7 +14,7 @@ told to run until it is told otherwise; a watchdog does what it has seen to be d
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,36 +24,13 @@ from busq.store import drains, roster, watch
 from busq.store.drains import Whole
 from busq.store.forms import Refusal
 from busq.store.store import Store
-from busq.store.streams import Entry, Streams
-from tests.orders.race import RETRIES, ROUNDS, Act, Race
-from tests.store.bench import DEADLINE_S, LEASE_S, QUEUE, Bench, Held
+from busq.store.streams import Entry
+from tests.orders.kennel import Kennel
+from tests.orders.race import ROUNDS, Act, Race
+from tests.store.bench import DEADLINE_S, LEASE_S, QUEUE, Held
 
 STOPPED = (State.CANCELLING, State.CANCELLED)
 ATTEMPTED = (State.RUNNING, State.CANCELLING)
-
-
-class Kennel(Bench):
-    """A bench with a second watchdog; its workers keep the streams that they read."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.dogs = {"1": self.dog, "2": Store(self.settings, by="second dog", clock=self.clock)}
-        self.streams = {store.by: Streams(store, [QUEUE]) for store in (self.a, self.b)}
-
-    async def __aenter__(self) -> Kennel:
-        await super().__aenter__()
-        await self.dogs["2"].open()
-        for streams in self.streams.values():
-            await streams.open()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.dogs["2"].close()
-        await super().__aexit__(*error)
-
-    async def read(self, by: Store | None = None, count: int = 1000, queue: str = QUEUE) -> list[Entry]:
-        streams = self.streams[(by or self.a).by]
-        return await streams.read(streams.places, each=count, block_ms=0)
 
 
 @dataclass
@@ -340,50 +317,3 @@ async def _promoted(store: Store, jid: str) -> tuple[Verb, str]:
 def _at(entry: bytes) -> tuple[int, int]:
     ms, _, count = entry.partition(b"-")
     return int(ms), int(count)
-
-
-Opening = Callable[[Kennel], Awaitable[Crew]]
-
-
-async def unread(bench: Kennel) -> Crew:
-    """Nobody has read the entry, and both workers have beaten."""
-    for store in (bench.a, bench.b):
-        await bench.beat(store)
-    return Crew(bench, Held(await bench.enqueue(on_cancel="always")))
-
-
-async def read(bench: Kennel) -> Crew:
-    """Worker `a` has read the entry, and has not begun."""
-    crew = await unread(bench)
-    crew.a, crew.holds = await bench.take(crew.jid), True
-    return crew
-
-
-async def running(bench: Kennel) -> Crew:
-    crew = await read(bench)
-    await crew.take_a()
-    return crew
-
-
-async def unheard(bench: Kennel) -> Crew:
-    """Worker `a` has begun, and its answer was lost: it does not know."""
-    crew = await read(bench)
-    lost = Held(crew.jid, crew.a.entry)
-    assert (await bench.begin(lost, retries=RETRIES)).word == "started"
-    crew.alive[lost.token], crew.holds = "a", False
-    crew.attempts.append(lost.attempt)
-    return crew
-
-
-async def stopping(bench: Kennel) -> Crew:
-    """It runs, and was asked to stop."""
-    crew = await running(bench)
-    await crew.step(Race.cancel)
-    return crew
-
-
-async def retried(bench: Kennel) -> Crew:
-    """It has failed, and waits for its next attempt."""
-    crew = await running(bench)
-    await crew.fail_a()
-    return crew

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from tests.orders.crew import Crew, Kennel, Opening
+from tests.orders.crew import Crew
+from tests.orders.kennel import Kennel
+from tests.orders.openings import Opening
 
 Steps = tuple[str, ...]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.orders.crew import Opening, read, running, unheard
 from tests.orders.interleaving import Steps, try_all_orders
+from tests.orders.openings import Opening, read, running, unheard
 
 DRAINS: dict[str, tuple[Opening, Steps]] = {
     "of a worker that has read a job": (read, ("ask", "beat_a", "give_back_a", "leave_a")),

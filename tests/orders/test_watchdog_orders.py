@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.orders.crew import Opening, read, retried, running, stopping, unheard, unread
 from tests.orders.interleaving import Steps, try_all_orders
+from tests.orders.openings import Opening, read, retried, running, stopping, unheard, unread
 
 OPENINGS: dict[str, Opening] = {
     "running": running, "unheard": unheard, "stopping": stopping, "read": read, "unread": unread, "retried": retried,
