@@ -26,10 +26,11 @@ class Endings(Decisions):
     def touch(self, job: Job) -> None:
         wish = self.wish(job)
         if wish:
-            self.accept(job, wish.cause, wish.rule)
+            self.accept(job, wish.cause, wish.rule, wish.at)
 
-    def accept(self, job: Job, cause: str, rule: Rule | None = None) -> str:
-        job.cause, job.scope, job.requested = cause, rule.id if rule else job.scope, self.now
+    def accept(self, job: Job, cause: str, rule: Rule | None = None, at: int = 0) -> str:
+        """`at`: when it was decided, if that was before."""
+        job.cause, job.scope, job.requested = cause, rule.id if rule else job.scope, at or self.now
         job.against.clear()
         word = "cancelled" if job.state in (S.SCHEDULED, S.QUEUED) else "signalled"
         if rule:

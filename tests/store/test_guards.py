@@ -87,6 +87,12 @@ def former(who: str) -> Keeper:
     )
 
 
+def as_of_its_decision(state: State) -> Keeper:
+    return lambda url: trees.test_a_cause_from_above_stands_as_of_its_decision_however_late_that_is_carried_out(
+        url, state
+    )
+
+
 def second_to_end(verb: Verb) -> Keeper:
     return lambda url: trees.test_the_worker_of_a_parked_parent_that_a_watchdog_has_taken_over_is_told_so(url, verb)
 
@@ -936,6 +942,9 @@ GUARDS = [
           trees.test_a_job_below_one_that_was_cancelled_at_once_does_not_start),
     Guard("carry_out", "(not wish or down.at < wish.at)", "not wish",
           trees.test_a_cause_that_came_down_from_above_stands_before_a_later_rule),
+    Guard("look", "tonumber(was[6] or was[4] or 0)", "tonumber(was[4] or 0)", as_of_its_decision(S.RUNNING)),
+    Guard("expire", "  keep_moment(job, wish, ties)\n  local grace", "  local grace", as_of_its_decision(S.RUNNING)),
+    Guard("expire", "  keep_moment(job, wish, ties)\n  local words", "  local words", as_of_its_decision(S.SCHEDULED)),
     Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' or was[1] == 'failed' then\n  local from",
           "if true then\n  local from",
           trees.test_a_cascade_of_a_parent_that_has_no_record_any_more_leaves_nothing_behind),

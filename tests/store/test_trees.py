@@ -657,6 +657,23 @@ async def test_a_cause_that_came_down_from_above_stands_before_a_later_rule(url:
         assert ((await bench.job(child)).cause, (await bench.look(scope)).counts["cancelled"]) == ("parent", 0)
 
 
+@pytest.mark.parametrize("state", [S.RUNNING, S.SCHEDULED])
+async def test_a_cause_from_above_stands_as_of_its_decision_however_late_that_is_carried_out(
+    url: str, state: State
+) -> None:
+    async with Bench(url) as bench:
+        parent = await put_in(bench, state)
+        child = await bench.enqueue(parent=parent.jid, **DELAYED)
+        await bench.decide(jid_prefix=parent.jid)
+        bench.clock.advance(1)
+        await bench.decide(jid_prefix=child)
+        bench.clock.advance(1)
+        for _ in range(2):
+            ((cause, *_),) = [look.wish or () for look in await bench.a.look(0, [child])]
+            assert cause == "parent"
+            await bench.expire(parent.jid)  # whoever touches it carries out what was decided for it
+
+
 async def test_a_failed_job_that_hands_a_cancel_on_stays_failed(url: str) -> None:
     async with Bench(url) as bench:
         root = await _parent(bench, "child")

@@ -18,6 +18,7 @@ local function accept(job, state, n, attempt, wish, own_grace, ties)
   end
   if hands_on(ties) then announce_cascade(job) end
   local terms = terms_of(job)
+  keep_moment(job, wish, ties)
   local grace = tonumber(own_grace ~= '' and own_grace or terms.grace or default_grace_ms)
   local deadline = string.format('%.0f', now + grace + tonumber(terms.slack or default_slack_ms))
   fields, n = requested(job, n, attempt, wish)

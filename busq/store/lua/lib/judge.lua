@@ -49,10 +49,10 @@ local function from_above(facts, depth)
   local key, before = key_of(facts.parent), doubt
   if above[key] == nil then
     doubt = false
-    local was = redis.call('HMGET', key, 'state', 'reason', 'source', 'requested', 'seq')
+    local was = redis.call('HMGET', key, 'state', 'reason', 'source', 'requested', 'seq', 'decided')
     local wish = false
     if was[1] == 'cancelling' or was[1] == 'cancelled' then
-      wish = { reason = was[2] or '', source = was[3] or '', at = tonumber(was[4] or 0) }
+      wish = { reason = was[2] or '', source = was[3] or '', at = tonumber(was[6] or was[4] or 0) }
     elseif LIVE[was[1]] or was[1] == 'failed' then
       wish = decided(key, depth + 1) or false
     end

@@ -43,11 +43,17 @@ local function last_words(n, attempt, wish)
   return alike
 end
 
+-- A wish that is carried out late comes down to children as of its decision, and other rules may be younger than that.
+local function keep_moment(job, wish, ties)
+  if wish.at and wish.at < now and hands_on(ties) then redis.call('HSET', job, 'decided', string.format('%.0f', wish.at)) end
+end
+
 -- Nothing of this job is running: it ends here and now, and no attempt of it will start.
 end_unstarted = function(job, n, attempt, wish, ties)
   ties = ties or ties_of(job)
   if hands_on(ties) then announce_cascade(job) end
   above = {}
+  keep_moment(job, wish, ties)
   local words = last_words(n, attempt, wish)
   noted(job, n + 1, words.asked)
   noted(job, n + 2, words.ended)
