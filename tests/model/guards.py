@@ -4,7 +4,7 @@ What the walks are worth: guards of the scripts that are taken out, and how many
     python -m tests.model.guards [WALKS]
 
 starts a server of its own, takes out one guard at a time and walks until the model disagrees, at most WALKS times (if
-left out 1,000), each time from a fresh seed. It ends with the count of guards that no walk has missed.
+left out 1,000), each time from a fresh seed. It ends with the count of those that were noticed.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def main() -> int:
         print(f"{walks if found else f'not in {most}'}\t{guard.script}: {guard.about}\t{found[:160]}", flush=True)
         missed += [guard] * (not found)
     server.close()
-    print(f"{len(GUARDS) - len(missed)} of {len(GUARDS)} guards were missed by the walks when they were taken out")
+    print(f"{len(GUARDS) - len(missed)} of {len(GUARDS)} guards were noticed by the walks when they were taken out")
     return len(missed)
 
 
