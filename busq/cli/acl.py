@@ -71,7 +71,6 @@ def acl(
     setuser
         Print a command for redis-cli instead of a line for an aclfile.
     """
-    from busq.cli import loop
     from busq.cli.output import print_json
     from busq.store import roles
 
@@ -79,15 +78,9 @@ def acl(
     name = f"busq-{'-'.join(wanted)}" if user is None else user
     secrets = _secrets(name, password_file, no_password=no_password)
     settings = place.settings_without_url()
-    found = roles.grants([roles.Role(each) for each in wanted], settings.namespace)
-    left_out = loop.run(_not_there(settings, found)) if settings.url else None
-    if left_out is None:
-        left_out = [each for each in roles.LATER_THAN_7_0 if each in found.commands]
-        if left_out:
-            exits.tell(
-                f"no server was asked what it knows; left out, because Redis 7.0 lacks it: {', '.join(left_out)}"
-            )
-    found = found.without(left_out)
+    whole = roles.grants([roles.Role(each) for each in wanted], settings.namespace)
+    left_out = _left_out(settings, whole)
+    found = whole.without(left_out)
     line = roles.user_line(name, found, secrets)
     command = line.replace("user ", "ACL SETUSER ", 1)
     if not secrets:
@@ -102,6 +95,20 @@ def acl(
         )  # fmt: skip
     else:
         print(command if setuser else line)
+
+
+def _left_out(settings: Settings, found: Grants) -> list[str]:
+    """What the server lacks of all that a role needs; where none is known or tells, what Redis 7.0 lacks."""
+    from busq.cli import loop
+    from busq.store import roles
+
+    lacking = loop.run(_not_there(settings, found)) if settings.url else None
+    if lacking is not None:
+        return lacking
+    lacking = [each for each in roles.LATER_THAN_7_0 if each in found.commands]
+    if lacking:
+        exits.tell(f"no server was asked what it knows; left out, because Redis 7.0 lacks it: {', '.join(lacking)}")
+    return lacking
 
 
 async def _not_there(settings: Settings, found: Grants) -> list[str] | None:

@@ -151,13 +151,7 @@ async def carry_out(
         code = exits.confirmed(scope.confirmed)
         if not await _has_watchdog(bus):
             exits.tell("no watchdog is alive, and it takes one to settle the records; start `busq watchdog`")
-        if wait is None:
-            seen = await scope.look()
-            print_scope(seen, output)
-            if seen.state == "settling" and output == "table":
-                print(SETTLING, file=sys.stderr)
-            return code
-        return max(code, await _wait(scope, wait, output))
+        return max(code, await (_show(scope, output) if wait is None else _wait(scope, wait, output)))
 
 
 async def _wish(bus: Bus, chosen: Chosen) -> FilteredWish:
@@ -191,6 +185,15 @@ async def _has_watchdog(bus: Bus) -> bool:
 
     now = await server_now((await bus._link()).reader)
     return any(each.card and each.card.role == "watchdog" and each.is_alive(now) for each in await bus.workers())
+
+
+async def _show(scope: Scope, output: str) -> int:
+    """Print what has come of it so far."""
+    seen = await scope.look()
+    print_scope(seen, output)
+    if seen.state == "settling" and output == "table":
+        print(SETTLING, file=sys.stderr)
+    return exits.DONE
 
 
 async def _wait(scope: Scope, seconds: float, output: str) -> int:

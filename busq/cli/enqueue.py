@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -29,27 +30,88 @@ class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
     confirmed: Confirmed | msgspec.UnsetType = msgspec.UNSET  # only where it was asked for
 
 
+Flag = Annotated[bool, Parameter(negative="")]
+
+ON_PARENT_CANCEL = (
+    "What becomes of it when its parent is cancelled: it is cancelled too (when left out), goes on and the parent "
+    "waits for it, or goes on alone."
+)
+DURABILITY = (
+    "What to confirm before it returns: that a replica has the job (replicated) or that it is on the server's disk "
+    "(fsynced). Exits 1 when it could not be confirmed; the job is enqueued all the same."
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What `bus.options` takes, as options of a command."""
+
+    queue: str | None = None
+    """Left out: default."""
+
+    jid: str | None = None
+    """An id of your own, 1 to 128 characters of A-Z a-z 0-9 - _ . :"""
+
+    delay: float | None = None
+    """Seconds before which it does not start."""
+
+    group: str | None = None
+    """A group that it belongs to, to be found and cancelled by."""
+
+    tag: Annotated[list[str] | None, Parameter(negative="")] = None
+    """name=value; may be repeated."""
+
+    parent: str | None = None
+    """The job whose child it shall be: one that succeeds only after this one has ended."""
+
+    on_parent_cancel: Annotated[Literal["cancel", "wait", "abandon"] | None, Parameter(help=ON_PARENT_CANCEL)] = None
+
+    key: str | None = None
+    """With --supersede: what it is about, in words of your own."""
+
+    supersede: Flag = False
+    """Cancel the older job of the same key, if it has not ended."""
+
+    retries: int | None = None
+    """How often to try again after a failure."""
+
+    timeout: float | None = None
+    """Seconds that one attempt may take."""
+
+    grace: float | None = None
+    """Seconds that the handler gets after a cancel, before force."""
+
+    expires: float | None = None
+    """Never start it when it is older than that many seconds."""
+
+    deadline: float | None = None
+    """Cancel it when it has not ended that many seconds from now, over all attempts."""
+
+    max_queue: int | None = None
+    """Refuse it, and exit 1, when as many jobs wait in its queue."""
+
+    durability: Annotated[Durability, Parameter(help=DURABILITY)] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, by the names that `bus.options` has for them. Raise `UsageError`."""
+        found = {
+            each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default
+        }
+        if named := found.pop("tag", None):
+            found["tags"] = tags(named)
+        return found
+
+
+LEFT_OPEN = JobOptions()
+
+
 def enqueue(
     kind: Annotated[str, Parameter(name="KIND")],
     args: Annotated[str | None, Parameter(name="ARGS")] = None,
     /,
     *,
-    queue: str | None = None,
-    jid: str | None = None,
-    delay: float | None = None,
-    group: str | None = None,
-    tag: Annotated[list[str] | None, Parameter(negative="")] = None,
-    parent: str | None = None,
-    on_parent_cancel: Literal["cancel", "wait", "abandon"] | None = None,
-    key: str | None = None,
-    supersede: Annotated[bool, Parameter(negative="")] = False,
-    retries: int | None = None,
-    timeout: float | None = None,
-    grace: float | None = None,
-    expires: float | None = None,
-    deadline: float | None = None,
-    max_queue: int | None = None,
-    durability: Durability = None,
+    options: JobOptions = LEFT_OPEN,
     wait: Wait = None,
     output: Output = "table",
     place: Place = HERE,
@@ -65,40 +127,6 @@ def enqueue(
         The kind of job: the handler's name.
     args
         One JSON document: an array holds positional arguments, an object keywords. - reads it from stdin.
-    queue
-        Left out: default.
-    jid
-        An id of your own, 1 to 128 characters of A-Z a-z 0-9 - _ . :
-    delay
-        Seconds before which it does not start.
-    group
-        A group that it belongs to, to be found and cancelled by.
-    tag
-        name=value; may be repeated.
-    parent
-        The job whose child it shall be: one that succeeds only after this one has ended.
-    on_parent_cancel
-        What becomes of it when its parent is cancelled: it is cancelled too (when left out), goes on and the parent
-        waits for it, or goes on alone.
-    key
-        With --supersede: what it is about, in words of your own.
-    supersede
-        Cancel the older job of the same key, if it has not ended.
-    retries
-        How often to try again after a failure.
-    timeout
-        Seconds that one attempt may take.
-    grace
-        Seconds that the handler gets after a cancel, before force.
-    expires
-        Never start it when it is older than that many seconds.
-    deadline
-        Cancel it when it has not ended that many seconds from now, over all attempts.
-    max_queue
-        Refuse it, and exit 1, when as many jobs wait in its queue.
-    durability
-        What to confirm before it returns: that a replica has the job (replicated) or that it is on the server's disk
-        (fsynced). Exits 1 when it could not be confirmed; the job is enqueued all the same.
     wait
         Wait for the ending, that many seconds at most; without a number, without end. Prints the record then, and
         exits 1 unless the job succeeded.
@@ -106,26 +134,7 @@ def enqueue(
     from busq.cli import loop
 
     positional, named = arguments(args)
-    options = {
-        "queue": queue,
-        "jid": jid,
-        "delay": delay,
-        "group": group,
-        "tags": tags(tag or []) or None,
-        "parent": parent,
-        "on_parent_cancel": on_parent_cancel,
-        "key": key,
-        "supersede": supersede or None,
-        "retries": retries,
-        "timeout": timeout,
-        "grace": grace,
-        "expires": expires,
-        "deadline": deadline,
-        "max_queue": max_queue,
-        "durability": durability,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    return loop.run(_enqueue(place, kind, positional, named, given, wait, output))
+    return loop.run(_enqueue(place, kind, positional, named, options.given(), wait, output))
 
 
 async def _enqueue(

@@ -359,3 +359,8 @@ def look(answer: Sequence[Any]) -> Look:
 
 def words(heard: Sequence[Sequence[Any]]) -> list[tuple[str, str]]:
     return [(answer[0].decode(), answer[1].decode() if len(answer) > 1 else "") for answer in heard]
+
+
+def in_ms(seconds: float) -> int:
+    """A length of time as scripts take it."""
+    return round(seconds * 1000)

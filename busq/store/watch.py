@@ -78,6 +78,24 @@ async def held_by(store: Store, shard: int, queue: str, worker: str, *, after: b
     return [read_entry(shard, queue, entry_id, _flat(entries)) for entry_id, entries in zip(ids, found, strict=True)]
 
 
+async def holders(store: Store, shard: int) -> set[str]:
+    """Everybody under whose name something is pending in a shard, whether on the roster or not."""
+    names = await queues(store, shard)
+    with reaching(store.connections.place):
+        pipe = store.redis.pipeline(transaction=False)
+        for queue in names:
+            pipe.xpending(store.keys(shard).stream(queue), GROUP)
+        answers = await pipe.execute(raise_on_error=False)
+    found: set[str] = set()
+    for answer in answers:
+        if isinstance(answer, ResponseError) and str(answer).startswith("NOGROUP"):
+            continue  # a queue that nobody has ever read
+        if isinstance(answer, Exception):
+            raise answer
+        found.update(each["name"].decode("utf-8", "replace") for each in answer["consumers"])
+    return found
+
+
 async def _places(store: Store, shard: int, jids: Sequence[str]) -> list[tuple[str, str]]:
     pipe = store.redis.pipeline(transaction=False)
     for jid in jids:

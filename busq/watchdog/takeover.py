@@ -39,16 +39,32 @@ class Takeover:
         self._done = done
         self._sightings: dict[str, Sighting] = {}
         self._now_ms = 0.0
+        self._look_at = 0.0
+        self._unlisted: set[str] = set()
         self._walk: AsyncGenerator[None, None] | None = None
 
     async def sight(self, now_ms: float) -> None:
         """See who is on the roster now; before the steps of each pass, for a worker may be back."""
         members = await roster.members(self._store, self._shard)
+        members += await self._strangers({member.name for member in members})
         self._now_ms = now_ms
         self._note(members)
         if self._walk is None:
             lost = [member for member in members if self._is_lost(member.name)]
             self._walk = self._over(lost) if lost else None
+
+    async def _strangers(self, known: set[str]) -> list[Member]:
+        """
+        Who holds entries and is on no roster; looked for once in a lease, for it is rare.
+
+        A worker was forgotten while it held nothing, and the server gives it afterwards what it had asked for before.
+        """
+        now = self._clock.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + self._settings.lease_s
+            self._unlisted = await watch.holders(self._store, self._shard)
+        self._unlisted -= known
+        return [Member(name=name, lease_ms=0.0, lease_until=None, card=None) for name in sorted(self._unlisted)]
 
     async def step(self) -> bool:
         """Go one step on. Return False when there is nothing left to do until the next sight."""

@@ -155,7 +155,7 @@ class Comparing:
         wish = self.bus.wish(job)
         cause, scope = (job.cause, job.scope) if job.state in STOPPED or job.state is State.FAILED else (None, None)
         if wish:
-            cause, scope = wish[0], wish[1] and wish[1].id
+            cause, scope = wish.cause, wish.rule and wish.rule.id
         return {
             "state": job.state,
             "shown": self.bus.shown(job),
@@ -200,7 +200,8 @@ class Comparing:
             for name, listed in zip(expected, lists, strict=True):
                 found = {member.decode(): score for member, score in listed}
                 assert found == expected[name], f"{name} of shard {shard}: {found}, the model says {expected[name]}"
-            assert {jid.decode() for jid in entombed} == {jid for at, jid in self.bus.tombstones if at == shard}
+            promised = {jid for at, jid in self.bus.tombstones if at == shard}
+            assert {jid.decode() for jid in entombed} == promised, f"tombstones: {entombed}, the model says {promised}"
 
     def _expected_lists(self, shard: int) -> dict[str, dict[str, float]]:
         bus, never = self.bus, float("inf")

@@ -7,13 +7,21 @@ touches the job next carries it out (endings.py); shown is a job as if that had 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from busq.protocol.states import State
 from tests.model.job import STOPPED, Job, Rule
 from tests.store.judge import matches
 
 S = State
+
+
+class Wish(NamedTuple):
+    """A cause, and the rule if it is one; `at`: when it was decided."""
+
+    cause: str
+    rule: Rule | None
+    at: int
 
 
 class Decisions:
@@ -32,7 +40,7 @@ class Decisions:
         }  # fmt: skip
 
     def decide(self, rule: Rule) -> None:
-        rule.live = set(self.shards)
+        rule.live, rule.at = set(self.shards), self.now
         self.rules.append(rule)
         for job in self.jobs:
             if job.is_live and not job.hook_of and matches(rule.condition, self.facts(job, self.now)):
@@ -49,22 +57,27 @@ class Decisions:
         standing = (rule for rule in self.rules if job.shard in rule.live and rule.until > self.now)
         return next((rule for rule in standing if matches(rule.condition, self.facts(job, self.now))), None)
 
-    def is_doomed_from_above(self, job: Job) -> bool:
-        """A failed job hands on what comes from above, for its children may run still."""
+    def doomed_from_above_at(self, job: Job) -> int | None:
+        """Since when. A failed job hands on what comes from above, for its children may run still."""
         above = job.parent
         if above is None or job.policy != "cancel":
-            return False
-        if self.shown(above) in STOPPED:
-            return True
-        return above.state is S.FAILED and self.is_doomed_from_above(above)
+            return None
+        if above.state in STOPPED:
+            return above.requested
+        if above.state is S.FAILED:
+            return self.doomed_from_above_at(above)
+        wish = self.wish(above)
+        return wish.at if wish else None
 
-    def wish(self, job: Job) -> tuple[str, Rule | None] | None:
-        """What stands against a job and has not been carried out: its cause, and the rule if it is one."""
+    def wish(self, job: Job) -> Wish | None:
+        """What stands against a job and has not been carried out; the first cause stands."""
         if not job.is_live:
             return None
-        if job.against:
-            return "scope", job.against[0]
-        return ("parent", None) if self.is_doomed_from_above(job) else None
+        down = self.doomed_from_above_at(job)
+        rule = job.against[0] if job.against else None
+        if down is not None and (rule is None or down < rule.at):
+            return Wish("parent", None, down)
+        return Wish("scope", rule, rule.at) if rule else None
 
     def shown(self, job: Job) -> State:
         if not self.wish(job):

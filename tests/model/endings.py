@@ -26,10 +26,10 @@ class Endings(Decisions):
     def touch(self, job: Job) -> None:
         wish = self.wish(job)
         if wish:
-            self.accept(job, *wish)
+            self.accept(job, wish.cause, wish.rule)
 
     def accept(self, job: Job, cause: str, rule: Rule | None = None) -> str:
-        job.cause, job.scope = cause, rule.id if rule else job.scope
+        job.cause, job.scope, job.requested = cause, rule.id if rule else job.scope, self.now
         job.against.clear()
         word = "cancelled" if job.state in (S.SCHEDULED, S.QUEUED) else "signalled"
         if rule:
@@ -45,7 +45,7 @@ class Endings(Decisions):
 
     def end(self, job: Job, state: State, cause: str | None = None, ended: str = "before_start") -> None:
         """`ended`: how, of a cancelled one."""
-        job.state, job.cause = state, cause or job.cause
+        job.state, job.cause, job.requested = state, cause or job.cause, job.requested or self.now
         job.against.clear()
         self.listed[job] = self.now + KEEP_MS[state]
         if job.key and self.keyed.get(job.key) is job:

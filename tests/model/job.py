@@ -50,6 +50,7 @@ class Job:
     saved: bytes = b""
     parked: str = ""
     cause: str | None = None
+    requested: int = 0
     scope: str | None = None
     ended: str | None = None
     signalled: bool = False
@@ -106,6 +107,7 @@ class Rule:
 
     id: str
     condition: Any
+    at: int = 0
     until: int = 0
     live: set[int] = field(default_factory=set)
     states: dict[int, str] = field(default_factory=dict)
@@ -116,7 +118,7 @@ class Rule:
 
 @dataclass
 class Tombstone:
-    """The wish against a jid that no job has, up to the moment that this request has set; the first cause stands."""
+    """The wish against a jid that no job has, up to a moment; the latest request is known, the first cause stands."""
 
     until: int
     request: str

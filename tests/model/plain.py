@@ -77,8 +77,8 @@ class Bus(Endings):
         """Against a jid that no job has. Answers up to when: a further request only makes it last longer."""
         before = self.tombstones.get((shard, jid))
         if before and before.until > self.now:
-            if before.request != tombstone.request and before.until < tombstone.until:
-                before.until, before.request = tombstone.until, tombstone.request
+            if before.request != tombstone.request:
+                before.until, before.request = max(before.until, tombstone.until), tombstone.request
             return before.until
         self.tombstones[shard, jid] = tombstone
         return tombstone.until

@@ -93,7 +93,7 @@ class Walk(Working):
         until = self.bus.entomb(shard, jid, Tombstone(self.bus.now + round(seconds * 1000), request, cause))
         for _ in range(2):  # the reply was lost, and a second later the call is sent again
             (answer,) = await self.bench.b.cancel([jid], wish, request=request)
-            assert answer.verdict == "tombstoned"
+            assert answer.verdict == "tombstoned", f"{jid}: {answer}"
             found = answer.deadline and round(answer.deadline.timestamp() * 1000)
             assert found == until, f"the tombstone of {jid} stands up to {found}, {until} was due"
             self.advance(1)
@@ -162,7 +162,8 @@ class Walk(Working):
 
     async def prune(self, shard: int) -> None:
         count = await self.bench.dog.prune(shard, limit=1000, suspect_s=SUSPECT_S)
-        assert count == self.bus.prune(shard, round(SUSPECT_S * 1000))
+        expected = self.bus.prune(shard, round(SUSPECT_S * 1000))
+        assert count == expected, f"{count} were pruned, {expected} were due"
         await self.compare()
 
     async def carry_out(self, dog: Store, shard: int, step: int) -> str:
@@ -189,6 +190,8 @@ class Walk(Working):
 
     async def come_to_an_end(self) -> None:
         """Watchdogs and one worker do what they always do, until everything has ended and nothing is left over."""
+        for worker in self.workers:  # what they give back may be the last to be heard of a clean-up
+            await self.leave(worker)
         for _ in range(ROUNDS):
             await self._settle_all()
             if all(is_terminal(job.state) for job in self.bus.jobs) and not await self._entries():
@@ -202,7 +205,8 @@ class Walk(Working):
         self.advance(FOR_LONG_S)
         for shard in self.shards:
             await self.prune(shard)
-        assert not await self._leftovers()
+        left_over = await self._leftovers()
+        assert not left_over, f"of all this nothing should be left: {left_over}"
 
     async def _settle_all(self) -> None:
         await self._repeat(self.cascade)
@@ -225,14 +229,11 @@ class Walk(Working):
     async def _sweep(self) -> None:
         for verb in (self.finalize, self.expire, self.promote):
             await verb(list(self.bus.jobs))
-        for worker in self.workers:
-            await self.reclaim([each for each in self.entries if each.by is worker])
-        self.entries.clear()
-        self.attempts.clear()
-        self.unheard.clear()
         await self.read(self.bench.b, 100)
         await self.start(self.entries)
         await self.finish(self.attempts)
+        self.entries.clear()
+        self.attempts.clear()
 
     async def _entries(self) -> list[str]:
         """What is in the queues, read or not."""

@@ -76,8 +76,9 @@ class Working(Comparing):
             self.entries.append(Attempt(by, job, entry.id))
 
     def is_known(self, held: Attempt) -> bool:
-        """Whether its worker knows of an attempt at this entry, or may still hear of one."""
-        return any(each.by is held.by and each.entry == held.entry for each in self.attempts)
+        """Whether its worker knows of an attempt at this entry: two of one name in two places are not the same."""
+        own = (held.by, held.job.place, held.entry)
+        return any((each.by, each.job.place, each.entry) == own for each in self.attempts)
 
     async def start(self, held: Sequence[Attempt], *, adopt: bool = False, lost: bool = False) -> None:
         """

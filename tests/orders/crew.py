@@ -14,7 +14,7 @@ told to run until it is told otherwise; a watchdog does what it has seen to be d
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,36 +24,13 @@ from busq.store import drains, roster, watch
 from busq.store.drains import Whole
 from busq.store.forms import Refusal
 from busq.store.store import Store
-from busq.store.streams import Entry, Streams
-from tests.orders.race import RETRIES, ROUNDS, Act, Race
-from tests.store.bench import DEADLINE_S, LEASE_S, QUEUE, Bench, Held
+from busq.store.streams import Entry
+from tests.orders.kennel import Kennel
+from tests.orders.race import ROUNDS, Act, Race
+from tests.store.bench import DEADLINE_S, LEASE_S, QUEUE, Held
 
 STOPPED = (State.CANCELLING, State.CANCELLED)
 ATTEMPTED = (State.RUNNING, State.CANCELLING)
-
-
-class Kennel(Bench):
-    """A bench with a second watchdog; its workers keep the streams that they read."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.dogs = {"1": self.dog, "2": Store(self.settings, by="second dog", clock=self.clock)}
-        self.streams = {store.by: Streams(store, [QUEUE]) for store in (self.a, self.b)}
-
-    async def __aenter__(self) -> Kennel:
-        await super().__aenter__()
-        await self.dogs["2"].open()
-        for streams in self.streams.values():
-            await streams.open()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.dogs["2"].close()
-        await super().__aexit__(*error)
-
-    async def read(self, by: Store | None = None, count: int = 1000, queue: str = QUEUE) -> list[Entry]:
-        streams = self.streams[(by or self.a).by]
-        return await streams.read(streams.places, each=count, block_ms=0)
 
 
 @dataclass
@@ -73,13 +50,14 @@ class Crew(Race):
         self.alive: dict[str, str] = {}  # attempts by token: whose
         self.runs: set[str] = set()  # workers that run one, as far as they know
         self.failed = self.lost = 0
+        self.holds = False  # an entry that `a` has read and not begun
         self.asked = self.draining = self.left = False
         self.seen = {"1": Seen(), "2": Seen()}
 
     # Workers ---------------------------------------------------------------------------------------------
 
-    async def _start(self, held: Held, by: Store, *, adopt: bool = False) -> tuple[Verb, str]:
-        verb, word = await super()._start(held, by, adopt=adopt)
+    async def _begin(self, held: Held, by: Store, *, adopt: bool = False) -> tuple[Verb, str]:
+        verb, word = await super()._begin(held, by, adopt=adopt)
         if word == "started":
             assert not self.alive, f"an attempt of {by.by} begins while one of {set(self.alive.values())} lives"
             self.alive[held.token] = by.by
@@ -87,16 +65,22 @@ class Crew(Race):
         return verb, word
 
     async def take_a(self) -> None:
-        """It reads and starts, unless it drains."""
-        if not (self.draining or self.left or "a" in self.runs):
-            await self.step(Race.start_a)
+        """It begins what it has read, and reads if there is nothing; unless it drains."""
+        if self.draining or self.left or "a" in self.runs:
+            return
+        if not self.holds:
+            for entry in await self.bench.read(self.bench.a):
+                self.a.entry, self.holds = entry.id, True
+        if self.holds:
+            self.holds = False
+            await self.step(lambda race: race._begin(self.a, self.bench.a))
 
     async def take_b(self) -> None:
-        """It starts what nobody has read before."""
+        """It beats, and begins what nobody has read before."""
         await self.bench.beat(self.bench.b)
         for entry in await self.bench.read(self.bench.b):
             self.b.entry = entry.id
-            await self.step(Race.start_b)
+            await self.step(lambda race: race._begin(self.b, self.bench.b))
 
     async def end_a(self) -> None:
         await self._ends("a", Race.finish_a)
@@ -125,7 +109,7 @@ class Crew(Race):
         """Somebody writes the wish down; nothing of a job is changed by it."""
         on_roster = await self.bench.redis.zscore(self.bench.a.keys(0).workers, "a") is not None
         word = await self._untouched(drains.ask(self.bench.dog, "a", Whole.WORKER))
-        assert (word != "missing") == on_roster
+        assert (word != "missing") == on_roster, f"a worker that is {'' if on_roster else 'not '}there: {word}"
         self.asked = self.asked or on_roster
         await self.look()
 
@@ -161,6 +145,7 @@ class Crew(Race):
             return
         for entry in await self.bench.streams["a"].pending():
             refusal = Refusal(jid=self.jid, entry=entry.id, why="no_slot", unknown=True)
+            self.holds = False
             self.alive = {token: whose for token, whose in self.alive.items() if whose != "a"}
 
             async def give(_: Race, refusal: Refusal = refusal) -> tuple[Verb, str]:
@@ -184,6 +169,10 @@ class Crew(Race):
     async def lapse(self) -> None:
         """Nobody has beaten for a lease; a cancel that was asked for before is overdue, too."""
         self.bench.clock.advance(LEASE_S)
+
+    async def see_lapsed(self, dog: str) -> None:
+        await self.lapse()
+        await self.see(dog)
 
     async def see(self, dog: str) -> None:
         store, own, now_ms = self.bench.dogs[dog], self.bench.a.keys(0), self.bench.clock.now_ms
@@ -212,8 +201,7 @@ class Crew(Race):
         return Verb.FINALIZE, answer.word
 
     async def _reclaimed(self, store: Store, owner: str, entry: Entry) -> tuple[Verb, str]:
-        lease = await self.bench.redis.zscore(self.bench.a.keys(0).workers, owner)
-        good = lease is not None and lease > self.bench.clock.now_ms
+        good = await self._has_lease(owner)
         lived = [token for token, whose in self.alive.items() if whose == owner]
         ((word, _),) = await store.reclaim(0, QUEUE, owner, [(entry.jid, entry.id)], owner_gone=False, failure=b"\x01")
         assert (word == "alive") == good, f"{owner} has {'a good' if good else 'no'} lease, and its entry is {word}"
@@ -224,10 +212,16 @@ class Crew(Race):
                 del self.alive[token]
         return Verb.RECLAIM, word
 
+    async def _has_lease(self, worker: str) -> bool:
+        until = await self.bench.redis.zscore(self.bench.a.keys(0).workers, worker)
+        return until is not None and until > self.bench.clock.now_ms
+
     async def forget(self, dog: str) -> None:
         """Those whom it has seen without a lease, once it has taken over what they held."""
         for worker in self.seen[dog].lost:
+            good = await self._has_lease(worker)
             word = await self._untouched(self.bench.dogs[dog].forget(0, worker, [QUEUE]))
+            assert (word == "alive") == good, f"{worker} has {'a good' if good else 'no'} lease, and is {word}"
             if word == "forgotten" and worker == "a":
                 self.asked = False
             await self.look()
@@ -261,7 +255,8 @@ class Crew(Race):
         held = {each["message_id"]: each["consumer"] for each in pending}
         self._one_attempt_lives(state, record)
         self._entry_and_record_agree(state, record, [entry for entry, _ in entries], held, group)
-        assert (marked is not None) == (state is State.CANCELLING or (state is State.CANCELLED and bool(entries)))
+        unread = state is State.CANCELLED and bool(entries)
+        assert (marked is not None) == (state is State.CANCELLING or unread), f"{state}, unread: {unread}, {marked}"
         assert (deadline is not None) == (state is State.CANCELLING), "its deadline is watched while it is to stop"
         assert (due is not None) == (state is State.SCHEDULED), "it is due some time while it waits for that"
         assert not self.cancelled or state in STOPPED, f"it was asked to stop, and is {state}"
@@ -296,7 +291,7 @@ class Crew(Race):
     # The end ---------------------------------------------------------------------------------------------
 
     async def come_to_an_end(self) -> None:
-        for act in (self.hand_back_a, self.give_back_a, self.leave_a):
+        for act in (self.beat_a, self.hand_back_a, self.leave_a):
             await act()
         for _ in range(ROUNDS):
             state = await self.bench.state(self.jid)
@@ -322,29 +317,3 @@ async def _promoted(store: Store, jid: str) -> tuple[Verb, str]:
 def _at(entry: bytes) -> tuple[int, int]:
     ms, _, count = entry.partition(b"-")
     return int(ms), int(count)
-
-
-Opening = Callable[[Kennel], Awaitable[Crew]]
-
-
-async def read(bench: Kennel) -> Crew:
-    """Worker `a` has read the entry, and has not begun."""
-    for store in (bench.a, bench.b):
-        await bench.beat(store)
-    return Crew(bench, await bench.take(await bench.enqueue(on_cancel="always")))
-
-
-async def running(bench: Kennel) -> Crew:
-    crew = await read(bench)
-    await crew.take_a()
-    return crew
-
-
-async def unheard(bench: Kennel) -> Crew:
-    """Worker `a` has begun, and its answer was lost: it does not know."""
-    crew = await read(bench)
-    lost = Held(crew.jid, crew.a.entry)
-    assert (await bench.begin(lost, retries=RETRIES)).word == "started"
-    crew.alive[lost.token] = "a"
-    crew.attempts.append(lost.attempt)
-    return crew

@@ -6,18 +6,13 @@ A step is named as its method is; those of a watchdog have its number behind the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
-from tests.orders.crew import Crew, Kennel, Opening
+from tests.orders.crew import Crew
+from tests.orders.kennel import Kennel
+from tests.orders.openings import Opening
 
 Steps = tuple[str, ...]
-OTHERS: dict[str, Steps] = {
-    "cancel": ("cancel",),
-    "worker": ("take_b", "end_b"),
-    "watchdog": ("lapse", "see_1", "act_1"),
-    "watchdog that forgets": ("lapse", "see_1", "act_1", "forget_1"),
-    "two beats": ("beat_a", "beat_a"),
-}
 
 
 def interleaved(*actors: Steps) -> Iterator[Steps]:
@@ -39,14 +34,23 @@ async def take(crew: Crew, name: str) -> None:
         await getattr(crew, name)()
 
 
-async def try_all_orders(url: str, opening: Opening, *races: Sequence[Steps]) -> None:
-    """Of each race, which is made of actors."""
+async def try_all_orders(
+    url: str,
+    opening: Opening,
+    races: Iterable[tuple[Steps, ...]],
+    *,
+    begin: Steps = (),
+    makes_sense: Callable[[Steps], bool] = lambda order: True,
+) -> None:
+    """Of each race, which is made of actors; `begin`: what has happened before."""
     async with Kennel(url) as bench:
         for order in dict.fromkeys(order for actors in races for order in interleaved(*actors)):
+            if not makes_sense(order):
+                continue
             crew = await opening(bench)
             try:
-                for name in order:
+                for name in (*begin, *order):
                     await take(crew, name)
                 await crew.end()
             except AssertionError as error:
-                raise AssertionError(f"in the order {', '.join(order)}: {error}") from error
+                raise AssertionError(f"in the order {', '.join((*begin, *order))}: {error}") from error

@@ -53,6 +53,9 @@ class Race:
     async def _start(self, held: Held, by: Store, *, adopt: bool = False) -> tuple[Verb, str]:
         for entry in await self.bench.read(by):
             held.entry = entry.id
+        return await self._begin(held, by, adopt=adopt)
+
+    async def _begin(self, held: Held, by: Store, *, adopt: bool = False) -> tuple[Verb, str]:
         answer = await self.bench.begin(held, by, retries=RETRIES, adopt=adopt)
         if answer.word == "stale" and (await self.bench.job(self.jid)).cause in OUT_OF_TIME:
             self.cancelled = True

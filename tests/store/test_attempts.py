@@ -13,6 +13,7 @@ from busq.protocol.states import State, Verb, is_terminal
 from busq.store import drains, scripts, watch
 from busq.store.forms import Note, Refusal
 from tests.store.bench import DEADLINE_S, DELAY_S, KIND, LEASE_S, QUEUE, Bench, Held, but_history, put_in
+from tests.store.test_set_back import set_back
 
 S = State
 SETTLING = (Verb.FINISH, Verb.RETRY, Verb.RELEASE)
@@ -304,7 +305,7 @@ async def test_a_line_that_is_sent_again_after_others_have_written_theirs_is_not
         assert names == ["enqueued", "started", "tripped", "requested", "forced"]
 
 
-STEPS = ("carry_out", "cascade", "prune")
+STEPS = ("carry_out", "cascade", "prune", "rewind")
 """What a watchdog does step by step: a step whose answer was lost is done, and the next one goes on from there."""
 
 
@@ -318,10 +319,13 @@ async def test_a_step_after_the_last_one_writes_nothing(url: str, step: str) -> 
         await bench.decide("scope", group="g")
         await bench.cancel("nobody", tombstone_s=1)
         bench.clock.advance(2)
+        if step == "rewind":
+            await set_back(bench)
         send: Callable[[], Awaitable[object]] = {
             "carry_out": lambda: bench.dog.carry_out(0, step=100),
             "cascade": lambda: bench.dog.cascade(0, step=100),
             "prune": lambda: bench.dog.prune(0, limit=100, suspect_s=60),
+            "rewind": lambda: bench.dog.rewind(0, index="deadlines", rank=0, step=100),
         }[step]
         pictures = [await bench.snapshot()]
         for _ in range(20):

@@ -114,6 +114,7 @@ OTHERS: dict[str, Callable[[Bench], Awaitable[Any]]] = {
     "look": lambda bench: bench.a.look(0, ["job"]),
     "prune": lambda bench: bench.a.prune(0, limit=1, suspect_s=1),
     "revoke": _decide_and_revoke,
+    "rewind": lambda bench: bench.dog.rewind(0, index="deadlines", rank=0, step=1),
     "survey": lambda bench: bench.scopes.survey(Filter(kind="k")),
 }
 

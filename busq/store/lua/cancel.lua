@@ -37,11 +37,9 @@ for i = jobs, #KEYS do
       if before and kept and tonumber(before) > now then
         -- The first cause stands; a later request can only make the tombstone last longer.
         local same = string.sub(kept, -#request) == request
-        if same or tonumber(before) >= tonumber(expiry) then
-          expiry = before
-        else -- by this request, which is known when it is sent again
-          redis.call('HSET', tombstones, jid, string.match(kept, '^.*\t') .. request)
-        end
+        if same or tonumber(before) >= tonumber(expiry) then expiry = before end
+        -- Of the requests the latest is kept, to be known when it is sent again.
+        redis.call('HSET', tombstones, jid, string.match(kept, '^.*\t') .. request)
       else
         redis.call('HSET', tombstones, jid, table.concat({ cause, reason, source, stamp, request }, '\t'))
       end
