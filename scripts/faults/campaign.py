@@ -12,6 +12,7 @@ import shutil
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Campaign:
         folder.mkdir(parents=True)
         (folder / "history").mkdir()
         self.folder = folder
-        self.run = f"r{plan.seed}"
+        self.run = f"r{plan.seed}-{os.getpid()}"  # two runs of one seed may go on at once
         os.environ |= {RUN: self.run, FOLDER: str(folder)}
         self._skew = folder / "skew"
         self._set_skew(0)
@@ -190,5 +191,6 @@ def _survivors(run: str) -> list[str]:
         if theirs:
             pid = int(environ.parent.name)
             found.append(f"process {pid} outlived the job that started it")
-            os.kill(pid, 9)
+            with suppress(ProcessLookupError):
+                os.kill(pid, 9)
     return found

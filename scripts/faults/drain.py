@@ -20,6 +20,7 @@ from faults.server import Server
 TERMINAL = ("succeeded", "failed", "cancelled")
 OPEN = ("scheduled", "waiting", "deadlines", "timers", "cascades", "suspects")
 LOOK_S = 0.25
+PATIENCE_S = 120.0  # nothing happens to the servers any more, so only a busy machine keeps them from answering
 
 
 async def until_quiet(servers: Sequence[Server], namespace: str, limit_s: float) -> list[str]:
@@ -34,7 +35,7 @@ async def until_quiet(servers: Sequence[Server], namespace: str, limit_s: float)
 
 async def _unrest(server: Server, namespace: str) -> list[str]:
     try:
-        async with server.admin() as admin:
+        async with server.admin(PATIENCE_S) as admin:
             return await _open_in(admin, namespace)
     except (RedisError, OSError) as error:
         return [f"it does not answer: {error}"]
@@ -69,7 +70,7 @@ async def stuck(servers: Sequence[Server], namespace: str) -> list[str]:
     """Records of jobs that have not ended."""
     found = []
     for server in servers:
-        async with server.admin() as admin:
+        async with server.admin(PATIENCE_S) as admin:
             found += await _stuck_in(admin, namespace)
     return found
 
@@ -90,7 +91,7 @@ async def said_of_themselves(servers: Sequence[Server]) -> dict[str, Any]:
     """INFO of each, by its name."""
     found = {}
     for server in servers:
-        async with server.admin() as admin:
+        async with server.admin(PATIENCE_S) as admin:
             found[server.name] = _plain(await admin.info())
     return found
 
@@ -100,7 +101,7 @@ async def dump(servers: Sequence[Server], namespace: str, before: dict[str, Any]
     keys: dict[str, Any] = {}
     now: dict[str, int] = {}
     for server in servers:
-        async with server.admin() as admin:
+        async with server.admin(PATIENCE_S) as admin:
             keys |= await _keys_of(admin, namespace)
             now[server.name] = _ms(await admin.time())
     return {"server_ms": now, "info_before": before, "info": await said_of_themselves(servers), "keys": keys}

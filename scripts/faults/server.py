@@ -102,12 +102,12 @@ class Server:
     def has_own_clock(self) -> bool:
         return self._shim is not None
 
-    def admin(self) -> Redis:
+    def admin(self, patience_s: float = 10) -> Redis:
         """A client that may do everything, for the nemesis and the drain."""
         retry = Retry(NoBackoff(), 0)
         login = "" if self._users is None else self._users.login(ADMIN)
         url = f"redis://{login}{HOST}:{self.port}/0"
-        return Redis.from_url(url, socket_timeout=10, socket_connect_timeout=2, retry=retry)
+        return Redis.from_url(url, socket_timeout=patience_s, socket_connect_timeout=patience_s / 5, retry=retry)
 
     async def start(self) -> None:
         """Start it, and wait until it serves. Raise `RuntimeError` when it does not."""

@@ -11,6 +11,7 @@ import importlib.util
 import secrets
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,8 @@ class Users:
         self.file = folder / "users.acl"
         digest = hashlib.sha256(self._passwords[ADMIN].encode()).hexdigest()
         lines = [DEFAULT_OFF, f"user {ADMIN} on #{digest} ~* &* +@all"]
-        lines += [self._line(name, folder) for name in PLAYS]
+        with ThreadPoolExecutor() as pool:
+            lines += pool.map(lambda name: self._line(name, folder), PLAYS)
         self.file.write_text("\n".join(lines) + "\n")
 
     def login(self, name: str) -> str:
