@@ -128,6 +128,8 @@ async def waits(folder: str, name: str = "go on") -> int:
 async def hears(folder: str, how: str) -> None:
     """Learns of the cancel in one of the ways that there are, and stops."""
     job = busq.current_job()
+    if how == "wait":
+        assert not await stage.answer(job.wait_cancelled(timeout=0.001))
     mark(folder, "running", str(os.getpid()))
     if how == "check":
         while True:
@@ -135,7 +137,6 @@ async def hears(folder: str, how: str) -> None:
             await pause()
     async with stage.shield():  # where a coroutine is not interrupted before it has looked
         if how == "wait":
-            assert not await stage.answer(job.wait_cancelled(timeout=0.001))
             assert await stage.answer(job.wait_cancelled(timeout=30))
         while not job.cancelled:
             await pause()

@@ -128,12 +128,12 @@ async def test_a_handler_that_tidies_up_for_ever_is_forced(redis_url: str, execu
 
 
 def letters(seconds: float) -> int:
-    """How many letters keep the regular expression busy for at least so long on this machine."""
+    """How many letters keep the regular expression busy for at least so long, reckoned in time on the processor."""
     length = 16
     while True:
-        began = time.perf_counter()
+        began = time.thread_time()
         stage.match_in_c(length)
-        if (took := time.perf_counter() - began) > 0.02:
+        if (took := time.thread_time() - began) > 0.02:
             break
         length += 1
     while took < seconds:
