@@ -1,5 +1,5 @@
 """
-Looking at the history of the data, once a second, and setting right what a new one lacks.
+Looking at the history of the data, every other second, and setting right what a new one lacks.
 
 The birth mark of a shard is written by whoever finds none, and never again. So all who look agree on which data they
 are looking at, and a mark that has changed says that this is not the data from before, whatever else is in it.
@@ -22,7 +22,7 @@ from busq.store.connection import reaching
 from busq.store.store import Store
 from busq.store.trouble import named
 
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 2.0
 MARK = "mark"
 
 
@@ -44,7 +44,7 @@ class Lineage:
 
     async def look(self, shard: int) -> Shift | None:
         """
-        What has changed in a shard since the last look; at most one look in a second, else nothing.
+        What has changed in a shard since the last look; at most one look in two seconds, else nothing.
 
         What has changed is told in the log, and the bus's own card is written again where it is gone. Raise
         `BusUnavailable`, or `ConfigError` when the bus is now one of another number of shards.
@@ -116,8 +116,7 @@ class Lineage:
         found: dict[str, Any] = {}
         with reaching(self._store.connections.place):
             try:
-                for section in ("server", "replication"):
-                    found |= await server.execute_command("INFO", section)
+                found = await server.execute_command("INFO", "server", "replication")
             except redis_errors.ResponseError as error:
                 if named(error) is Trouble.FORBIDDEN or "unknown command" in str(error).lower():
                     self._may_ask = False  # a role without it, or a service that has none

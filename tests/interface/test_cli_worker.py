@@ -71,7 +71,8 @@ def test_the_level_is_taken_from_the_option_then_the_environment(redis_url: str)
 
 
 def test_on_a_terminal_log_lines_are_for_people(redis_url: str) -> None:
-    with terminal("worker", "shop:bus", url=redis_url, columns=200) as shown:
+    hurried = ("--shutdown-timeout", "1", "--cleanup-timeout", "1")  # for the job that waits
+    with terminal("worker", "shop:bus", *hurried, url=redis_url, columns=200) as shown:
         shown.read_until("worker.started")
         busq("enqueue", "wait", url=redis_url)
         assert "hunter22" not in shown.read_until("by way of logging")

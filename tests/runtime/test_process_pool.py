@@ -67,7 +67,7 @@ def alive(pid: int) -> bool:
     """Whether there is such a process; one that has ended and was not collected does not count."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter: it was collected between the opening and the reading
         return False
 
 
