@@ -118,8 +118,8 @@ class Lineage:
             try:
                 found = await server.execute_command("INFO", "server", "replication")
             except redis_errors.ResponseError as error:
-                if named(error) is Trouble.FORBIDDEN or "unknown command" in str(error).lower():
-                    self._may_ask = False  # a role without it, or a service that has none
+                if named(error) in (Trouble.FORBIDDEN, None):
+                    self._may_ask = False  # a role without it, a service that has none, a server older than 7.0
                     return {}
                 raise
         return found
