@@ -90,15 +90,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sentinel_password: str | None = None
     """The login at Sentinels; that in the URL is for the servers that hold the data."""
 
-    def __repr__(self) -> str:
-        shown = (f"{name}={hide(repr(getattr(self, name)))}" for name in self.__struct_fields__)
-        return f"Settings({', '.join(shown)})"
-
     # Confirmed writes
     confirm_replicas: Count = 1
     """How many replicas must have taken a write for `durability="replicated"`."""
     confirm_within_s: Positive = 1.0
     """How long a confirmation is waited for, and never longer than four fifths of `command_timeout_s`."""
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={hide(repr(getattr(self, name)))}" for name in self.__struct_fields__)
+        return f"Settings({', '.join(shown)})"
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:

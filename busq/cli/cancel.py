@@ -17,8 +17,8 @@ from cyclopts import Parameter
 
 from busq.cli import exits
 from busq.cli.cancel_where import Chosen
-from busq.cli.place import HERE, Durability, Output, Place, Wait
-from busq.protocol.durability import Confirmed
+from busq.cli.place import HERE, Output, Place, Wait
+from busq.protocol.durability import Confirmed, DurabilityWord
 
 if TYPE_CHECKING:
     from busq.client.bus import Bus
@@ -54,7 +54,7 @@ def cancel(
     grace: float | None = None,
     source: str = "cli",
     tombstone: float | None = None,
-    durability: Durability = None,
+    durability: DurabilityWord = None,
     wait: Wait = None,
     output: Output = "table",
     place: Place = HERE,
@@ -115,7 +115,7 @@ async def _cancel(
     grace: float | None,
     source: str,
     tombstone: float | None,
-    durability: Durability,
+    durability: DurabilityWord,
     wait: float | None,
 ) -> tuple[list[CancelAnswer], list[Line]]:
     from busq.cli.place import opened_bus

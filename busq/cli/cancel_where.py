@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from busq.cli import exits
-from busq.cli.place import Durability
+from busq.protocol.durability import DurabilityWord
 
 if TYPE_CHECKING:
     from busq.cli.place import Place
@@ -124,7 +124,7 @@ async def carry_out(
     reason: str,
     source: str,
     grace: float | None,
-    durability: Durability,
+    durability: DurabilityWord,
     wait: float | None,
     output: str,
 ) -> int:

@@ -13,8 +13,8 @@ import msgspec
 from cyclopts import Parameter
 
 from busq.cli import exits
-from busq.cli.place import HERE, Durability, Output, Place, Wait
-from busq.protocol.durability import Confirmed
+from busq.cli.place import HERE, Output, Place, Wait
+from busq.protocol.durability import Confirmed, DurabilityWord
 
 if TYPE_CHECKING:
     from busq.client.handle import JobHandle
@@ -91,7 +91,7 @@ class JobOptions:
     max_queue: int | None = None
     """Refuse it, and exit 1, when as many jobs wait in its queue."""
 
-    durability: Annotated[Durability, Parameter(help=DURABILITY)] = None
+    durability: Annotated[DurabilityWord, Parameter(help=DURABILITY)] = None
 
     def given(self) -> dict[str, Any]:
         """Those that were given, by the names that `bus.options` has for them. Raise `UsageError`."""

@@ -60,9 +60,6 @@ class Place:
         return settings
 
 
-Durability = Literal["replicated", "fsynced"] | None
-"""`--durability`: what is to be confirmed of a write."""
-
 HERE = Place()
 
 

@@ -11,6 +11,10 @@ writes it follows.
     run another, history or its past ours  promoted: goes on from a past that we share, up to an offset
     run another, history unknown           restarted: goes on from what it had saved
     run as before, history unknown         resynced: it has taken over another server's data
+    the same, but a primary without a past the same: it began to count anew
+
+The last row is a primary's first replica, or the hour after its last one: Redis then gives a new name to the same data.
+A server that takes over another's data is its replica first, and has that one's history as its past afterwards.
 
 Where a server does not say (INFO refused), the birth mark alone decides.
 """
@@ -40,6 +44,7 @@ class Glimpse(msgspec.Struct, frozen=True, kw_only=True):
     past_replid: str = ""
     past_offset: int = 0
     """The history before this one, and how many bytes of it this server had when it turned away from it."""
+    is_replica: bool = False
 
 
 class Shift(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,4 +72,6 @@ def judge(before: Glimpse, now: Glimpse) -> Shift | None:
         return Shift(change=Change.PROMOTED, lost_bytes=max(0, before.offset - now.offset))
     if now.past_replid == before.replid:
         return Shift(change=Change.PROMOTED, lost_bytes=max(0, before.offset - now.past_offset))
-    return Shift(change=Change.RESYNCED if same_run else Change.RESTARTED)
+    if not same_run:
+        return Shift(change=Change.RESTARTED)
+    return Shift(change=Change.RESYNCED) if now.is_replica or now.past_replid else None

@@ -93,7 +93,7 @@ class Access:
         The data is not what it was: write the bus's own card again if it is gone. Raise `ConfigError` when somebody
         else has made a bus with another number of shards of it meanwhile.
         """
-        _, shards = await card.meet(self.connections, self.settings.namespace, self.shards)
+        _, shards = await self._found(self.shards)
         if shards != self.shards:
             raise ConfigError(
                 f"the data of the bus {self.settings.namespace!r} was lost, and it was made anew with {shards} "

@@ -76,13 +76,16 @@ class Lineage:
         def number(name: str) -> int:
             return int(info.get(name, 0))
 
+        past_replid = str(info.get("master_replid2", ""))
+
         return Glimpse(
             birth=birth,
             run_id=str(info.get("run_id", "")),
             replid=str(info.get("master_replid", "")),
             offset=number("master_repl_offset"),
-            past_replid=str(info.get("master_replid2", "")),
+            past_replid=past_replid if past_replid.strip("0") else "",  # all zeros say that there is none
             past_offset=number("second_repl_offset") - 1,  # it says the first byte that is not of the past
+            is_replica=info.get("role") == "slave",
         )
 
     async def _birth(self, shard: int) -> str:

@@ -36,7 +36,7 @@ async def lost_word(store: Store, shard: int) -> bytes | None:
     """The word of a loss that nobody has dealt with, None for none."""
     with reaching(store.connections.place):
         lost, mended = await store.redis.hmget(store.keys(shard).birth, LOST, MENDED)
-    return None if lost == mended else bytes(lost)
+    return None if lost is None or lost == mended else bytes(lost)
 
 
 async def mark_mended(store: Store, shard: int, word: bytes) -> None:

@@ -22,6 +22,7 @@ from busq.protocol.scope import Filter, Rule, ScopeLook, ScopeState, Survey
 from busq.store import watch
 from busq.store.confirming import Confirming
 from busq.store.connection import reaching
+from busq.store.forms import in_ms
 from busq.store.store import Store
 
 LIVE_RULES = 100  # in one shard: every script that touches a job reads them all
@@ -70,7 +71,7 @@ class Scopes:
             filter=filter,
             reason=reason,
             source=source,
-            grace_ms="" if grace_s is None else round(grace_s * 1000),
+            grace_ms="" if grace_s is None else in_ms(grace_s),
             standing=standing,
         )
         for shard in range(self._store.shards):
@@ -102,7 +103,7 @@ class Scopes:
         if isinstance(until, datetime):
             return round(until.timestamp() * 1000)
         # The servers of a cluster have clocks of their own, and each shard compares by its own.
-        return round(await watch.server_now_ms(self._store, shard) + until.total_seconds() * 1000)
+        return round(await watch.server_now_ms(self._store, shard)) + in_ms(until.total_seconds())
 
     async def revoke(self, scope: str) -> ScopeState | None:
         """

@@ -85,14 +85,13 @@ async def holders(store: Store, shard: int) -> set[str]:
         pipe = store.redis.pipeline(transaction=False)
         for queue in names:
             pipe.xpending(store.keys(shard).stream(queue), GROUP)
-        answers = await pipe.execute(raise_on_error=False)
-    found: set[str] = set()
-    for answer in answers:
-        if isinstance(answer, ResponseError) and str(answer).startswith("NOGROUP"):
-            continue  # a queue that nobody has ever read
-        if isinstance(answer, Exception):
-            raise answer
-        found.update(each["name"].decode("utf-8", "replace") for each in answer["consumers"])
+        found: set[str] = set()
+        for answer in await pipe.execute(raise_on_error=False):
+            if isinstance(answer, ResponseError) and str(answer).startswith("NOGROUP"):
+                continue  # a queue that nobody has ever read
+            if isinstance(answer, Exception):
+                raise answer
+            found.update(each["name"].decode("utf-8", "replace") for each in answer["consumers"])
     return found
 
 

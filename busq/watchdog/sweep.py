@@ -38,9 +38,9 @@ SETTLED = "job.settled_by_rule"
 CASCADED = "job.cancelled_with_parent"
 DONE = (
     events.JOB_FINALIZED, events.JOB_RECLAIMED, events.JOB_LOST, events.JOB_EXPIRED, events.WORKER_FORGOTTEN,
-    events.SWEEP_FAILED, PROMOTED, SETTLED, CASCADED,
+    events.SWEEP_FAILED, events.QUEUE_MENDED, PROMOTED, SETTLED, CASCADED,
 )  # fmt: skip
-"""What is counted of its passes."""
+"""What a watchdog counts, from 0 on: a figure that appears with its first event has no increase to alert on."""
 
 FLOOD = 10  # steps of finalizing in one shard: then it is the next one's turn
 STEPS = 50  # steps of each other kind in one pass, so that one flood does not keep the rest waiting

@@ -204,7 +204,7 @@ class Watchdog:
         return self._done_with(PASS, waits)
 
     async def _in_every_shard(
-        self, abreast: tasks.Abreast[T], work: Callable[[int], Coroutine[Any, Any, T]], *, within_s: float | None
+        self, abreast: tasks.Abreast[T], work: Callable[[int], Coroutine[Any, Any, T]], *, within_s: float
     ) -> list[T] | None:
         """What `work` gave for each shard; None while some of it goes on, at another server."""
         shards = range(self._store.shards)

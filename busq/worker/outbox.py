@@ -129,15 +129,15 @@ class Outbox:
     async def until_told(self, send: Callable[[], Awaitable[T]], part: str) -> T:
         """Send until it has arrived, however long Redis is away. Return the answer; `part` says who waits for it."""
         backoff = Backoff(LONGEST_PAUSE_S)
-        while True:
-            try:
-                answer = await send()
-            except BusUnavailable as error:
-                self._outage.began(part, error, waiting=self.waiting)
-                await asyncio.sleep(backoff.pause_s())
-            else:
-                self._outage.fine(part)
-                return answer
+        try:
+            while True:
+                try:
+                    return await send()
+                except BusUnavailable as error:
+                    self._outage.began(part, error, waiting=self.waiting)
+                    await asyncio.sleep(backoff.pause_s())
+        finally:
+            self._outage.fine(part)  # also when it is told no, or gives up: nobody waits any more
 
     async def _flush(self) -> None:
         """

@@ -13,12 +13,15 @@ import pytest
 from structlog.testing import capture_logs
 
 import busq
+from busq import events
 from busq.store import losses
+from busq.store.lineage import Lineage
 from busq.store.streams import Streams, mark_lost
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.worker import Worker
 from tests.runtime.bench import BUSY_S, NEVER_SO_LONG_S, Bench, bench, taken, until
 from tests.servers import RedisServer
+from tests.store.bench import Bench as StoreBench
 
 NOTICED_S = 5.0 + BUSY_S
 
@@ -131,6 +134,24 @@ async def test_a_restart_with_its_data_is_told_as_such_and_costs_no_job(own_serv
             assert (await handle.get()).attempt == 1
         assert set(changes(lines)) <= {"restarted", "promoted"}
         assert len(changes(lines)) == 2
+
+
+async def test_a_primary_that_is_given_its_first_replica_has_the_data_that_it_had(
+    own_server: RedisServer, start_server: Callable[..., RedisServer]
+) -> None:
+    """Redis gives the history another name then, and after an hour without any replica once more."""
+    replica = start_server()
+    async with StoreBench(own_server.url) as b:
+        lineage = Lineage(b.a, events.logger("test"))
+        await lineage.look(0)
+        with replica.client() as second:
+            second.replicaof("127.0.0.1", str(own_server.port))
+            await until(lambda: second.info("replication")["master_link_status"] == "up")
+        before = lineage._seen[0]
+        b.clock.advance(1.0)
+        assert await lineage.look(0) is None
+        assert lineage._seen[0].replid != before.replid, "else this shows nothing"
+        assert lineage._seen[0].run_id == before.run_id
 
 
 async def test_a_promotion_that_lost_writes_is_told_with_their_size_and_lost_starts_are_made_again(

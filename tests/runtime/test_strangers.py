@@ -8,7 +8,14 @@ meanwhile, the server may give it afterwards: nobody is there then who would bea
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
+import pytest
+from redis.asyncio.client import Pipeline
+from redis.exceptions import BusyLoadingError
+
+from busq.errors import BusUnavailable
+from busq.store import watch
 from busq.watchdog.takeover import Takeover
 from tests.store.bench import LEASE_S, QUEUE, Bench
 
@@ -44,3 +51,19 @@ async def test_a_worker_that_beats_again_keeps_what_it_was_given_before(redis_ur
         assert not await takeover.step()
         assert (await bench.begin(held)).word == "started"
         assert list(await bench.pending(QUEUE)) == [held.entry]
+
+
+async def test_a_server_that_does_not_serve_a_look_for_strangers_is_said_to_be_away(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its word stands among the answers for each queue, where redis-py raises nothing by itself."""
+
+    async def loading(self: Any, *_: Any, **__: Any) -> list[Exception]:
+        return [BusyLoadingError("Redis is loading the dataset in memory")]
+
+    async with Bench(redis_url) as bench:
+        await bench.enqueue("one")
+        with monkeypatch.context() as patch:
+            patch.setattr(Pipeline, "execute", loading)
+            with pytest.raises(BusUnavailable, match="loading"):
+                await watch.holders(bench.dog, 0)

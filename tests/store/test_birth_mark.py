@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from busq import events
+from busq.errors import BusUnavailable
 from busq.protocol.lineage import Change, Shift
+from busq.store import card
+from busq.store.connection import Connections
 from busq.store.lineage import Lineage
 from tests.store.bench import Bench
 
@@ -40,3 +43,21 @@ async def test_a_mark_of_before_its_card_is_given_one_and_stays(redis_url: str) 
         await bench.redis.delete(bench.a.keys(2).birth)
         bench.clock.advance(1.0)
         assert await lineage.look(2) == Shift(change=Change.OTHER_DATA)
+
+
+async def test_a_change_is_met_also_while_the_node_with_the_card_is_away(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster: one node went over to its replica, and the one that has the card is down."""
+
+    async def away(*_: Any) -> Any:
+        raise BusUnavailable("its node is down")
+
+    async with Bench(redis_url) as bench:
+        await Lineage(bench.a, events.logger("test")).look(0)
+        monkeypatch.setattr(card, "meet", away)
+        with pytest.raises(BusUnavailable):  # one server: without its card there is no bus
+            await bench.a.meet_again()
+        with monkeypatch.context() as cluster:
+            cluster.setattr(Connections, "apart", True)
+            await bench.a.meet_again()

@@ -42,6 +42,13 @@ async def test_jobs_whose_entries_are_lost_are_given_new_ones_once(redis_url: st
         assert await mend(bench.dog, 0) == (0, False), "that word is dealt with"
 
 
+async def test_what_a_mend_says_of_data_that_is_gone_meanwhile_is_no_loss(redis_url: str) -> None:
+    """The data was lost during its search, and the word with it."""
+    async with Bench(redis_url) as bench:
+        await losses.mark_mended(bench.dog, 0, b"of other data")
+        assert await losses.lost_word(bench.dog, 0) is None
+
+
 async def test_a_job_whose_worker_lives_keeps_the_word_until_it_is_looked_at_again(redis_url: str) -> None:
     async with Bench(redis_url, strict=False) as bench:
         await _stranded(bench, "held", worker="a")

@@ -21,7 +21,9 @@ def now(**other: object) -> Glimpse:
         (now(birth="other"), Shift(change=Change.OTHER_DATA)),
         (now(birth="other", run_id="r2", replid="h2", past_replid="h"), Shift(change=Change.OTHER_DATA)),
         (now(run_id="r2", replid="h2"), Shift(change=Change.RESTARTED)),
-        (now(replid="h2"), Shift(change=Change.RESYNCED)),
+        (now(replid="h2"), None),
+        (now(replid="h2", is_replica=True), Shift(change=Change.RESYNCED)),
+        (now(replid="h2", past_replid="other"), Shift(change=Change.RESYNCED)),
         (now(run_id="r2", offset=1000), Shift(change=Change.PROMOTED, lost_bytes=0)),
         (now(run_id="r2", offset=900), Shift(change=Change.PROMOTED, lost_bytes=100)),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import cast
 
 import pytest
 from redis import exceptions
@@ -14,8 +15,10 @@ from busq.clock import ManualClock
 from busq.errors import BadRecord
 from busq.protocol.trouble import Trouble, trouble_of
 from busq.store.outage import CALM_S, Backoff, Outage
+from busq.store.store import Store
 from busq.store.tls import TlsRefused
 from busq.store.trouble import as_ours, named
+from busq.worker.outbox import Outbox
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,20 @@ def test_each_part_answers_for_itself() -> None:
     outage.began("outbox", FULL)
     assert outage.words("intake") == ""
     assert outage.words("outbox") == outage.words() == "out_of_memory: full"
+
+
+async def test_what_is_told_no_after_an_outage_is_no_longer_in_it() -> None:
+    """Nobody tries again then, so nobody would ever say that it is over."""
+    outage = Outage(events.logger("test"), clock=ManualClock())
+    answers: list[Exception] = [AWAY, BadRecord("odd")]
+
+    async def send() -> None:
+        raise answers.pop(0)
+
+    outbox = Outbox(cast(Store, None), lambda *_: None, outage)
+    with pytest.raises(BadRecord):
+        await outbox.until_told(send, "spawn")
+    assert (outage.words(), outage.trouble) == ("", "")
 
 
 def test_pauses_grow_to_the_longest_and_begin_anew_after_a_good_try() -> None:
