@@ -176,11 +176,17 @@ class Cluster(_Commands):  # type: ignore[misc]
 
 
 class Near(_Commands):  # type: ignore[misc]
-    """Made by `Cluster.near`."""
+    """Made by `Cluster.near`; those of one place are equal."""
 
     def __init__(self, cluster: Cluster, slot: int) -> None:
         self._cluster = cluster
         self._slot = slot
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Near) and (self._cluster, self._slot) == (other._cluster, other._slot)
+
+    def __hash__(self) -> int:
+        return hash((self._cluster, self._slot))
 
     async def execute_command(self, *words: Any, **options: Any) -> Any:
         return await self._cluster.routed(self._slot, words, options)

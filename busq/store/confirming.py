@@ -32,8 +32,8 @@ class Confirming:
         self._wanted = wanted
         self._replicas = settings.confirm_replicas
         self._within_ms = round(min(settings.confirm_within_s, settings.command_timeout_s * WITHIN_SHARE) * 1000)
-        self._always = False  # the server has every write on its disk before it answers
-        self._asked = False
+        self._writes_through: dict[Client, bool] = {}
+        """Servers that were asked what they can confirm: whether each has every write on its disk before it answers."""
         self._taken_by: int | None = None
         self._on_disk: bool | None = None
 
@@ -57,35 +57,41 @@ class Confirming:
     ) -> Any:
         """
         The script's answer; `server` is the one that runs it. Raise redis-py's errors as the script does, and
-        `UsageError`, with nothing written, where the server has no way to confirm what is wanted.
+        `UsageError`, with nothing written, where the first server has no way to confirm what is wanted. One that comes
+        later confirms nothing then.
         """
-        if not self._asked:
-            await self._ask(server, place)
-            self._asked = True
+        if server not in self._writes_through:
+            self._writes_through[server] = await self._ask(server, place)
+        always = self._writes_through[server]
         commands: list[tuple[Arg, ...]] = []
         if Durability.REPLICATED in self._wanted:
             commands.append(("WAIT", self._replicas, self._within_ms))
-        if Durability.FSYNCED in self._wanted and not self._always:
+        if Durability.FSYNCED in self._wanted and not always:
             commands.append(("WAITAOF", 1, 0, self._within_ms))
         answer, *confirmations = await script.run_with(redis, keys, argv, commands)
         if Durability.REPLICATED in self._wanted:
             told = _count(confirmations.pop(0))
             self._taken_by = told if self._taken_by is None else min(self._taken_by, told)
         if Durability.FSYNCED in self._wanted:
-            done = self._always or _count(confirmations.pop(0)) >= 1
+            done = always or _count(confirmations.pop(0)) >= 1
             self._on_disk = done and self._on_disk is not False
         return answer
 
-    async def _ask(self, redis: Client, place: str) -> None:
-        """Whether the server can confirm: by asking it to, of nothing."""
-        if Durability.REPLICATED in self._wanted:
-            with reaching(place):
-                await _refused(redis, "WAIT", 0, 1, what="replicated", place=place)
-        if Durability.FSYNCED in self._wanted:
-            with reaching(place):
-                self._always = await _writes_through(redis)
-                if not self._always:
+    async def _ask(self, redis: Client, place: str) -> bool:
+        """See that the server can confirm, by asking it to, of nothing. Return whether each write is on its disk anyway."""
+        always = False
+        with reaching(place):
+            if Durability.FSYNCED in self._wanted:
+                always = await _writes_through(redis)
+            try:
+                if Durability.REPLICATED in self._wanted:
+                    await _refused(redis, "WAIT", 0, 1, what="replicated", place=place)
+                if Durability.FSYNCED in self._wanted and not always:
                     await _refused(redis, "WAITAOF", 1, 0, 1, what="fsynced", place=place)
+            except UsageError:
+                if not self._writes_through:  # else something is written already, and what is asked for fails by itself
+                    raise
+        return always
 
 
 async def _refused(redis: Client, *command: Any, what: str, place: str) -> None:

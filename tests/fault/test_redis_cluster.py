@@ -178,6 +178,25 @@ async def test_a_confirmation_is_asked_of_the_node_that_holds_the_shard(cluster:
         assert not scope.confirmed.ok
 
 
+async def test_a_disk_is_believed_of_its_own_node_only(cluster: ClusterSet) -> None:
+    """One node has every write on its disk before it answers, the others have no append-only file."""
+    jids = _jids(SHARDS)
+    homes = [cluster.holder(ShardKeys("busq", shard).counters) for shard in range(SHARDS)]
+    other = next(jid for jid, home in zip(jids, homes, strict=True) if home is not homes[0])
+    with homes[0].client() as client:
+        client.config_set("appendfsync", "always")
+        client.config_set("appendonly", "yes")
+        try:
+            async with busq.Bus(cluster.url, shards=SHARDS, confirm_within_s=0.05) as bus:
+                [alone] = await bus.cancel_many([jids[0]], tombstone=60, durability="fsynced")
+                both = await bus.cancel_many([jids[0], other], tombstone=60, durability="fsynced")
+                with pytest.raises(busq.UsageError, match="Nothing was written"):
+                    await bus.cancel(other, tombstone=60, durability="fsynced")
+        finally:
+            client.config_set("appendonly", "no")
+    assert [answer.confirmed and answer.confirmed.ok for answer in (alone, *both)] == [True, False, False]
+
+
 async def test_the_lost_data_of_one_node_is_noticed_for_its_shards_alone(cluster: ClusterSet) -> None:
     """Jobs of other shards run on; those that are gone are stopped, and groups and card are made again."""
     keys = [ShardKeys("busq", shard) for shard in range(SHARDS)]
