@@ -78,7 +78,7 @@ class Confirming:
         return answer
 
     async def _ask(self, redis: Client, place: str) -> bool:
-        """See that the server can confirm, by asking it to, of nothing. Return whether each write is on its disk anyway."""
+        """See whether the server can confirm, by asking it to; return whether its disk has every write anyway."""
         always = False
         with reaching(place):
             if Durability.FSYNCED in self._wanted:

@@ -17,6 +17,7 @@ from busq.store import watch
 from busq.store.connection import reaching
 from busq.store.store import Store
 from busq.store.streams import LOST
+from busq.store.watch import answered
 
 STEP = 200  # keys in one step of the search
 MENDED = "mended"
@@ -56,7 +57,10 @@ async def stranded(store: Store, shard: int) -> AsyncIterator[list[Stranded]]:
     while cursor != 0:
         with reaching(store.connections.place):
             cursor, keys = await server.scan(cursor or 0, match=_literal(prefix) + b"*", count=STEP)
-            found = await _without_entry(store, shard, [key[len(prefix) :].decode() for key in keys])
+            names = [
+                key[len(prefix) :].decode("utf-8", "replace") for key in keys
+            ]  # of a jid of ours nothing is replaced
+            found = await _without_entry(store, shard, names)
         if found:
             yield found
 
@@ -68,7 +72,8 @@ async def _without_entry(store: Store, shard: int, jids: list[str]) -> list[Stra
         pipe.hmget(keys.job(jid), "state", "queue", "entry", "owner")
     now_ms = await watch.server_now_ms(store, shard)
     candidates = []
-    for jid, (state, queue, entry, owner) in zip(jids, await pipe.execute(), strict=True):
+    for jid, fields in zip(jids, await answered(pipe), strict=True):
+        state, queue, entry, owner = fields or (None,) * 4
         if entry and text(state) in (State.QUEUED, State.RUNNING, State.CANCELLING):
             holder = "" if text(state) == State.QUEUED else text(owner) or ""
             candidates.append(Stranded(jid, text(queue) or "", entry, holder))
@@ -78,11 +83,11 @@ async def _without_entry(store: Store, shard: int, jids: list[str]) -> list[Stra
     for each in candidates:
         pipe.xrange(keys.stream(each.queue), each.entry, each.entry)
         pipe.zscore(keys.workers, each.owner)
-    answers = await pipe.execute()
+    answers = await answered(pipe)
     return [
         msgspec.structs.replace(each, held=lease is not None and lease > now_ms)
         for each, entries, lease in zip(candidates, answers[::2], answers[1::2], strict=True)
-        if not entries
+        if entries == []
     ]
 
 

@@ -14,9 +14,10 @@ from redis.exceptions import ResponseError
 
 from busq.protocol.job import text
 from busq.protocol.keys import GROUP
-from busq.store.connection import reaching
+from busq.store.connection import Client, reaching
 from busq.store.store import Store
 from busq.store.streams import Entry, read_entry
+from busq.store.trouble import named
 
 STEP = 100  # entries or members looked at in one step
 
@@ -80,19 +81,29 @@ async def held_by(store: Store, shard: int, queue: str, worker: str, *, after: b
 
 async def holders(store: Store, shard: int) -> set[str]:
     """Everybody under whose name something is pending in a shard, whether on the roster or not."""
+    found: set[str] = set()
     names = await queues(store, shard)
-    with reaching(store.connections.place):
-        pipe = store.redis.pipeline(transaction=False)
-        for queue in names:
-            pipe.xpending(store.keys(shard).stream(queue), GROUP)
-        found: set[str] = set()
-        for answer in await pipe.execute(raise_on_error=False):
-            if isinstance(answer, ResponseError) and str(answer).startswith("NOGROUP"):
-                continue  # a queue that nobody has ever read
-            if isinstance(answer, Exception):
-                raise answer
-            found.update(each["name"].decode("utf-8", "replace") for each in answer["consumers"])
+    for start in range(0, len(names), STEP):
+        with reaching(store.connections.place):
+            pipe = store.redis.pipeline(transaction=False)
+            for queue in names[start : start + STEP]:
+                pipe.xpending(store.keys(shard).stream(queue), GROUP)
+            for answer in await answered(pipe):  # None: a queue that nobody has ever read
+                found.update(each["name"].decode("utf-8", "replace") for each in (answer or {}).get("consumers", ()))
     return found
+
+
+async def answered(pipe: Client) -> list[Any]:
+    """
+    The answers of a pipeline, None for what this server will not do with what it holds: an odd key hides no other one.
+
+    Raise redis-py's errors for troubles of the server.
+    """
+    answers = await pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, Exception) and named(answer) is not None:
+            raise answer
+    return [None if isinstance(answer, Exception) else answer for answer in answers]
 
 
 async def _places(store: Store, shard: int, jids: Sequence[str]) -> list[tuple[str, str]]:

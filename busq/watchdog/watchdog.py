@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from busq import events, tasks
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
-from busq.errors import BusUnavailable
+from busq.errors import BadRecord, BusUnavailable
 from busq.protocol.trouble import Trouble
 from busq.store import figures
 from busq.store.figures import Figures
@@ -184,10 +184,14 @@ class Watchdog:
         self._anew = False
 
         async def look_after(shard: int) -> float | None:
-            if to_be_seen:
-                await self._store.renew(shard, [], info=self._card.encoded())
-            if await self._lineage.look(shard):
-                self._anew = True  # nothing that was written of us is certain to be there any more
+            try:
+                if to_be_seen:
+                    await self._store.renew(shard, [], info=self._card.encoded())
+                if await self._lineage.look(shard):
+                    self._anew = True  # nothing that was written of us is certain to be there any more
+            except BadRecord as error:  # somebody else wrote there; jobs are looked after all the same
+                self._done[events.SWEEP_FAILED] += 1
+                events.tell(log, events.SWEEP_FAILED, step="be_seen", error=str(error))
             return await sweepers[shard].sweep()
 
         if to_be_seen and self._store.connections.apart:

@@ -67,3 +67,11 @@ async def test_a_server_that_does_not_serve_a_look_for_strangers_is_said_to_be_a
             patch.setattr(Pipeline, "execute", loading)
             with pytest.raises(BusUnavailable, match="loading"):
                 await watch.holders(bench.dog, 0)
+
+
+async def test_a_queue_that_is_no_stream_hides_no_stranger(redis_url: str) -> None:
+    async with Bench(redis_url, strict=False) as bench:
+        await bench.take(await bench.enqueue())
+        await bench.redis.sadd(bench.a.keys(0).queues, "odd")
+        await bench.redis.set(bench.a.keys(0).stream("odd"), "1")
+        assert await watch.holders(bench.dog, 0) == {"a"}

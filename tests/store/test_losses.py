@@ -42,6 +42,18 @@ async def test_jobs_whose_entries_are_lost_are_given_new_ones_once(redis_url: st
         assert await mend(bench.dog, 0) == (0, False), "that word is dealt with"
 
 
+async def test_odd_keys_among_the_records_keep_no_job_lost(redis_url: str) -> None:
+    """Others wrote there: no text, no hash, no id of a stream."""
+    async with Bench(redis_url, strict=False) as bench:
+        await _stranded(bench, "one")
+        await _leave_word(bench)
+        prefix = bench.a.job_key("")
+        await bench.redis.hset(prefix + b"\xff", "state", "queued")
+        await bench.redis.set(prefix + b"no-hash", "1")
+        await bench.redis.hset(prefix + b"odd", mapping={"state": "queued", "queue": QUEUE, "entry": "nonsense"})
+        assert await mend(bench.dog, 0) == (1, False)
+
+
 async def test_what_a_mend_says_of_data_that_is_gone_meanwhile_is_no_loss(redis_url: str) -> None:
     """The data was lost during its search, and the word with it."""
     async with Bench(redis_url) as bench:
