@@ -20,8 +20,8 @@ async def mend(store: Store, shard: int) -> tuple[int, bool]:
     """
     Look through the records of a shard where a queue was lost.
 
-    Answers how many jobs were given an entry again, and whether to look again later: running jobs have lost theirs too,
-    and need it when their worker dies.
+    Answers how many jobs were queued again or, if their attempts were spent, ended, and whether to look again later:
+    running jobs have lost their entries too, and need them when their worker dies.
     """
     word = await losses.lost_word(store, shard)
     if word is None:
