@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 import busq
 from busq import events
 from busq.store import losses
-from busq.store.lineage import Lineage
+from busq.store.lineage import LOOK_EVERY_S, Lineage
 from busq.store.streams import Streams, mark_lost
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.worker import Worker
@@ -148,7 +148,7 @@ async def test_a_primary_that_is_given_its_first_replica_has_the_data_that_it_ha
             second.replicaof("127.0.0.1", str(own_server.port))
             await until(lambda: second.info("replication")["master_link_status"] == "up")
         before = lineage._seen[0]
-        b.clock.advance(1.0)
+        b.clock.advance(LOOK_EVERY_S)
         assert await lineage.look(0) is None
         assert lineage._seen[0].replid != before.replid, "else this shows nothing"
         assert lineage._seen[0].run_id == before.run_id

@@ -11,7 +11,7 @@ from busq.errors import BusUnavailable
 from busq.protocol.lineage import Change, Shift
 from busq.store import card
 from busq.store.connection import Connections
-from busq.store.lineage import Lineage
+from busq.store.lineage import LOOK_EVERY_S, Lineage
 from tests.store.bench import Bench
 
 
@@ -38,10 +38,10 @@ async def test_a_mark_of_before_its_card_is_given_one_and_stays(redis_url: str) 
         lineage = Lineage(bench.a, events.logger("test"))
         assert await lineage.look(2) is None
         assert await bench.redis.hgetall(bench.a.keys(2).birth) == {b"mark": b"old", b"v": b"1", b"shards": b"3"}
-        bench.clock.advance(1.0)
+        bench.clock.advance(LOOK_EVERY_S)
         assert await lineage.look(2) is None
         await bench.redis.delete(bench.a.keys(2).birth)
-        bench.clock.advance(1.0)
+        bench.clock.advance(LOOK_EVERY_S)
         assert await lineage.look(2) == Shift(change=Change.OTHER_DATA)
 
 
