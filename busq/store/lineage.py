@@ -77,7 +77,6 @@ class Lineage:
             return int(info.get(name, 0))
 
         past_replid = str(info.get("master_replid2", ""))
-
         return Glimpse(
             birth=birth,
             run_id=str(info.get("run_id", "")),

@@ -57,9 +57,8 @@ async def stranded(store: Store, shard: int) -> AsyncIterator[list[Stranded]]:
     while cursor != 0:
         with reaching(store.connections.place):
             cursor, keys = await server.scan(cursor or 0, match=_literal(prefix) + b"*", count=STEP)
-            names = [
-                key[len(prefix) :].decode("utf-8", "replace") for key in keys
-            ]  # of a jid of ours nothing is replaced
+            # Of a jid of ours nothing is replaced.
+            names = [key[len(prefix) :].decode("utf-8", "replace") for key in keys]
             found = await _without_entry(store, shard, names)
         if found:
             yield found

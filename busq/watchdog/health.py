@@ -14,6 +14,8 @@ import msgspec
 
 from busq.store.outage import Outage
 
+FINALIZING, PASS, MENDING = "finalizing", "pass", "mending"
+BOUNDED = (FINALIZING, PASS)  # duties that are late, or stuck, when they have not been done for a while
 STUCK_AFTER_S = 30.0  # without a pass, while Redis answers: the longest flood of overdue jobs takes seconds
 LATE_AFTER_S = 3.0
 INTERVALS = 10  # with a long interval a pass is late, and stuck, after as many of them at the earliest
@@ -61,7 +63,7 @@ def examine(
     done: Mapping[str, int],
 ) -> Health:
     """The health of a watchdog with these facts."""
-    reachable = not outage.words("finalizing", "pass")
+    reachable = not outage.words(*BOUNDED)
     idle_s = uptime_s if last_pass_s_ago is None else last_pass_s_ago
     stuck = reachable and not stopping and idle_s > max(STUCK_AFTER_S, INTERVALS * interval_s)
     late = last_pass_s_ago is not None and idle_s > max(LATE_AFTER_S, INTERVALS * interval_s)

@@ -7,25 +7,28 @@ are taken over like those of a lost worker, by the same script and the same guar
 
 from __future__ import annotations
 
+from collections import Counter
+
 from busq import events
 from busq.protocol.codec import ErrorInfo, encode_error
 from busq.store import losses
 from busq.store.losses import Stranded
 from busq.store.store import Store
+from busq.watchdog.takeover import tell_taken
 
 log = events.logger("busq.watchdog")
 
 
-async def mend(store: Store, shard: int) -> tuple[int, bool]:
+async def mend(store: Store, shard: int, done: Counter[str]) -> bool:
     """
-    Look through the records of a shard where a queue was lost.
+    Look through the records of a shard where a queue was lost; `done` counts by event what became of jobs.
 
-    Answers how many jobs were queued again or, if their attempts were spent, ended, and whether to look again later:
-    running jobs have lost their entries too, and need them when their worker dies.
+    Jobs are queued again or, if their attempts are spent, ended. Return whether to look again later: running jobs have
+    lost their entries too, and need them when their worker dies.
     """
-    word = await losses.lost_word(store, shard)
-    if word is None:
-        return 0, False
+    loss = await losses.lost_word(store, shard)
+    if loss is None:
+        return False
     mended, later = 0, False
     async for found in losses.stranded(store, shard):
         places: dict[tuple[str, str], list[Stranded]] = {}
@@ -38,9 +41,11 @@ async def mend(store: Store, shard: int) -> tuple[int, bool]:
             failure = encode_error(ErrorInfo("Lost", "its worker was lost, and its entry was removed"))
             held = [(job.jid, job.entry) for job in jobs]
             answers = await store.reclaim(shard, queue, owner, held, owner_gone=False, failure=failure)
-            mended += sum(answer in ("reclaimed", "lost", "ended") for answer, _ in answers)
+            for job, (word, state) in zip(jobs, answers, strict=True):
+                mended += tell_taken(done, word, state, jid=job.jid, queue=queue, worker=owner)
     if not later:
-        await losses.mark_mended(store, shard, word)
+        await losses.mark_mended(store, shard, loss)
     if mended or not later:
+        done[events.QUEUE_MENDED] += mended
         events.tell(log, events.QUEUE_MENDED, shard=shard, jobs=mended)
-    return mended, later
+    return later

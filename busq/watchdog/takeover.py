@@ -28,6 +28,16 @@ log = events.logger("busq.watchdog")
 _TAKEN = {"reclaimed": events.JOB_RECLAIMED, "lost": events.JOB_LOST, "ended": events.JOB_FINALIZED}
 
 
+def tell_taken(done: Counter[str], word: str, state: str, *, jid: str, queue: str, worker: str) -> bool:
+    """Count and log what became of a job, by the word for it; nothing for other words. Return whether it was taken."""
+    event = _TAKEN.get(word)
+    if event is None:
+        return False
+    done[event] += 1
+    events.tell(log, event, jid=jid, queue=queue, worker=worker, state=state)
+    return True
+
+
 class Takeover:
     """One watchdog's eye on the workers of one shard; it remembers from pass to pass who was heard of, and when."""
 
@@ -129,9 +139,7 @@ class Takeover:
                 await self._store.bury(
                     self._shard, queue, entry_id, reason="unknown_jid: no record of this jid", raw=raw
                 )
-            if word in _TAKEN:
-                self._done[_TAKEN[word]] += 1
-                events.tell(log, _TAKEN[word], jid=jid, queue=queue, worker=worker, state=state)
+            tell_taken(self._done, word, state, jid=jid, queue=queue, worker=worker)
             moved += word != "alive"
         return moved > 0
 

@@ -33,13 +33,12 @@ from busq.store.reader import Reader, Stats
 from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.watchdog import health, mend
+from busq.watchdog.health import BOUNDED, FINALIZING, MENDING, PASS
 from busq.watchdog.sweep import DONE, Sweeper
 
 MEND_EVERY_S = 1.0  # looks for queues that lost entries
 SOONEST_S = 0.02  # between two rounds, however soon something is due
 
-FINALIZING, PASS, MENDING = "finalizing", "pass", "mending"
-BOUNDED = (FINALIZING, PASS)  # duties that are late, or stuck, when they have not been done for a while
 T = TypeVar("T")
 
 log = events.logger("busq.watchdog")
@@ -65,7 +64,6 @@ class Watchdog:
         self._lineage = Lineage(self._store, log)
         self._stop = asyncio.Event()
         self._seen_at = float("-inf")
-        self._anew = False
         self._mend_at: dict[int, float] = {}
         self._began = self._clock.monotonic()
         self._done_at: dict[str, float] = {}
@@ -180,15 +178,14 @@ class Watchdog:
     async def _pass(self, sweepers: list[Sweeper]) -> float | None:
         """One pass over every shard. Return how long to wait for the next, None while some of it goes on."""
         interval_s = self._settings.watchdog_interval_s
-        to_be_seen = self._anew or self._clock.monotonic() - self._seen_at >= self._settings.beat_s
-        self._anew = False
+        to_be_seen = self._clock.monotonic() - self._seen_at >= self._settings.beat_s
 
         async def look_after(shard: int) -> float | None:
             try:
                 if to_be_seen:
                     await self._store.renew(shard, [], info=self._card.encoded())
                 if await self._lineage.look(shard):
-                    self._anew = True  # nothing that was written of us is certain to be there any more
+                    self._seen_at = float("-inf")  # nothing written of us is certain to be there any more
             except BadRecord as error:  # somebody else wrote there; jobs are looked after all the same
                 self._done[events.SWEEP_FAILED] += 1
                 events.tell(log, events.SWEEP_FAILED, step="be_seen", error=str(error))
@@ -199,9 +196,9 @@ class Watchdog:
                 await self._keeping.round([0], lambda _: self._store.keep_able(), within_s=interval_s)
         elif to_be_seen:
             await self._store.keep_able()
-        waits = await self._in_every_shard(self._passing, look_after, within_s=interval_s)
         if to_be_seen:
             self._seen_at = self._clock.monotonic()
+        waits = await self._in_every_shard(self._passing, look_after, within_s=interval_s)
         if waits is not None:
             self._passes += 1
             self._tell_hindered(sweepers)
@@ -234,9 +231,7 @@ class Watchdog:
         if self._clock.monotonic() < self._mend_at.get(shard, 0.0):
             return
         try:
-            mended, again = await mend.mend(self._store, shard)
-            if mended:
-                self._done[events.QUEUE_MENDED] += mended
+            again = await mend.mend(self._store, shard, self._done)
         except Exception as error:  # an odd record, or a user that may not search: said, and tried again
             if isinstance(error, BusUnavailable) and error.trouble is not Trouble.FORBIDDEN:
                 raise
@@ -264,8 +259,10 @@ class Watchdog:
     async def _leave(self) -> None:
         try:
             async with asyncio.timeout(self._settings.command_timeout_s):
-                for shard in range(self._store.shards):
-                    await self._store.forget(shard, self.name, [], own_wish=True)
+                left = [self._store.forget(shard, self.name, [], own_wish=True) for shard in range(self._store.shards)]
+                for error in await asyncio.gather(*left, return_exceptions=True):  # of one server, after all others
+                    if isinstance(error, BaseException):
+                        raise error
         except (TimeoutError, BusUnavailable) as error:
             events.tell(log, events.BUS_LOST, error=str(error) or "no answer")
         await self._store.close()

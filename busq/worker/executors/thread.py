@@ -102,9 +102,8 @@ class ThreadExecutor:
             left = HandlerExit(f"the handler raised {type(error).__name__}: {error}")
             left.__cause__ = error
             error = left
-        stays = (
-            self._stays()
-        )  # before the loop hears of it, which gives the slot away: else it would make another thread
+        # Before the loop hears of it, which gives the slot away: else it would make another thread.
+        stays = self._stays()
         try:
             self._loop.call_soon_threadsafe(self._ended, attempt, value, error)
         except RuntimeError:
