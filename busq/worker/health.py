@@ -67,11 +67,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """
     One moment of a worker. Times end in `_s` and are seconds.
 
-    `drains_within_s` is the longest that its shutdown takes by its own settings. `lifeless` and `unready` are its own
-    words for a loop that is past help and for having too many suspects; both "" when all is well. `trouble` names why
-    Redis does not serve it now, "" where it does; `outages` counts such times, `history_changes` how often the
-    data of the server turned out to be of another history, `data_losses` how often acknowledged writes were lost with
-    that for certain.
+    `drains_within_s` is the longest that its shutdown takes by its own settings. `lifeless`, `unready` and `unfit` are
+    its own words for a loop that is past help, for too many suspects, and for data of a bus that it cannot work with;
+    each "" when all is well. `trouble` names why Redis does not serve it now, "" where it does; `outages` counts such
+    times, `history_changes` how often the data of the server turned out to be of another history, `data_losses` how
+    often acknowledged writes were lost with that for certain.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     loop_lag_s: float
     lifeless: str
     unready: str
+    unfit: str
     live: dict[str, str]
     ready: dict[str, str]
 
@@ -112,6 +113,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     loop_lag_s: float
     lifeless: str
     unready: str
+    unfit: str
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -196,6 +198,7 @@ def _ready(facts: Facts, control: Control, outage: Outage) -> dict[str, str]:
         "intake": outage.words("intake"),
         "outbox": outage.words("outbox"),
         "suspects": facts.unready,
+        "data": facts.unfit,
         "loop": facts.lifeless,
     }
 

@@ -94,6 +94,8 @@ class Worker:
         self.draining = False
         self.unready = ""
         """Why it takes no more jobs although nobody asked it to stop, in words; "" while it does."""
+        self.unfit = ""
+        """The same, where the data of the bus is not what it was and this process cannot work with it."""
         self.empties_pod = False
         """Whether the bus has asked all workers of this host to drain: then none shall be started in their place."""
         self._drains_by_wish = False
@@ -194,6 +196,7 @@ class Worker:
             loop_lag_s=round(self.loop_lag_s, 3),
             lifeless=self.lifeless,
             unready=self.unready,
+            unfit=self.unfit,
         )
         if not self._opened:
             return health.before_opening(facts, self._limits)
@@ -295,7 +298,7 @@ class Worker:
         """What is pending under our name may be other than we know; `unfit`: why we can go on no more, in words."""
         self._intake.reconcile_soon()
         if unfit and not self._stop_asked.is_set():
-            self.unready = unfit
+            self.unfit = unfit
             events.tell(log, events.BUS_LOST, part="history", trouble="", error=unfit)
             self.stop()
 

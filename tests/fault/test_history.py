@@ -214,8 +214,8 @@ async def test_a_bus_that_somebody_made_anew_with_other_shards_is_left(own_serve
                 pipe.flushall()
                 pipe.hset("busq:meta", mapping={"v": 1, "shards": 7})
                 pipe.execute()
-            await until(lambda: worker.unready)
-            assert "made anew with 7 shards instead of 1" in worker.unready
+            await until(lambda: worker.unfit)
+            assert "made anew with 7 shards instead of 1" in worker.health().ready["data"]
             await b.ended(worker)
     assert [line["part"] for line in lines if line["event"] == "bus.lost"] == ["history"]
 
