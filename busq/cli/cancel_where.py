@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from busq.cli import exits
+from busq.cli.place import Flag
 from busq.protocol.durability import DurabilityWord
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from busq.client.scope import Scope
     from busq.client.scope_calls import FilteredWish
     from busq.protocol.scope import ScopeLook, Survey
-
-Flag = Annotated[bool, Parameter(negative="")]
 
 LOOK_S = 0.1  # between two looks for the progress on a terminal
 

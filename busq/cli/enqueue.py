@@ -13,7 +13,7 @@ import msgspec
 from cyclopts import Parameter
 
 from busq.cli import exits
-from busq.cli.place import HERE, Output, Place, Wait
+from busq.cli.place import HERE, Flag, Output, Place, Wait
 from busq.protocol.durability import Confirmed, DurabilityWord
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     confirmed: Confirmed | msgspec.UnsetType = msgspec.UNSET  # only where it was asked for
 
-
-Flag = Annotated[bool, Parameter(negative="")]
 
 ON_PARENT_CANCEL = (
     "What becomes of it when its parent is cancelled: it is cancelled too (when left out), goes on and the parent "

@@ -26,6 +26,7 @@ NO_URL = (
 )
 
 Output = Annotated[Literal["table", "json"], Parameter(name=["--output", "-o"])]
+Flag = Annotated[bool, Parameter(negative="")]
 Wait = Annotated[float | None, Parameter(validator=Number(gte=0))]  # refused before anything is sent
 
 
