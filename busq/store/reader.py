@@ -167,9 +167,9 @@ class Reader:
             pipe = self._store.redis.pipeline(transaction=False)
             for jid in jids:
                 pipe.hmget(self._store.keys(shard).job(jid), *filters)
-            told = await pipe.execute()
+            told = await watch.answered(pipe)
         wanted = list(filters.values())
-        return [jid for jid, values in zip(jids, told, strict=True) if [text(value) for value in values] == wanted]
+        return [jid for jid, values in zip(jids, told, strict=True) if [*map(text, values or ())] == wanted]
 
     async def _candidates(self, shard: int, states: set[State], queue: str | None) -> AsyncIterator[list[str]]:
         """Jids that may be in one of these states, from the indexes that know; a step at a time."""
@@ -260,8 +260,12 @@ class Reader:
     async def _records(self, shard: int, jids: Sequence[str]) -> list[Job]:
         if not jids:
             return []
+        try:
+            looks = await self._store.look(shard, jids)
+        except BadRecord:  # some key is no record: each by itself then
+            return [] if len(jids) == 1 else [job for jid in jids for job in await self._records(shard, [jid])]
         found = []
-        for jid, look in zip(jids, await self._store.look(shard, jids), strict=True):
+        for jid, look in zip(jids, looks, strict=True):
             with suppress(BadRecord):  # a list shows what it can read
                 if b"state" in look.record:
                     found.append(_shown(jid, look))

@@ -110,8 +110,8 @@ async def _places(store: Store, shard: int, jids: Sequence[str]) -> list[tuple[s
     pipe = store.redis.pipeline(transaction=False)
     for jid in jids:
         pipe.hmget(store.keys(shard).job(jid), "queue", "owner")
-    answers = await pipe.execute()
-    return [(text(queue) or "", text(owner) or "") for queue, owner in answers]
+    fields = [found or (None, None) for found in await answered(pipe)]
+    return [(text(queue) or "", text(owner) or "") for queue, owner in fields]
 
 
 def _entry_id(pending: Any) -> bytes:

@@ -26,6 +26,7 @@ from tests.store import test_limits as limits
 from tests.store import test_listing as listing
 from tests.store import test_moments as moments
 from tests.store import test_newer_rules as newer
+from tests.store import test_no_records as no_records
 from tests.store import test_rules as rules
 from tests.store import test_set_back as set_back
 from tests.store import test_settling as settling
@@ -257,6 +258,10 @@ async def in_time(test: Awaitable[None]) -> None:
         await asyncio.wait_for(test, WAITS_S)
     except (TimeoutError, TypeError, ValueError, BadRecord, TooManyRules, pytest.fail.Exception) as error:
         raise AssertionError(type(error).__name__) from error
+
+
+def no_job(verb: str) -> Keeper:
+    return lambda url: in_time(no_records.test_to_a_verb_there_is_no_such_job(url, verb))
 
 
 def takes_waiting(url: str) -> Awaitable[None]:
@@ -740,8 +745,7 @@ GUARDS = [
           rules.test_the_grace_of_a_rule_stands_before_that_of_the_job),
     # whoever touches a job
     *(
-        Guard(script, "  heed(job)\n  local was = redis.call('HMGET', job, ", "  local was = redis.call('HMGET', job, ",
-              touched(way))
+        Guard(script, "  heed(job)\n  local was = read(job, ", "  local was = read(job, ", touched(way))
         for script, way in (("promote", "promote"), ("refuse", "refuse"), ("expire", "expire"), ("cancel", "cancel"))
     ),
     Guard("reclaim", "  if not alive then heed(job) end\n", "", touched("reclaim")),
@@ -932,7 +936,7 @@ GUARDS = [
           trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
     # trees: going down
     Guard("cascade", "local down = not was[2] and from_above(", "local down = from_above(", policy("wait")),
-    Guard("cascade", "if redis.call('HGET', child, 'policy') == 'abandon' then", "if false then", policy("abandon")),
+    Guard("cascade", "if read(child, 'policy')[1] == 'abandon' then", "if false then", policy("abandon")),
     Guard("cascade", "    redis.call('HINCRBY', parent, 'open', -1)\n", "", policy("abandon")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif false then", below("start")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif LIVE[was[1]] then",
@@ -1117,6 +1121,49 @@ GUARDS = [
           settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
     Guard("carry_out", "if not place or place < (told_at[jid] or 0)", "if true or place < (told_at[jid] or 0)",
           settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
+    # keys that are no records
+    *(
+        Guard(verb, "local was = read(job, ", "local was = redis.call('HMGET', job, ", no_job(verb))
+        for verb in ("renew", "note", "refuse", "finalize", "reclaim", "promote", "expire")
+    ),
+    *(
+        Guard(verb, "local now_at = read(job, ", "local now_at = redis.call('HMGET', job, ", no_job(verb))
+        for verb in (V.FINISH, V.RETRY, V.RELEASE)
+    ),
+    Guard("cancel", "local was = read(job, ", "local was = redis.call('HMGET', job, ",
+          lambda url: in_time(no_records.test_a_cancel_does_not_find_it(url))),
+    Guard("rewind", "local was = read(job, ", "local was = redis.call('HMGET', job, ",
+          lambda url: in_time(no_records.test_a_clock_that_was_set_back_keeps_no_job_beside_it_waiting(url))),
+    *(
+        Guard(script, "was = spare, read(job, unpack(wanted))", "was = spare, redis.call('HMGET', job, unpack(wanted))",
+              lambda url: in_time(no_records.test_a_rule_is_settled_and_counted_without_it(url)))
+        for script in ("carry_out", "survey")
+    ),
+    Guard("expire", "read(key, 'state'", "redis.call('HMGET', key, 'state'",
+          lambda url: in_time(no_records.test_what_is_below_it_is_judged_all_the_same(url))),
+    Guard("carry_out", "read(key_of(above), 'parent')[1]", "redis.call('HGET', key_of(above), 'parent')",
+          lambda url: in_time(no_records.test_what_is_below_it_is_judged_all_the_same(url))),
+    Guard("cascade", "read(child, 'policy')[1]", "redis.call('HGET', child, 'policy')",
+          lambda url: in_time(no_records.test_a_parent_s_cancel_passes_it_by(url))),
+    *(
+        Guard("cascade", f"read(parent, 'state', '{second}'", f"redis.call('HMGET', parent, 'state', '{second}'",
+              lambda url: in_time(no_records.test_one_that_was_to_pass_a_cancel_on_is_dropped_from_the_list(url)))
+        for second in ("cascaded", "parked")
+    ),
+    Guard("finish", "read(parent, 'state', 'seq')", "redis.call('HMGET', parent, 'state', 'seq')",
+          lambda url: in_time(no_records.test_a_child_ends_below_it(url))),
+    Guard("finish", "read(key_of(was[1]), ", "redis.call('HMGET', key_of(was[1]), ",
+          lambda url: in_time(
+              no_records.test_a_cancelled_child_that_is_none_any_more_ends_its_parent_for_no_known_reason(url))),
+    Guard("enqueue", "read(job, 'state', 'token'", "redis.call('HMGET', job, 'state', 'token'",
+          lambda url: in_time(no_records.test_it_gains_no_children(url))),
+    Guard("enqueue", "read(job, 'state', 'n', 'attempt')", "redis.call('HMGET', job, 'state', 'n', 'attempt')",
+          lambda url: in_time(no_records.test_it_may_be_superseded(url))),
+    *(
+        Guard(script, "read(parent, 'hook', ", "redis.call('HMGET', parent, 'hook', ",
+              lambda url: in_time(no_records.test_a_hook_runs_whose_job_is_none_any_more(url)))
+        for script in ("start", "finish")
+    ),
     Guard("prune", "string.format('%.0f', now - tonumber(suspect_ms))", "'+inf'",
           bounds.test_suspects_are_forgotten_after_their_time),
 ]  # fmt: skip

@@ -27,7 +27,7 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
   heed(job)
-  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'request', 'deadline')
+  local was = read(job, 'state', 'n', 'attempt', 'request', 'deadline')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local again = was[4] == request
   if not state then

@@ -19,8 +19,7 @@ local answers, acked, at = {}, {}, per_job
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
-  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'deadline', 'entry', 'owner', 'kind',
-    'parked', 'requested')
+  local was = read(job, 'state', 'n', 'attempt', 'deadline', 'entry', 'owner', 'kind', 'parked', 'requested')
   local state, attempt = was[1], was[3] or 0
   if not state then
     redis.call('ZREM', deadlines, jid)

@@ -27,7 +27,7 @@ end
 local answers, at = {}, per_job
 for i = jobs, #KEYS do
   local job = KEYS[i]
-  local was = redis.call('HMGET', job, 'state', 'token', 'n')
+  local was = read(job, 'state', 'token', 'n')
   local state = was[1]
   if not state then
     answers[#answers + 1] = { 'missing' }

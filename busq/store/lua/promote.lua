@@ -17,7 +17,7 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
   heed(job)
-  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'due', 'kind')
+  local was = read(job, 'state', 'n', 'attempt', 'due', 'kind')
   local state = was[1]
   if not state then
     redis.call('ZREM', scheduled, jid)

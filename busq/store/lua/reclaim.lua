@@ -41,7 +41,7 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid, entry = jid_of(job), ARGV[at]
   if not alive then heed(job) end
-  local was = redis.call('HMGET', job, 'state', 'n', 'attempt', 'entry', 'owner', 'losses', 'kind')
+  local was = read(job, 'state', 'n', 'attempt', 'entry', 'owner', 'losses', 'kind')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local held = was[5] == owner and was[4] == entry
   if alive then

@@ -24,7 +24,7 @@ for i = jobs, #KEYS do
   local entry, why, delay, most = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local limit, failure = tonumber(ARGV[at + 4]), ARGV[at + 5]
   heed(job)
-  local was = redis.call('HMGET', job, 'state', 'entry', 'n', 'attempt', 'refusals', 'kind', 'queue', 'payload', 'owner')
+  local was = read(job, 'state', 'entry', 'n', 'attempt', 'refusals', 'kind', 'queue', 'payload', 'owner')
   local state, n, attempt = was[1], tonumber(was[3]), was[4] or 0
   local own = ARGV[at + 6] == '1' and was[9] == by and was[2] == entry
   if not state then

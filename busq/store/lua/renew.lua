@@ -24,7 +24,7 @@ local answers, at = {}, per_job
 hushed = true
 for i = jobs, #KEYS do
   local job = KEYS[i]
-  local was = redis.call('HMGET', job, unpack(NAMES))
+  local was = read(job, unpack(NAMES))
   if was[1] and heed_known(job, was[3], was[4]) then was = redis.call('HMGET', job, 'state', 'token') end
   local state = was[1]
   if not state then

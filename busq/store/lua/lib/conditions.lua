@@ -68,7 +68,7 @@ local function conditions()
     local above = facts.parent
     for _ = 1, DEEPEST do
       if not above or above == jid then return above == jid end
-      above = redis.call('HGET', key_of(above), 'parent')
+      above = read(key_of(above), 'parent')[1]
     end
     return false
   end

@@ -6,7 +6,7 @@
 local function tell_parent(hook, name, attempt, words)
   local jid = jid_of(hook)
   local parent = key_of(redis.call('HGET', hook, 'hook_of') or '')
-  local was = redis.call('HMGET', parent, 'hook', 'n', 'attempt')
+  local was = read(parent, 'hook', 'n', 'attempt')
   if was[1] ~= jid then return end
   local fields = {}
   local facts = 'try ' .. attempt .. (words and ': ' .. words or '') .. ' (' .. jid .. ')'

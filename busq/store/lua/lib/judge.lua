@@ -12,7 +12,7 @@ local LIVE = { scheduled = true, queued = true, running = true, waiting = true }
 local spare = {}
 local function facts_of(job)
   live_rules()
-  local facts, was = spare, redis.call('HMGET', job, unpack(wanted))
+  local facts, was = spare, read(job, unpack(wanted))
   facts.jid, facts.args, facts.tag = jid_of(job), nil, nil
   for k = 1, #wanted do facts[wanted[k]] = was[k] or nil end
   if has_ties(facts.own) then spare = {} end
@@ -49,7 +49,7 @@ local function from_above(facts, depth)
   local key, before = key_of(facts.parent), doubt
   if above[key] == nil then
     doubt = false
-    local was = redis.call('HMGET', key, 'state', 'reason', 'source', 'requested', 'seq', 'decided')
+    local was = read(key, 'state', 'reason', 'source', 'requested', 'seq', 'decided')
     local wish = false
     if was[1] == 'cancelling' or was[1] == 'cancelled' then
       wish = { reason = was[2] or '', source = was[3] or '', at = tonumber(was[6] or was[4] or 0) }

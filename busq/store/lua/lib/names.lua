@@ -30,6 +30,14 @@ local function key_of(jid)
   return last_job
 end
 
+-- Fields of a record. A key of another type is none of ours and no record: it must not stand in the way of the jobs beside it.
+local function read(job, ...)
+  local was = redis.pcall('HMGET', job, ...)
+  if not was.err then return was end
+  if string.sub(was.err, 1, 9) ~= 'WRONGTYPE' then error(was.err) end
+  return {}
+end
+
 -- Every worker hears this word, and asks about its attempts.
 local function announce(word) redis.call('PUBLISH', string.match(prefix, '^(.*){%d+}:$') .. 'rules', word) end
 

@@ -39,7 +39,7 @@ local function settle_all(first_job, first_arg, act)
     local entry, token, attempt, outcome, facts = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
     local told = facts > 0 and read_facts(at + FIXED, facts) or NOTHING_MORE
     local observed = told.observed
-    local now_at = redis.call('HMGET', job, unpack(NAMES))
+    local now_at = read(job, unpack(NAMES))
     if now_at[1] and heed_known(job, now_at[5], now_at[6]) then
       now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin', 'own')
     end

@@ -20,7 +20,7 @@ end
 local function end_waiting(parent, n, attempt)
   local was = redis.call('HMGET', parent, 'cancelled_kid', 'finalizer', 'final')
   if was[1] then
-    local why = redis.call('HMGET', key_of(was[1]), 'cause', 'reason', 'source')
+    local why = read(key_of(was[1]), 'cause', 'reason', 'source')
     local reason = 'its child ' .. was[1] .. ' was cancelled' .. ((why[2] or '') ~= '' and ': ' .. why[2] or '')
     keep_as_evidence(parent)
     end_unstarted(parent, n, attempt, { cause = why[1] or 'user', reason = reason, source = why[3] or '' })
@@ -63,7 +63,7 @@ local function child_ended(child, parent_jid, state)
   local seq = redis.call('ZSCORE', siblings, jid)
   if not seq then return end
   redis.call('ZREM', siblings, jid)
-  local was = redis.call('HMGET', parent, 'state', 'seq')
+  local was = read(parent, 'state', 'seq')
   -- Its record has expired, and perhaps another job has its jid.
   if not was[1] or tonumber(was[2] or 0) > tonumber(seq) then return end
   -- A waiting parent may end now, and what has been decided for it stands before that.
