@@ -68,6 +68,7 @@ class LoopWatch:
 
     async def run(self) -> None:
         """Watch until cancelled, or until the loop is closed."""
+        looked_at = self._clock.monotonic()
         while True:
             if not self._waiting:
                 self._look_back()  # before the next tick wipes out what there is to say of the last one
@@ -77,9 +78,10 @@ class LoopWatch:
                     self._loop.call_soon_threadsafe(self._tick)
                 except RuntimeError:
                     return
-            due = self._clock.monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
-            late_s = self._clock.monotonic() - due
+            # From look to look, for the interpreter may stand still at any line of this one too.
+            before, looked_at = looked_at, self._clock.monotonic()
+            late_s = looked_at - before - TICK_S
             if late_s >= TICK_S:
                 self._unwatched_s += late_s
             self._look()

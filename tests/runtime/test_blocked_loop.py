@@ -149,7 +149,8 @@ async def _turn() -> None:
     await asyncio.sleep(0)
 
 
-async def test_time_that_could_not_be_watched_counts_for_nothing() -> None:
+@pytest.mark.parametrize("where", ["between two looks", "in a look"])
+async def test_time_that_could_not_be_watched_counts_for_nothing(where: str) -> None:
     """The watch itself is held up, as in a process that was frozen: its loop may be in perfect order."""
 
     class Silent:
@@ -158,10 +159,23 @@ async def test_time_that_could_not_be_watched_counts_for_nothing() -> None:
         def call_soon_threadsafe(self, call: Callable[[], object]) -> None: ...
 
     watch = LoopWatch(Silent(), dict)  # type: ignore[arg-type]
+    look = watch._look
+
+    def held_up() -> None:
+        look()
+        watch._look = look  # type: ignore[method-assign]
+        freeze()
+
+    def freeze() -> None:
+        thawed = time.monotonic() + 1.0
+        spin(lambda: time.monotonic() > thawed)
+
     watching = asyncio.create_task(watch.run())
     await until(lambda: watch.lag_s > 0.0)
-    thawed = time.monotonic() + 1.0
-    spin(lambda: time.monotonic() > thawed)
+    if where == "in a look":
+        watch._look = held_up  # type: ignore[method-assign]
+    else:
+        freeze()
     await until(lambda: watch._unwatched_s > 0.5)
     assert watch.lag_s >= 1.0
     assert watch.blocked_s < 0.5
