@@ -35,7 +35,7 @@ class Outage:
         self._log = log
         self._now = (clock or SystemClock()).monotonic
         self._lock = threading.Lock()
-        self._failing: dict[str, tuple[Trouble | None, str]] = {}
+        self._failing: dict[str, tuple[Trouble | None, str]] = {}  # what each said last; the latest of all comes last
         self._said: set[Trouble | None] = set()
         self._since: float | None = None
         self._failed_at = self._fine_at = 0.0
@@ -48,7 +48,8 @@ class Outage:
         words = str(error) if isinstance(error, BusUnavailable) else repr(error)
         with self._lock:
             self._failed_at = self._now()
-            self._failing[part] = (trouble, words)
+            others = {each: said for each, said in self._failing.items() if each != part}
+            self._failing = {**others, part: (trouble, words)}
             if self._since is None:
                 self._since = self._failed_at if since is None else since
                 self.count += 1
@@ -74,15 +75,18 @@ class Outage:
 
     @property
     def trouble(self) -> str:
-        """The present trouble in a word, "" where there is none, or none that has a name."""
-        for trouble, _ in list(self._failing.values()):
+        """The present trouble in a word, as the part says that met it last; "" for none, or none that has a name."""
+        for trouble, _ in reversed(list(self._failing.values())):
             if trouble is not None:
                 return str(trouble)
         return ""
 
     def words(self, *parts: str) -> str:
-        """Why these parts (left out: any) cannot do their work, the trouble's name in front; "" when they can."""
-        for part, (trouble, words) in list(self._failing.items()):
+        """
+        Why these parts (left out: any) cannot do their work, as the last of them says, the trouble's name in front; ""
+        when they can.
+        """
+        for part, (trouble, words) in reversed(list(self._failing.items())):
             if not parts or part in parts:
                 return words if trouble is None else f"{trouble}: {words}"
         return ""

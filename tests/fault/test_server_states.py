@@ -250,7 +250,8 @@ async def test_a_server_in_trouble_is_named_said_once_shown_and_waited_for(
                 await until(lambda: worker.health().trouble == trouble)
                 await until(lambda: dog.health().trouble == trouble)
                 await until(lambda: str(trouble) in " ".join(worker.health().ready.values()))
-                assert str(trouble) in dog.health().ready["redis"]
+                # Awaited: of several tries at a crowded server some hear no more than that the connection is lost.
+                await until(lambda: str(trouble) in dog.health().ready["redis"])
                 assert not any(worker.health().live.values()), "no reason to start it anew"
                 error = await _until_refused(short, trouble)
                 assert trouble.words in str(error)

@@ -128,6 +128,17 @@ def test_each_part_answers_for_itself() -> None:
     assert outage.words("outbox") == outage.words() == "out_of_memory: full"
 
 
+def test_what_was_met_last_is_shown() -> None:
+    """A part that does not try for now knows only how it was when it tried."""
+    outage = Outage(events.logger("test"), clock=ManualClock())
+    for part, error in (("intake", AWAY), ("beat", AWAY), ("beat", FULL)):
+        outage.began(part, error)
+    assert (outage.trouble, outage.words()) == ("out_of_memory", "out_of_memory: full")
+    outage.began("intake", AWAY)
+    assert outage.trouble == "unreachable"
+    assert outage.words("beat") == "out_of_memory: full"
+
+
 async def test_what_is_told_no_after_an_outage_is_no_longer_in_it() -> None:
     """Nobody tries again then, so nobody would ever say that it is over."""
     outage = Outage(events.logger("test"), clock=ManualClock())
