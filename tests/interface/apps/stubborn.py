@@ -43,15 +43,20 @@ def ignore() -> None:
 
 @bus.job
 def match(met: str) -> str:
-    """Calls of `re` that hold the interpreter lock, each longer, until a second attempt, which is quick, was `met`."""
+    """
+    Calls of `re` that hold the interpreter lock, each longer, until one has taken a second and a second attempt, which
+    is quick, was `met`: where the machine is slow it is met before this has held the lock for longer than a lease.
+    """
     if busq.current_job().attempt > 1:
         Path(met).touch()
         return "second"
     log.info("matching")
-    length = 18
-    while not Path(met).exists():
+    length, took_s = 18, 0.0
+    while took_s < 1.0 or not Path(met).exists():
         length += 1
+        began = time.monotonic()
         re.match(r"(a*)*b", "a" * length)
+        took_s = time.monotonic() - began
     return "first"
 
 
