@@ -19,7 +19,7 @@ from busq.worker.worker import Worker
 from tests.roles import as_role
 from tests.runtime.bench import NEVER_SO_LONG_S, QUICK, until
 
-SETTINGS: dict[str, Any] = {**QUICK, "grace_s": 0.4}
+SETTINGS: dict[str, Any] = {**QUICK, "grace_s": 0.4, "lease_s": 4.0}
 PATIENCE_S = 4 * NEVER_SO_LONG_S  # several lives are lived at once, on a machine that may be busy with others too
 PARKED = "parked"  # a queue that nobody reads before the end
 
