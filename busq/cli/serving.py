@@ -64,9 +64,9 @@ async def until_stopped(
     def hear(name: str) -> None:
         if for_certain is not None:
             for_certain()
+        log.info("signal", signal=name)  # first: the loop may be over with all of it before we have our next turn
         with suppress(RuntimeError):  # the loop has ended by itself
             loop.call_soon_threadsafe(asked)
-        log.info("signal", signal=name)
 
     with signals.heard(hear):
         try:

@@ -181,6 +181,10 @@ async def employ(url: str, given: dict[str, Any], recorder: Recorder) -> None:
         await staff.close()
 
 
+async def _are_listened_for(redis: Any, channels: list[bytes]) -> bool:
+    return all(count for _, count in await redis.pubsub_numsub(*channels))
+
+
 async def _act(staff: Staff) -> None:
     first = Worker(staff.settings, staff.bus.handlers, queues=["default"])
     await staff.serve(first)
@@ -190,11 +194,12 @@ async def _act(staff: Staff) -> None:
     crowd = await staff.send([staff.quick.spec(n) for n in range(CROWD)])
     await staff.send([staff.fails.spec(), staff.fails.spec(), staff.quick.options(delay=0.05).spec(0)])
     await staff.until(lambda: {deaf, hold, unwanted, drained} <= staff.begun)
-    await asyncio.sleep(0.05)  # long enough to be listened for
     async with busq.Bus(staff.settings.url) as other:
-        link = await other._link()
-        for jid in (unwanted, hold):
-            await link.store.redis.publish(b"cancel:" + jid.encode(), b"cancel")
+        redis = (await other._link()).store.redis
+        channels = [b"cancel:" + jid.encode() for jid in (unwanted, hold)]
+        await staff.until(lambda: _are_listened_for(redis, channels))
+        for channel in channels:
+            await redis.publish(channel, b"cancel")
     await staff.cancel(deaf)
     await staff.cancel(hold)
     for jid in crowd[::3]:

@@ -20,7 +20,7 @@ from tests.servers import RedisServer
 QUICK = {"beatSeconds": 0.5, "forceSeconds": 0.5}
 
 
-def deployment(url_port: int, lease_s: float = 2, **pool: Any) -> Object:
+def deployment(url_port: int, lease_s: float = 10, **pool: Any) -> Object:
     """The pool as it is rendered, for a server on this port; every pod needs ports of its own on one machine."""
     values = {
         "redis": {"hosts": [f"127.0.0.1:{url_port}"]},

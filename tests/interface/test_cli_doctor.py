@@ -8,6 +8,8 @@ import pytest
 
 from busq.store.fitness import Grade, judge, known_holes, server_of, worst
 from tests.interface.commands import busq, document, service
+from tests.interface.test_metrics import PAGE
+from tests.interface.test_supervisor import port_of, ready
 from tests.servers import RedisServer
 
 REDIS = {"redis_version": "8.2.2", "maxmemory_policy": "noeviction", "role": "master"}
@@ -18,9 +20,9 @@ def grades(answer: Any) -> dict[str, str]:
 
 
 def test_a_good_server_with_everybody_there_passes(redis_url: str) -> None:
-    with service("worker", "shop:bus", url=redis_url) as worker, service("watchdog", url=redis_url) as watchdog:
+    with service("worker", "shop:bus", url=redis_url) as worker, service("watchdog", *PAGE, url=redis_url) as watchdog:
         worker.until("worker.started")
-        watchdog.until("watchdog.started")
+        ready(port_of(watchdog))  # it is on the roster from its first pass on
         answer = busq("doctor", "-o", "json", url=redis_url)
     assert answer.returncode == 0
     found = grades(answer)

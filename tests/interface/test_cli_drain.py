@@ -6,6 +6,8 @@ import signal
 import socket
 
 from tests.interface.commands import busq, document, service
+from tests.interface.test_metrics import PAGE
+from tests.interface.test_supervisor import port_of, ready
 
 PATIENT = ("--shutdown-timeout", "600")
 
@@ -26,8 +28,8 @@ def test_a_worker_is_drained_by_its_name_and_another_goes_on(redis_url: str) -> 
 
 def test_all_workers_of_a_pod_drain_and_their_supervisor_starts_none_in_their_place(redis_url: str) -> None:
     with service("worker", "shop:bus", "--processes", "2", *PATIENT, url=redis_url) as running:
-        for _ in range(2):
-            running.until("worker.started")
+        first = running.until("worker.started")["worker"]
+        running.until(lambda line: line["event"] == "worker.started" and line["worker"] != first)
         busq("enqueue", "wait", "--jid", "a", url=redis_url)
         running.until("waiting")
         answer = busq("drain", "--here", url=redis_url)
@@ -57,8 +59,9 @@ def test_a_blocked_worker_that_is_asked_to_drain_leaves_all_the_same(redis_url: 
 
 
 def test_who_is_not_there_is_told_with_exit_1(redis_url: str) -> None:
-    with service("watchdog", url=redis_url) as running:
+    with service("watchdog", *PAGE, url=redis_url) as running:
         name = running.until("watchdog.started")["watchdog"]
+        ready(port_of(running))  # it is on the roster from its first pass on
         for who, words in (("nobody", "no worker 'nobody'"), (name, "is a watchdog, which holds no jobs")):
             answer = busq("drain", who, url=redis_url)
             assert answer.returncode == 1

@@ -183,9 +183,10 @@ def test_a_second_signal_hurries_all_of_them(redis_url: str) -> None:
     with service(*TWO, "--shutdown-timeout", "600", url=redis_url, BUSQ_CLEANUP_S="1") as running:
         ready(port_of(running))
         busq("enqueue", "wait", "--jid", "a", url=redis_url)
-        running.until("waiting")
+        name = running.until("waiting")["worker"]
         running.process.send_signal(signal.SIGTERM)
-        running.until("worker.draining")
+        # That very one: two signals of a kind are one to a process that has not had its turn in between.
+        running.until(lambda line: line["event"] == "worker.draining" and line["worker"] == name)
         eventually(lambda: get(port_of(running), "/readyz")[1].startswith("[-]draining"))
         running.process.send_signal(signal.SIGINT)
         assert running.ended() == 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import busq
 from busq.worker.worker import Worker
-from tests.runtime.bench import Bench, bench, until
+from tests.runtime.bench import UNHURRIED, Bench, bench, until
 from tests.servers import RedisServer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -99,7 +99,7 @@ async def at_rest(b: Bench) -> bool:
 
 async def test_a_run_of_real_workers_is_valid(start_server: Start, tmp_path: Path) -> None:
     server = start_server(aof=True, options=TELLING)
-    async with bench(server.url) as b:
+    async with bench(server.url, **UNHURRIED) as b:
         await at_work(b)
         settings = {"watchdog_interval_s": b.settings.watchdog_interval_s}
     server.kill()

@@ -319,7 +319,7 @@ async def test_an_idle_listener_sends_no_more_than_its_pings(own_server: RedisSe
     ear = Ear(own_server.url, always_connected=True, ping_every_s=0.05)
     async with listening(ear) as client:
         await ear.until(lambda: ear.listener.healthy)
-        before, since = await calls(client, "ping"), time.monotonic()
+        since, before = time.monotonic(), await calls(client, "ping")
         sent = await asked_until(lambda: calls(client, "ping"), lambda now: now - before >= 10) - before
         assert sent <= (time.monotonic() - since) / 0.05 + 1
 

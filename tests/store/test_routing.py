@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,7 @@ class Nodes:
         self.asked: list[Node] = []
         self.answer: Callable[[Node, tuple[Any, ...]], Any] = lambda node, words: node
         self.slots = SlotMap([A, B, C], self._map, place="here")
-        self.cluster = Cluster(self.slots, lambda node: _Client(self, node), resends=3, patience_s=0.3)  # type: ignore[arg-type,return-value]
+        self.cluster = Cluster(self.slots, lambda node: _Client(self, node), resends=3, patience_s=60.0)  # type: ignore[arg-type,return-value]
 
     async def _map(self, node: Node) -> Any:
         self.asked.append(node)
@@ -106,7 +107,8 @@ async def test_each_key_goes_to_its_holder_and_the_map_is_read_once() -> None:
     assert len(nodes.asked) == 1
 
 
-async def test_what_has_moved_is_found_at_once_and_from_then_on() -> None:
+async def test_what_has_moved_is_found_at_once_and_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "REFRESH_EVERY_S", math.inf)
     nodes = Nodes()
     nodes.answer = lambda node, words: node if node == C else redis_errors.MovedError(f"{key_slot(LOW)} c:3")
     assert await nodes.cluster.get(LOW) == C
@@ -148,6 +150,7 @@ async def test_not_now_is_tried_again_for_a_while(error: type[redis_errors.Respo
     nodes = Nodes()
     nodes.answer = lambda node, words: node if len(nodes.calls) > 2 else error("not now")
     assert await nodes.cluster.get(LOW) == A
+    nodes.cluster._patience_s = 0.05
     nodes.answer = lambda node, words: error("not now")
     with pytest.raises(error):
         await nodes.cluster.get(LOW)
