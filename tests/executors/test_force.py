@@ -23,9 +23,12 @@ from tests.runtime.test_process_pool import alive
 HURRIED: dict[str, Any] = {"grace": 0.1}
 
 
-def time_for(ended: str) -> dict[str, Any]:
-    """What force can end shall be ended before a watchdog says that it could not; the other waits for its deadline."""
-    return {} if ended == "abandoned" else UNHURRIED
+def time_for(ended: str, *, told: bool = True) -> dict[str, Any]:
+    """
+    What force can end shall be ended, and what is `told` of the others be written, before a watchdog ends the job; what
+    is neither waits for its deadline.
+    """
+    return UNHURRIED if told or ended != "abandoned" else {}
 
 
 async def seen_to_be(h: House, handle: busq.JobHandle[Any], *, heard: bool, observed: bool) -> busq.Job:
@@ -84,7 +87,9 @@ async def test_a_handler_that_observes_late_and_never_stops_is_said_to_have_obse
 
 async def test_an_endless_loop_is_ended_or_given_up(redis_url: str, executor: str, tmp_path: Path) -> None:
     """A coroutine's loop stands still with it: the watchdog records what has become of the job."""
-    async with house(redis_url, executor, tmp_path, **time_for(FORCE[executor].ended)) as h:
+    async with house(
+        redis_url, executor, tmp_path, **time_for(FORCE[executor].ended, told=executor != "coroutine")
+    ) as h:
         await h.work(concurrency=1)
         await h.watch()
         handle = await h.running("spins", **HURRIED)
@@ -152,7 +157,7 @@ async def test_a_call_that_holds_the_interpreter_lock_is_ended_or_given_up(
     """
     os.mkfifo(tmp_path / "pipe")
     writer = os.open(tmp_path / "pipe", os.O_RDWR)
-    async with house(redis_url, executor, tmp_path, **time_for(FORCE[executor].ended)) as h:
+    async with house(redis_url, executor, tmp_path, **time_for(FORCE[executor].ended, told=False)) as h:
         apart = h.apart()
         await h.watch()
         handle = await h.play("holds_the_lock", how, letters(2.0) if how == "match" else 0, **HURRIED)

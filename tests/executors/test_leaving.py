@@ -52,7 +52,7 @@ async def test_a_handler_that_ignores_the_shutdown_is_handed_back_all_the_same(
     redis_url: str, executor: str, tmp_path: Path
 ) -> None:
     """Its code ends with the worker's process; of a child, before the job is handed back."""
-    async with house(redis_url, executor, tmp_path, **HURRIED, cleanup_s=0.2) as h:
+    async with house(redis_url, executor, tmp_path, **HURRIED, cleanup_s=2.0) as h:  # in time to hear of it
         worker = await h.work()
         handle = await h.running("leaves", "ignores it")
         pid = int(await h.at("running"))

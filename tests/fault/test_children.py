@@ -38,9 +38,8 @@ def marked(mark: str) -> set[int]:
     return found
 
 
-def ended_within(pids: set[int], seconds: float) -> set[int]:
-    """Those of these processes that end in time, as the kernel tells it."""
-    fds = {os.pidfd_open(pid): pid for pid in pids}
+def ended_within(fds: dict[int, int], seconds: float) -> set[int]:
+    """Those of these processes (by a pidfd, opened while they lived) that end in time, as the kernel tells it."""
     poll, ended = select.poll(), set()
     for fd in fds:
         poll.register(fd, select.POLLIN)
@@ -76,8 +75,9 @@ async def test_nothing_that_runs_for_a_killed_worker_outlives_it(
         if state == "frozen":
             for pid in everyone:
                 os.kill(pid, signal.SIGSTOP)
+        fds = {os.pidfd_open(pid): pid for pid in everyone}
         os.kill(worker.pid, signal.SIGKILL)
-        assert ended_within(everyone, WITHIN_S) == everyone
+        assert ended_within(fds, WITHIN_S) == everyone
         assert marked(str(tmp_path)) == set()
 
 

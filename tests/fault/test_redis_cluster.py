@@ -511,7 +511,7 @@ async def test_jobs_of_other_nodes_are_looked_after_while_one_is_away(start_serv
                 await hold.options(jid=later[shard], delay=0.01).enqueue()
                 await b.bus.cancel(jids[shard])
                 assert (await b.reaches(jids[shard], State.CANCELLED)).ended == "confirmed"
-                await b.reaches(later[shard], State.QUEUED)
+                await b.reaches(later[shard], State.QUEUED, State.RUNNING)
             away.resume()
             await until(lambda: not worker.unready)
     finally:

@@ -79,7 +79,8 @@ async def test_nothing_is_lost_when_the_primary_fails_while_jobs_run(sentinels: 
         handles = await _persistently(lambda: b.bus.enqueue_many(specs))
         for n, handle in enumerate(handles):
             assert await _persistently(lambda handle=handle: handle.result(timeout=60)) == n
-        assert (await _persistently(lambda: b.bus.cancel(stops.jid))).verdict == "signalled"
+        verdict = (await _persistently(lambda: b.bus.cancel(stops.jid))).verdict
+        assert verdict in ("signalled", "already_cancelling"), "an earlier try may have got through unanswered"
         assert (await b.reaches(stops.jid, State.CANCELLED)).ended == "confirmed"
         held["ends"].open()
         assert (await b.reaches(ends.jid, State.SUCCEEDED)).attempt == 1

@@ -328,7 +328,7 @@ async def test_a_full_server_still_takes_cancels_and_endings_and_starts_the_rest
             stopped, stubborn, good = await waits.enqueue(1), await deaf.enqueue(), await waits.enqueue(2)
             for handle in (stopped, stubborn, good):
                 await taken(worker, handle.jid)
-            later = await b.bus.options(delay=0.3).enqueue("waits", 3)
+            later = await b.bus.options(delay=2.0).enqueue("waits", 3)  # due when the server is full
             full = configured(own_server, maxmemory=1)
             async with in_trouble(full):
                 with pytest.raises(busq.BusUnavailable, match="out of memory") as refused:

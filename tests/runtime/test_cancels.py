@@ -57,6 +57,8 @@ async def test_without_any_notice_a_cancel_is_heard_within_the_beat(
     """The worker never subscribes: only the beat's look at the record is left."""
     monkeypatch.setattr(Control, "watch", lambda self, attempts: None)
     monkeypatch.setattr(Control, "unwatch", lambda self, attempts: None)
+    # The listener's first confirmation asks about all jobs, perhaps late: that is not meant here.
+    monkeypatch.setattr(Control, "_ask_about_all", lambda self: None)
     async with bench(redis_url, **PATIENT) as b:
         kind = waiting_kind(b)
         await b.work()
@@ -136,6 +138,7 @@ async def test_a_cancel_between_the_start_and_the_subscription_is_not_missed(
         held.append((self, list(attempts)))
 
     monkeypatch.setattr(Control, "watch", hold_back)
+    monkeypatch.setattr(Control, "_ask_about_all", lambda self: None)  # as above
     async with bench(redis_url, grace_s=5.0, beat_s=SLOWER_THAN_ANY_TEST_S, lease_s=60.0) as b:
         kind = waiting_kind(b)
         await b.work()

@@ -17,7 +17,7 @@ from busq.protocol.cancel import Cause
 from busq.worker.attempt import Attempt
 from busq.worker.executors.coroutine import CoroutineExecutor
 from tests.roles import as_role
-from tests.runtime.bench import PATIENT, bench, until
+from tests.runtime.bench import PATIENT, UNHURRIED, bench, until
 
 FAR_S = 60.0
 
@@ -266,7 +266,7 @@ async def test_force_cancels_every_50_ms_from_the_end_of_the_grace_to_the_end_of
         interrupt(self, attempt)
 
     monkeypatch.setattr(CoroutineExecutor, "ask_to_stop", told)
-    async with bench(redis_url, grace_s=grace_s, force_s=force_s) as b:
+    async with bench(redis_url, **UNHURRIED, grace_s=grace_s, force_s=force_s) as b:
         gate, at, heard = b.gate(), [], []
 
         @b.bus.job

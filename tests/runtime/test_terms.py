@@ -30,7 +30,7 @@ every_executor = pytest.mark.parametrize("executor", EXECUTORS)
 async def test_a_job_that_nobody_starts_in_time_is_cancelled_at_its_moment(redis_url: str) -> None:
     """The watchdog wakes for it: its interval is far longer than the wait."""
     async with bench(redis_url, watchdog_interval_s=60.0) as b:
-        first = await b.bus.options(expires=0.3).enqueue("unserved")
+        first = await b.bus.options(expires=START_S).enqueue("unserved")
         await b.watch()  # its first pass finds the first one's moment, and its second comes then
         handles = [
             first,
@@ -173,7 +173,7 @@ async def test_a_child_process_is_stopped_at_the_jobs_deadline(
     redis_url: str, tmp_path: Path, kind: str, ended: str
 ) -> None:
     more = ["to SIGTERM"] if kind == "deaf" else []
-    async with bench(redis_url, **UNHURRIED) as b:
+    async with bench(redis_url, **(PATIENT if kind == "checks" else UNHURRIED)) as b:
         await b.work(handlers=process_handlers.bus.handlers, concurrency=1)
         await b.watch()
         assert await (await b.bus.enqueue("pid_of")).result(timeout=20)  # its start does not count then

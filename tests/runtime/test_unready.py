@@ -159,7 +159,7 @@ async def test_past_a_limit_of_suspects_a_worker_says_so_and_drains_itself(
 async def test_code_that_ends_soon_after_it_was_given_up_does_not_count(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "SUSPECT_PATIENCE_S", 0.3)
+    monkeypatch.setattr(runner, "SUSPECT_PATIENCE_S", 3.0)
     async with bench(redis_url, suspects_limit=0) as b:
         gate = b.gate()
 
