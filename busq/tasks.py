@@ -13,6 +13,13 @@ T = TypeVar("T")
 AGAIN_AFTER_S = 0.1
 
 
+async def all_of(*work: Coroutine[Any, Any, object]) -> None:
+    """Do these beside each other, each to its end; raise what the first of them raised after all others."""
+    for outcome in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """
     Cancel these tasks and return when all of them have ended, whatever they end with.

@@ -16,7 +16,7 @@ import msgspec
 from cyclopts import Parameter
 
 from busq.cli import exits
-from busq.cli.place import HERE, Output, Place
+from busq.cli.place import HERE, Flag, Output, Place
 
 if TYPE_CHECKING:
     from busq.config import Settings
@@ -45,8 +45,8 @@ def acl(
     *more: Annotated[RoleName, Parameter(name="ROLE")],
     user: str | None = None,
     password_file: str | None = None,
-    no_password: Annotated[bool, Parameter(negative="")] = False,
-    setuser: Annotated[bool, Parameter(negative="")] = False,
+    no_password: Flag = False,
+    setuser: Flag = False,
     output: Output = "table",
     place: Place = HERE,
 ) -> None:

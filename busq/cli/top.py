@@ -7,12 +7,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from cyclopts import Parameter
 
-from busq.cli.place import HERE, Output, Place
+from busq.cli.place import HERE, Flag, Output, Place
 from busq.protocol.job import Job
 from busq.protocol.states import State
 
@@ -35,7 +34,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 def top(
     *,
     interval: float = 1.0,
-    once: Annotated[bool, Parameter(negative="")] = False,
+    once: Flag = False,
     output: Output = "table",
     place: Place = HERE,
 ) -> None:

@@ -6,12 +6,12 @@ What stands here knows of keys, arguments and servers, and nothing of jobs: the 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
 
+from busq import tasks
 from busq.clock import Clock, SystemClock
 from busq.config import Settings
 from busq.errors import BusUnavailable, ConfigError
@@ -122,10 +122,7 @@ class Access:
         """
         settings = self.settings
         with reaching(self.connections.place):
-            loads = [self._load_missing(server) for _, server in await self.connections.servers()]
-            for trouble in await asyncio.gather(*loads, return_exceptions=True):  # of one server, after all others
-                if isinstance(trouble, BaseException):
-                    raise trouble
+            await tasks.all_of(*(self._load_missing(server) for _, server in await self.connections.servers()))
             if self._opened and not await self.redis.exists(bus_keys.meta(settings.namespace)):
                 await card.make(self.connections, settings.namespace, self.shards)
 

@@ -48,6 +48,7 @@ class Outage:
         words = str(error) if isinstance(error, BusUnavailable) else repr(error)
         with self._lock:
             self._failed_at = self._now()
+            # Replaced as a whole: who reads it without the lock must not find this part missing.
             others = {each: said for each, said in self._failing.items() if each != part}
             self._failing = {**others, part: (trouble, words)}
             if self._since is None:

@@ -42,10 +42,11 @@ async def mend(store: Store, shard: int, done: Counter[str]) -> bool:
             held = [(job.jid, job.entry) for job in jobs]
             answers = await store.reclaim(shard, queue, owner, held, owner_gone=False, failure=failure)
             for job, (word, state) in zip(jobs, answers, strict=True):
-                mended += tell_taken(done, word, state, jid=job.jid, queue=queue, worker=owner)
+                taken = tell_taken(done, word, state, jid=job.jid, queue=queue, worker=owner)
+                mended += taken
+                done[events.QUEUE_MENDED] += taken
     if not later:
         await losses.mark_mended(store, shard, loss)
     if mended or not later:
-        done[events.QUEUE_MENDED] += mended
         events.tell(log, events.QUEUE_MENDED, shard=shard, jobs=mended)
     return later

@@ -259,10 +259,8 @@ class Watchdog:
     async def _leave(self) -> None:
         try:
             async with asyncio.timeout(self._settings.command_timeout_s):
-                left = [self._store.forget(shard, self.name, [], own_wish=True) for shard in range(self._store.shards)]
-                for error in await asyncio.gather(*left, return_exceptions=True):  # of one server, after all others
-                    if isinstance(error, BaseException):
-                        raise error
-        except (TimeoutError, BusUnavailable) as error:
+                shards = range(self._store.shards)
+                await tasks.all_of(*(self._store.forget(shard, self.name, [], own_wish=True) for shard in shards))
+        except (TimeoutError, BusUnavailable, BadRecord) as error:
             events.tell(log, events.BUS_LOST, error=str(error) or "no answer")
         await self._store.close()
