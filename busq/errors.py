@@ -88,17 +88,18 @@ def _pointed(text: str, at: int, around: int = 60) -> str:
 
 
 class JidInUse(UsageError):
-    """A job with this jid still has a record. `state` says what became of it."""
+    """
+    A job with this jid still has a record. `state` says what became of it; None: its key holds something that is no
+    record, and not of busq.
+    """
 
-    def __init__(self, jid: str, state: State) -> None:
-        super().__init__(
-            f"jid {jid!r} is in use: its record still exists, in state {state!s}. "
-            "Choose another jid, or leave it out and busq makes one."
-        )
+    def __init__(self, jid: str, state: State | None) -> None:
+        found = "its key holds what is no record" if state is None else f"its record still exists, in state {state!s}"
+        super().__init__(f"jid {jid!r} is in use: {found}. Choose another jid, or leave it out and busq makes one.")
         self.jid = jid
         self.state = state
 
-    def __reduce__(self) -> tuple[type[JidInUse], tuple[str, State]]:
+    def __reduce__(self) -> tuple[type[JidInUse], tuple[str, State | None]]:
         return type(self), (self.jid, self.state)
 
 

@@ -52,6 +52,7 @@ ENTRY_BURIED = "entry.buried"
 LEASE_LOST = "lease.lost"
 TRIP_CALLBACK_FAILED = "trip_callback.failed"
 START_FAILED = "start.failed"
+SETTLE_FAILED = "settle.failed"
 SWEEP_FAILED = "sweep.failed"
 CHILD_STARTED = "child.started"
 CHILD_REFUSED = "child.refused"
@@ -86,6 +87,7 @@ _LEVELS: dict[str, int] = {
     LEASE_LOST: logging.WARNING,
     TRIP_CALLBACK_FAILED: logging.ERROR,
     START_FAILED: logging.ERROR,
+    SETTLE_FAILED: logging.ERROR,
     SWEEP_FAILED: logging.ERROR,
     CHILD_STARTED: logging.DEBUG,
     CHILD_REFUSED: logging.ERROR,

@@ -131,12 +131,12 @@ def _read(place: Place, ask: Callable[[Reader], Awaitable[T]]) -> T:
 
 async def _with_hook(reader: Reader, jid: str) -> tuple[Job, Job | None]:
     """A job, and the one that cleans up after it, as long as that one has a record."""
-    from busq.errors import JobNotFound
+    from busq.errors import BadRecord, JobNotFound
 
     job = await reader.job(jid)
     try:
         return job, await reader.job(job.hook) if job.hook else None
-    except JobNotFound:
+    except (JobNotFound, BadRecord):
         return job, None
 
 

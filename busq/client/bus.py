@@ -328,10 +328,10 @@ def _admitted(spec: JobSpec[Any], word: str, state: State | None) -> State:
     """The first state of a job that was admitted. Raise what the answer says of one that was not."""
     if word == "too_deep":
         raise TooDeep(spec.job.said("parent") or "", DEEPEST)
-    if word == "orphan" or state is None:
-        raise ParentClosed(spec.job.said("parent") or "", state)
     if word == "in_use":
         raise JidInUse(spec.jid, state)
+    if word == "orphan" or state is None:
+        raise ParentClosed(spec.job.said("parent") or "", state)
     return state
 
 

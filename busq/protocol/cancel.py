@@ -30,6 +30,14 @@ class Cause(StrEnum):
     LEASE_LOST = "lease_lost"
     SHUTDOWN = "shutdown"
 
+    @classmethod
+    def of(cls, word: str) -> Cause:
+        """The cause that a record names. A job that a newer busq asks to stop for a reason of its own stops as well."""
+        try:
+            return cls(word)
+        except ValueError:
+            return cls.USER
+
     @property
     def cancels(self) -> bool:
         """Whether it is the job that shall stop, and not this attempt only."""
@@ -112,9 +120,9 @@ class CancelAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a cancel was told.
 
-    `state` is the job's state after the call, None for an unknown jid. `deadline` (the server's time, UTC) is the
-    moment by which a signalled job is finalized; for a tombstone it is the moment at which the tombstone expires.
-    `confirmed` says how far the wish has got, where `durability` was asked for.
+    `state` is the job's state after the call, None for an unknown jid, or where its record has no state that is known.
+    `deadline` (the server's time, UTC) is the moment by which a signalled job is finalized; for a tombstone it is the
+    moment at which the tombstone expires. `confirmed` says how far the wish has got, where `durability` was asked for.
     """
 
     jid: str

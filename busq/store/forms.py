@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 class StartAnswer(msgspec.Struct, frozen=True):
     """
-    `word` is started, stale, other_kind, newer, unjudged or missing; the rest is set for started, or explains.
+    `word` is started, stale, other_kind, odd, newer, unjudged or missing; the rest is set for started, or explains.
 
     Of a hook or a finalizer, `payload` is what it is told of the job that it is about.
     """
@@ -288,8 +289,9 @@ def cancel_answer(jid: str, answer: Sequence[bytes]) -> CancelAnswer:
     if verdict is Verdict.TOMBSTONED:
         deadline = moment(answer[1])
     elif len(answer) > 1:
-        state = _state(answer[1])
-        deadline = moment(answer[2]) if len(answer) > 2 else None
+        with suppress(BadRecord):  # the verdict stands, and others of the same call wait for theirs
+            state = _state(answer[1])
+            deadline = moment(answer[2]) if len(answer) > 2 else None
     return CancelAnswer(jid=jid, verdict=verdict, state=state, deadline=deadline)
 
 

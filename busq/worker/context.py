@@ -232,11 +232,11 @@ class CurrentJob:
 
     def _spawned(self, heir: Spawnable[Any], jid: str, word: str, detail: str) -> Any:
         if word == "in_use":
-            raise JidInUse(jid, State(detail))
+            raise JidInUse(jid, State(detail) if detail else None)
         if word == "orphan":
             self._attempt.token.observe()
             facts = self._attempt.token.facts
-            cause, reason = (facts.cause, facts.reason) if facts else (Cause(detail), "")
+            cause, reason = (facts.cause, facts.reason) if facts else (Cause.of(detail), "")
             raise Cancelled(cause, reason)
         if word == "too_deep":
             raise TooDeep(self.jid, DEEPEST)

@@ -349,7 +349,7 @@ class Control:
             return
         if answer.word == "cancelling":
             facts = TripFacts(
-                cause=Cause(answer.cause),
+                cause=Cause.of(answer.cause),
                 reason=answer.reason,
                 source=answer.source,
                 grace_s=answer.grace_ms / 1000,

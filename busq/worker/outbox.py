@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from busq import events
-from busq.errors import BusUnavailable, Cancelled
+from busq.errors import BadRecord, BusUnavailable, Cancelled
 from busq.protocol.cancel import Cause
 from busq.protocol.states import Verb
 from busq.store.forms import Note, Refusal, Settlement
@@ -168,7 +168,7 @@ class Outbox:
         waiting = self._endings[where]  # more may be put in while the first are on their way
         chosen = waiting[:BATCH]
         try:
-            answers = await self._store.settle(*where, [settlement for _, settlement in chosen])
+            answers = await self._settle(where, [settlement for _, settlement in chosen])
         except BusUnavailable:
             # The server of this shard may be the only one that is away: another shard's turn comes next.
             self._endings[where] = self._endings.pop(where)
@@ -178,6 +178,16 @@ class Outbox:
             del self._endings[where]
         for (attempt, _), (word, state) in zip(chosen, answers, strict=True):
             self._settled(attempt, word, state)
+
+    async def _settle(self, where: _Where, settlements: list[Settlement]) -> list[tuple[str, str]]:
+        """What became of each; where a record is none that can be worked with, of each by itself."""
+        try:
+            return await self._store.settle(*where, settlements)
+        except BadRecord as error:
+            if len(settlements) > 1:
+                return [answer for each in settlements for answer in await self._settle(where, [each])]
+            events.tell(log, events.SETTLE_FAILED, jid=settlements[0].jid, error=str(error))
+            return [("missing", "")]
 
     async def _note(self, store: Store, line: _Line) -> str:
         attempt = line.attempt

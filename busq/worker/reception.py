@@ -139,6 +139,8 @@ class Reception:
     async def _not_started(self, entry: Entry, answer: StartAnswer) -> None:
         if answer.word == "missing":
             await self._bury(entry, UNKNOWN_JID)
+        elif answer.word == "odd":
+            await self._bury(entry, f"bad_record: {answer.detail}")
         elif answer.word == "newer":
             said = f"the record is of version {answer.detail}, which this worker's busq does not know"
             self._refuse(entry, "newer_version", counted=said)

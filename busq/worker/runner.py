@@ -230,7 +230,7 @@ class Runner:
             answer=word,
             state=state,
         )
-        if state in (State.QUEUED, State.RUNNING):
+        if word == "missing" or state in (State.QUEUED, State.RUNNING):
             # Perhaps the server forgot that we had started it: then its entry stands under our name, to be found.
             self.displaced()
         if not attempt.abandoned:  # whoever ended the job may have listed this attempt, and its code has stopped

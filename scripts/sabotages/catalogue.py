@@ -62,11 +62,11 @@ SCRIPTS = [
     ),
     lua(
         "finalize-before-the-deadline", "a watchdog ends a cancel before its time", "finalize",
-        "elseif tonumber(was[4]) > now then", "elseif false then",
+        "elseif deadline > now then", "elseif false then",
     ),
     lua(
         "enqueue-not-idempotent", "an enqueue that is sent again admits its job again", "enqueue",
-        "  if existing[1] then\n", "  if false then\n",
+        "  elseif existing[1] then\n", "  elseif false then\n",
     ),
     lua(
         "tombstones-ignored", "a jid that was cancelled beforehand is admitted as any other", "enqueue",

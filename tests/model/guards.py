@@ -108,7 +108,7 @@ GUARDS = (
         "who is listed is not listed twice", "finalize", "ended == 'abandoned' and not was[8]", "ended == 'abandoned'"
     ),
     Guard("how an attempt ended stands", "finalize", "was[8] or (ARGV", "(ARGV"),
-    Guard("no finalize before the deadline", "finalize", "tonumber(was[4]) > now", "false"),
+    Guard("no finalize before the deadline", "finalize", "deadline > now", "false"),
     Guard("an unproven end is suspect", "reclaim", "if ended == 'abandoned' then", "if false then"),
     Guard("a good lease keeps what it holds", "reclaim", "lease and tonumber(lease) > now", "false"),
     Guard("who holds something is not forgotten", "forget", "if held > 0 then", "if false then"),

@@ -159,7 +159,7 @@ async def test_a_record_that_no_busq_has_written_takes_nobody_along(redis_url: s
         if harm == "no hash":
             reader = (await b.bus._link()).reader
             (letter,) = await reader.dead()
-            assert letter.reason.startswith("bad_record")
+            assert letter.reason.startswith("unknown_jid")
 
 
 @pytest.mark.parametrize("raised", [busq.Cancelled(busq.Cause.USER), SystemExit(3), KeyboardInterrupt()])

@@ -323,7 +323,7 @@ DELETED = "redis.call('XDEL', stream, unpack(acked))\n"
 LATE = "keeps_late(job, told)"
 KEPT = f"outcome == 'succeeded' and {LATE}"
 no_notice = cancels.test_a_worker_tells_all_workers_of_a_job_that_it_had_superseded_and_rings_no_notice
-HASTENED = "if nearer < tonumber(deadline) then"
+HASTENED = "if nearer < (tonumber(deadline) or 0) then"
 CANCELLING_HELD = "elseif state == 'cancelling' and held then"
 
 ENDED_BY = {
@@ -509,8 +509,8 @@ GUARDS = [
           keeps_late("worker")),
     Guard("finish", " or was[1] == 'keep'", "",
           keeps_late("record")),
-    Guard("finish", "told.finalizer or tonumber(was[2] or 0) > 0", "tonumber(was[2] or 0) > 0", left("finalizer")),
-    Guard("finish", "tonumber(was[2] or 0) > 0 or was[3] then", "was[3] then", left("open child")),
+    Guard("finish", "told.finalizer or (tonumber(was[2]) or 0) > 0", "(tonumber(was[2]) or 0) > 0", left("finalizer")),
+    Guard("finish", "(tonumber(was[2]) or 0) > 0 or was[3] then", "was[3] then", left("open child")),
     Guard("finish", " or was[3] then return false", " then return false", left("cancelled child")),
     Guard("finish", KEPT, "outcome == 'succeeded'", whatever(V.FINISH)),
     Guard("finish", KEPT, "false",
@@ -543,7 +543,7 @@ GUARDS = [
     Guard("renew", "was[2] ~= ARGV[at] or", "", table(V.RENEW, S.RUNNING)),
     Guard("renew", "or (state ~= 'running' and state ~= 'cancelling') then", "then",
           cancels.test_a_good_lease_does_not_protect_a_job_from_its_own_cancel),
-    Guard("note", "and not stands(job, tonumber(was[3]), name, attempt, facts) then", "then", again("note")),
+    Guard("note", "and not stands(job, tonumber(was[3]) or 0, name, attempt, facts) then", "then", again("note")),
     Guard("note", "local LATELY = 4", "local LATELY = 1",
           attempts.test_a_line_that_is_sent_again_after_others_have_written_theirs_is_not_written_twice),
     Guard("note", "if its == name and rest", "if rest",
@@ -573,10 +573,10 @@ GUARDS = [
     # promote
     Guard("promote", "elseif state ~= 'scheduled' then", "elseif false then",
           cancels.test_a_cancel_keeps_a_scheduled_job_from_being_queued),
-    Guard("promote", "elseif tonumber(was[4]) > now then", "elseif false then", table(V.PROMOTE, S.SCHEDULED)),
+    Guard("promote", "elseif due > now then", "elseif false then", table(V.PROMOTE, S.SCHEDULED)),
     # finalize
     Guard("finalize", "elseif state ~= 'cancelling' then", "elseif false then", table(V.FINALIZE, S.CANCELLED)),
-    Guard("finalize", "elseif tonumber(was[4]) > now then", "elseif false then",
+    Guard("finalize", "elseif deadline > now then", "elseif false then",
           cancels.test_nobody_finalizes_before_the_deadline),
     Guard("finalize", "ARGV[at] == '1'", "true", gone("finalize", False)),
     Guard("finalize", "ARGV[at] == '1'", "false", gone("finalize", True)),
@@ -631,10 +631,10 @@ GUARDS = [
     Guard("cancel", "  redis.call('SADD', prefix .. 'queues', queue_name)\n", "", admitted("queued")),
     Guard("cancel", "'for_attempt', was[4] or 0", "'for_attempt', 0", admitted("handed back")),
     Guard("cancel", "if is_wanted(occasion, attempt) then", "if true then", no_hook("queued")),
-    Guard("cancel", "(occasion == 'attempted' and tonumber(attempt) > 0)", "occasion == 'attempted'",
+    Guard("cancel", "(occasion == 'attempted' and (tonumber(attempt) or 0) > 0)", "occasion == 'attempted'",
           opted_out("scheduled")),
-    Guard("cancel", "(occasion == 'attempted' and tonumber(attempt) > 0)", "false", opted_out("handed back")),
-    Guard("enqueue", "(occasion == 'attempted' and tonumber(attempt) > 0)", "occasion == 'attempted'",
+    Guard("cancel", "(occasion == 'attempted' and (tonumber(attempt) or 0) > 0)", "false", opted_out("handed back")),
+    Guard("enqueue", "(occasion == 'attempted' and (tonumber(attempt) or 0) > 0)", "occasion == 'attempted'",
           opted_out("tombstoned")),
     Guard("cancel", "ties.on_cancel or declared(", "declared(", said("always", "", 1)),
     Guard("cancel", "ties.on_cancel or declared(", "declared(", said("attempted", "always", 0)),
@@ -711,7 +711,7 @@ GUARDS = [
     Guard("carry_out", "  if redis.call('EXISTS', own) == 0 then return end\n", "",
           rules.test_settling_a_rule_whose_counts_are_gone_makes_no_new_ones),
     # rules: judging
-    Guard("carry_out", "if tonumber(facts.seq or 0) <= rule.cutoff then return", "do return",
+    Guard("carry_out", "if (tonumber(facts.seq) or 0) <= rule.cutoff then return", "do return",
           rules.test_what_came_after_the_survey_is_not_covered_by_its_decision),
     Guard("enqueue", "return rule.until_ms > now and now or nil", "return now",
           rules.test_a_job_that_comes_after_the_decision_is_left_alone),
@@ -723,9 +723,9 @@ GUARDS = [
           rules.test_a_failure_after_the_decision_does_not_bring_a_rule_for_failed_jobs_back),
     Guard("renew", "rule.number > cleared and covered_at", "covered_at",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
-    Guard("renew", "local cleared = tonumber(facts.cleared or 0)\n", "local cleared = 0\n",
+    Guard("renew", "local cleared = tonumber(facts.cleared) or 0\n", "local cleared = 0\n",
           rules.test_what_a_job_becomes_after_the_decision_does_not_matter),
-    Guard("start", "if newest <= tonumber(cleared or 0) and not (has_ties(own)", "if not (has_ties(own)",
+    Guard("start", "if newest <= (tonumber(cleared) or 0) and not (has_ties(own)", "if not (has_ties(own)",
           rules.test_a_job_without_anything_of_its_own_is_judged_too),
     Guard("start", "and not (has_ties(own) and redis.call('HGET', job, 'parent')) then", "then",
           below("start")),
@@ -745,7 +745,7 @@ GUARDS = [
           rules.test_the_grace_of_a_rule_stands_before_that_of_the_job),
     # whoever touches a job
     *(
-        Guard(script, "  heed(job)\n  local was = read(job, ", "  local was = read(job, ", touched(way))
+        Guard(script, "  heed(job)\n  local was = fields_of(job, ", "  local was = fields_of(job, ", touched(way))
         for script, way in (("promote", "promote"), ("refuse", "refuse"), ("expire", "expire"), ("cancel", "cancel"))
     ),
     Guard("reclaim", "  if not alive then heed(job) end\n", "", touched("reclaim")),
@@ -850,13 +850,13 @@ GUARDS = [
     Guard("finish", "if not seq then return end\n  redis.call('ZREM', siblings, jid)",
           "seq = seq or math.huge\n  redis.call('ZREM', siblings, jid)",
           trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
-    Guard("finish", "if not was[1] or tonumber(was[2] or 0) > tonumber(seq) then return end",
-          "if tonumber(was[2] or 0) > tonumber(seq) then return end",
+    Guard("finish", "if not tonumber(was[3]) or (tonumber(was[2]) or 0) > tonumber(seq) then",
+          "if (tonumber(was[2]) or 0) > tonumber(seq) then",
           trees.test_a_child_whose_parent_has_no_record_any_more_leaves_nothing_behind),
-    Guard("finish", "if not was[1] or tonumber(was[2] or 0) > tonumber(seq) then return end",
-          "if not was[1] then return end",
+    Guard("finish", "if not tonumber(was[3]) or (tonumber(was[2]) or 0) > tonumber(seq) then",
+          "if not tonumber(was[3]) then",
           trees.test_a_job_that_takes_the_jid_of_one_long_gone_is_not_the_parent_of_its_children),
-    Guard("start", "if not wish or tonumber(wish.seq or 0) > tonumber(facts.seq or 0) then", "if not wish then",
+    Guard("start", "if not wish or (tonumber(wish.seq) or 0) > (tonumber(facts.seq) or 0) then", "if not wish then",
           trees.test_a_job_that_takes_the_jid_of_one_long_gone_does_not_cancel_its_children),
     Guard("cascade", "local from = '(' .. (was[2] or was[3] or 0)", "local from = '(' .. (was[2] or 0)",
           trees.test_a_job_that_takes_the_jid_of_one_long_gone_does_not_abandon_its_children),
@@ -866,7 +866,7 @@ GUARDS = [
           rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
     Guard("enqueue", "return rule.until_ms > now and now or nil", "return rule.until_ms > now and rule.at or nil",
           rules.test_a_standing_rule_sees_a_newcomer_as_it_would_be_admitted),
-    Guard("finish", "if tonumber(redis.call('HGET', child, 'open') or 0) > 0 then hand_on_past(child, parent) end", "",
+    Guard("finish", "redis.call('HGET', child, 'open')) or 0) > 0 then hand_on", "nil) or 0) > 0 then hand_on",
           trees.test_a_cancel_goes_down_past_a_failed_job),
     Guard("cascade", "for _, between in ipairs(fallen) do redis.call('ZADD', cascades, now, between) end", "",
           trees.test_a_cancel_goes_down_past_a_failed_job),
@@ -876,7 +876,7 @@ GUARDS = [
           trees.test_a_cancel_goes_down_past_a_failed_job),
     Guard("cascade", "if #told == 0 and #fallen == 0 then", "if #told == 0 then",
           trees.test_many_failed_jobs_are_passed_in_bounded_steps),
-    Guard("cancel", "tonumber(ties.open or 0) > 0 or ties.fallen", "tonumber(ties.open or 0) > 0",
+    Guard("cancel", "(tonumber(ties.open) or 0) > 0 or ties.fallen", "(tonumber(ties.open) or 0) > 0",
           trees.test_a_cancel_goes_down_past_a_failed_job_that_was_the_last_child),
     Guard("finish", "  redis.call('PEXPIRE', fallen, keep_ended_ms)\n", "",
           trees.test_what_is_remembered_of_a_failed_job_has_an_expiry),
@@ -936,7 +936,7 @@ GUARDS = [
           trees.test_a_parent_that_waits_for_abandoned_children_alone_ends_when_they_are),
     # trees: going down
     Guard("cascade", "local down = not was[2] and from_above(", "local down = from_above(", policy("wait")),
-    Guard("cascade", "if read(child, 'policy')[1] == 'abandon' then", "if false then", policy("abandon")),
+    Guard("cascade", "if fields_of(child, 'policy')[1] == 'abandon' then", "if false then", policy("abandon")),
     Guard("cascade", "    redis.call('HINCRBY', parent, 'open', -1)\n", "", policy("abandon")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif false then", below("start")),
     Guard("start", "elseif LIVE[was[1]] or was[1] == 'failed' then", "elseif LIVE[was[1]] then",
@@ -946,7 +946,7 @@ GUARDS = [
           trees.test_a_job_below_one_that_was_cancelled_at_once_does_not_start),
     Guard("carry_out", "(not wish or down.at < wish.at)", "not wish",
           trees.test_a_cause_that_came_down_from_above_stands_before_a_later_rule),
-    Guard("look", "tonumber(was[6] or was[4] or 0)", "tonumber(was[4] or 0)", as_of_its_decision(S.RUNNING)),
+    Guard("look", "tonumber(was[6] or was[4]) or 0", "tonumber(was[4]) or 0", as_of_its_decision(S.RUNNING)),
     Guard("expire", "  keep_moment(job, wish, ties)\n  local grace", "  local grace", as_of_its_decision(S.RUNNING)),
     Guard("expire", "  keep_moment(job, wish, ties)\n  local words", "  local words", as_of_its_decision(S.SCHEDULED)),
     Guard("cascade", "if was[1] == 'cancelling' or was[1] == 'cancelled' or was[1] == 'failed' then\n  local from",
@@ -971,7 +971,7 @@ GUARDS = [
           trees.test_descendants_are_those_below_and_not_the_job_itself),
     Guard("look", "  if bytes > MOST_BYTES then break end\n", "",
           lambda url: listing.test_large_records_are_told_in_several_short_calls(url, listing.MEBIBYTE)),
-    Guard("start", "      check_numbers(own, 7)\n", "",
+    Guard("start", "elseif no_number_in(own, 7) then", "elseif false then",
           lambda url: in_time(attempts.test_a_record_with_words_for_numbers_is_not_started(url))),
     # limits
     Guard("enqueue", "  elseif limits ~= '' and over_limit(own.group) then", "  elseif false then", most(6)),
@@ -1078,9 +1078,9 @@ GUARDS = [
           lambda url: set_back.test_under_a_good_clock_nothing_is_brought_near(url, 14)),
     Guard("rewind", "workers, '(' .. lease,", "workers, '-inf',",
           set_back.test_the_lease_of_a_worker_that_died_is_over_after_a_lease),
-    Guard("rewind", "if was[1] == state and at and at > now then", "if was[1] == state and at then",
+    Guard("rewind", "tonumber(was[2]) and at and at > now then", "tonumber(was[2]) and at then",
           set_back.test_what_was_written_after_the_step_is_as_far_away_as_it_says),
-    Guard("rewind", "if was[1] == state and at and", "if at and",
+    Guard("rewind", "if was[1] == state and tonumber(was[2]) and at and", "if tonumber(was[2]) and at and",
           set_back.test_what_has_no_record_or_has_ended_gets_nothing_written),
     Guard("rewind", "now + math.max(0, tonumber(was[2]) - at)", "now",
           set_back.test_a_scheduled_job_is_due_after_its_own_delay_again),
@@ -1123,44 +1123,44 @@ GUARDS = [
           settling.test_an_entry_of_the_log_holds_a_bounded_number_of_lines_and_of_jobs),
     # keys that are no records
     *(
-        Guard(verb, "local was = read(job, ", "local was = redis.call('HMGET', job, ", no_job(verb))
+        Guard(verb, "local was = fields_of(job, ", "local was = redis.call('HMGET', job, ", no_job(verb))
         for verb in ("renew", "note", "refuse", "finalize", "reclaim", "promote", "expire")
     ),
     *(
-        Guard(verb, "local now_at = read(job, ", "local now_at = redis.call('HMGET', job, ", no_job(verb))
+        Guard(verb, "local now_at = fields_of(job, ", "local now_at = redis.call('HMGET', job, ", no_job(verb))
         for verb in (V.FINISH, V.RETRY, V.RELEASE)
     ),
-    Guard("cancel", "local was = read(job, ", "local was = redis.call('HMGET', job, ",
+    Guard("cancel", "local was = fields_of(job, ", "local was = redis.call('HMGET', job, ",
           lambda url: in_time(no_records.test_a_cancel_does_not_find_it(url))),
-    Guard("rewind", "local was = read(job, ", "local was = redis.call('HMGET', job, ",
+    Guard("rewind", "local was = fields_of(job, ", "local was = redis.call('HMGET', job, ",
           lambda url: in_time(no_records.test_a_clock_that_was_set_back_keeps_no_job_beside_it_waiting(url))),
     *(
-        Guard(script, "was = spare, read(job, unpack(wanted))", "was = spare, redis.call('HMGET', job, unpack(wanted))",
+        Guard(script, "spare, fields_of(job, ", "spare, redis.call('HMGET', job, ",
               lambda url: in_time(no_records.test_a_rule_is_settled_and_counted_without_it(url)))
         for script in ("carry_out", "survey")
     ),
-    Guard("expire", "read(key, 'state'", "redis.call('HMGET', key, 'state'",
+    Guard("expire", "fields_of(key, 'state'", "redis.call('HMGET', key, 'state'",
           lambda url: in_time(no_records.test_what_is_below_it_is_judged_all_the_same(url))),
-    Guard("carry_out", "read(key_of(above), 'parent')[1]", "redis.call('HGET', key_of(above), 'parent')",
+    Guard("carry_out", "fields_of(key_of(above), 'parent')[1]", "redis.call('HGET', key_of(above), 'parent')",
           lambda url: in_time(no_records.test_what_is_below_it_is_judged_all_the_same(url))),
-    Guard("cascade", "read(child, 'policy')[1]", "redis.call('HGET', child, 'policy')",
+    Guard("cascade", "fields_of(child, 'policy')[1]", "redis.call('HGET', child, 'policy')",
           lambda url: in_time(no_records.test_a_parent_s_cancel_passes_it_by(url))),
     *(
-        Guard("cascade", f"read(parent, 'state', '{second}'", f"redis.call('HMGET', parent, 'state', '{second}'",
+        Guard("cascade", f"fields_of(parent, 'state', '{second}'", f"redis.call('HMGET', parent, 'state', '{second}'",
               lambda url: in_time(no_records.test_one_that_was_to_pass_a_cancel_on_is_dropped_from_the_list(url)))
         for second in ("cascaded", "parked")
     ),
-    Guard("finish", "read(parent, 'state', 'seq')", "redis.call('HMGET', parent, 'state', 'seq')",
+    Guard("finish", "fields_of(parent, 'state', 'seq', ", "redis.call('HMGET', parent, 'state', 'seq', ",
           lambda url: in_time(no_records.test_a_child_ends_below_it(url))),
-    Guard("finish", "read(key_of(was[1]), ", "redis.call('HMGET', key_of(was[1]), ",
+    Guard("finish", "fields_of(key_of(was[1]), ", "redis.call('HMGET', key_of(was[1]), ",
           lambda url: in_time(
               no_records.test_a_cancelled_child_that_is_none_any_more_ends_its_parent_for_no_known_reason(url))),
-    Guard("enqueue", "read(job, 'state', 'token'", "redis.call('HMGET', job, 'state', 'token'",
+    Guard("enqueue", "fields_of(job, 'state', 'token'", "redis.call('HMGET', job, 'state', 'token'",
           lambda url: in_time(no_records.test_it_gains_no_children(url))),
-    Guard("enqueue", "read(job, 'state', 'n', 'attempt')", "redis.call('HMGET', job, 'state', 'n', 'attempt')",
+    Guard("enqueue", "fields_of(job, 'state', 'n', 'attempt')", "redis.call('HMGET', job, 'state', 'n', 'attempt')",
           lambda url: in_time(no_records.test_it_may_be_superseded(url))),
     *(
-        Guard(script, "read(parent, 'hook', ", "redis.call('HMGET', parent, 'hook', ",
+        Guard(script, "fields_of(parent, 'hook', ", "redis.call('HMGET', parent, 'hook', ",
               lambda url: in_time(no_records.test_a_hook_runs_whose_job_is_none_any_more(url)))
         for script in ("start", "finish")
     ),

@@ -52,6 +52,8 @@ async def test_a_cancel_is_due_after_its_own_length_again(url: str) -> None:
         assert job.deadline is not None
         assert job.deadline.timestamp() == bench.clock.now_ms / 1000 + DEADLINE_S
         assert await bench.events(held.jid) == ["enqueued", "started", "requested", "hastened"]
+        due = await bench.redis.zscore(bench.a.keys(0).deadlines, held.jid)
+        assert due == bench.clock.now_ms + DEADLINE_S * 1000
         bench.clock.advance(DEADLINE_S - 0.001)
         (answer,) = await bench.dog.finalize(0, held.queue, [(held.jid, False)])
         assert answer.word == "early"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from redis import exceptions
@@ -13,11 +14,14 @@ import busq
 from busq import events
 from busq.clock import ManualClock
 from busq.errors import BadRecord
+from busq.protocol.states import Verb
 from busq.protocol.trouble import Trouble, trouble_of
+from busq.store.forms import Settlement
 from busq.store.outage import CALM_S, Backoff, Outage
 from busq.store.store import Store
 from busq.store.tls import TlsRefused
 from busq.store.trouble import as_ours, named
+from busq.worker.attempt import Attempt
 from busq.worker.outbox import Outbox
 
 
@@ -151,6 +155,29 @@ async def test_what_is_told_no_after_an_outage_is_no_longer_in_it() -> None:
     with pytest.raises(BadRecord):
         await outbox.until_told(send, "spawn")
     assert (outage.words(), outage.trouble) == ("", "")
+
+
+async def test_an_ending_whose_record_is_none_to_work_with_takes_no_other_one_along() -> None:
+    """Whatever the scripts make of records: the one that raises is told of by itself, and the others are settled."""
+    told: list[tuple[str, str]] = []
+
+    class OneIsOdd:
+        async def settle(self, *where: Any) -> list[tuple[str, str]]:
+            jids = [each.jid for each in where[-1]]
+            if "odd" in jids:
+                raise BadRecord("no record")
+            return [("settled", "succeeded") for _ in jids]
+
+    outage = Outage(events.logger("test"), clock=ManualClock())
+    outbox = Outbox(cast(Store, OneIsOdd()), lambda attempt, word, state: told.append((attempt.jid, word)), outage)
+    with capture_logs() as lines:
+        for jid in ("one", "odd", "two"):
+            attempt = cast(Attempt, SimpleNamespace(jid=jid, shard=0, queue="q"))
+            end = Settlement(jid=jid, entry=b"1-1", token="t", attempt=1, outcome="succeeded")
+            outbox.settle(attempt, Verb.FINISH, end)
+        await outbox._flush()
+    assert told == [("one", "settled"), ("odd", "missing"), ("two", "settled")]
+    assert [(line["event"], line["jid"]) for line in lines] == [("settle.failed", "odd")]
 
 
 def test_pauses_grow_to_the_longest_and_begin_anew_after_a_good_try() -> None:

@@ -27,7 +27,7 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
   heed(job)
-  local was = read(job, 'state', 'n', 'attempt', 'request', 'deadline')
+  local was = fields_of(job, 'state', 'n', 'attempt', 'request', 'deadline')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local again = was[4] == request
   if not state then
@@ -54,7 +54,7 @@ for i = jobs, #KEYS do
     local deadline = was[5]
     if grace_ms ~= '' and not again then
       local nearer = now + tonumber(grace_ms) + tonumber(terms_of(job).slack or default_slack_ms)
-      if nearer < tonumber(deadline) then
+      if nearer < (tonumber(deadline) or 0) then
         deadline = string.format('%.0f', nearer)
         local fields = { 'deadline', deadline, 'cancel_grace', grace_ms }
         put(fields, 'n', remember(fields, job, n, 'hastened', attempt, grace_ms, nil, source ~= '' and source or nil))

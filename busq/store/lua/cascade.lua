@@ -15,7 +15,7 @@
 local jid = redis.call('ZRANGE', cascades, 0, 0)[1]
 if not jid then return { 'idle' } end
 local parent = key_of(jid)
-local was = read(parent, 'state', 'cascaded', 'seq')
+local was = fields_of(parent, 'state', 'cascaded', 'seq')
 local told, fallen = {}, {}
 if was[1] == 'cancelling' or was[1] == 'cancelled' or was[1] == 'failed' then
   local from = '(' .. (was[2] or was[3] or 0)
@@ -27,7 +27,7 @@ for _, between in ipairs(fallen) do redis.call('ZADD', cascades, now, between) e
 local hit = 0
 for k = 1, #told, 2 do
   local child = key_of(told[k])
-  if read(child, 'policy')[1] == 'abandon' then
+  if fields_of(child, 'policy')[1] == 'abandon' then
     redis.call('ZREM', prefix .. 'children:' .. jid, told[k])
     redis.call('HINCRBY', parent, 'open', -1)
   elseif heed(child) then
@@ -37,7 +37,7 @@ end
 if #told == 0 and #fallen == 0 then
   redis.call('ZREM', cascades, jid)
   -- Perhaps it has abandoned the last children that it waited for.
-  local now_at = read(parent, 'state', 'parked', 'open', 'n', 'attempt')
+  local now_at = fields_of(parent, 'state', 'parked', 'open', 'n', 'attempt')
   if now_at[1] == 'cancelling' and now_at[2] and tonumber(now_at[3]) == 0 then
     close_cancelled(parent, {}, tonumber(now_at[4]), now_at[5] or 0, now_at[2])
   end

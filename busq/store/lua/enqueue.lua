@@ -14,7 +14,7 @@
   Answers  {'enqueued', state}     a record was written; queued or scheduled
            {'tombstoned', state}   the jid had been cancelled beforehand: the job is born cancelled
            {'fenced', state}       a standing rule matches it: the job is born cancelled
-           {'in_use', state}       another call made a job of this jid, whose record still exists
+           {'in_use', state}       another call made a job of this jid, whose record still exists; '': the key is no record
            {'orphan', state, cause}   the parent is not there, has ended or was asked to stop: nothing was written
            {'too_deep', state}     it would be one generation too many: nothing was written
            {'full', waiting}       so many wait in the queue, as many as may: nothing was written
@@ -30,11 +30,13 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
   local kind, payload, delay, extra = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local existing = redis.call('HMGET', job, 'state', 'call', 'born')
+  local existing, foreign = fields_of(job, 'state', 'call', 'born')
   local own = {}
   for k = at + 4, at + 3 + extra * 2, 2 do own[ARGV[k]] = ARGV[k + 1] end
-  local parent = not existing[1] and own.parent and parent_of(own.parent)
-  if existing[1] then
+  local parent = not existing[1] and not foreign and own.parent and parent_of(own.parent)
+  if foreign then
+    answers[#answers + 1] = { 'in_use', '' }
+  elseif existing[1] then
     local same = existing[2] == call
     answers[#answers + 1] = { same and (existing[3] or 'enqueued') or 'in_use', existing[1] }
   elseif parent and not parent.open then

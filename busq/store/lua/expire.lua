@@ -19,7 +19,7 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
   heed(job)
-  local was = read(job, 'state', 'n', 'attempt', 'expires', 'due_by')
+  local was = fields_of(job, 'state', 'n', 'attempt', 'expires', 'due_by')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local cause, at = over(was[3], was[4], was[5])
   if not state then

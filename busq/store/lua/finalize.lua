@@ -19,31 +19,32 @@ local answers, acked, at = {}, {}, per_job
 for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
-  local was = read(job, 'state', 'n', 'attempt', 'deadline', 'entry', 'owner', 'kind', 'parked', 'requested')
-  local state, attempt = was[1], was[3] or 0
+  local was = fields_of(job, 'state', 'n', 'attempt', 'deadline', 'entry', 'owner', 'kind', 'parked', 'requested')
+  local state, attempt, deadline = was[1], was[3] or 0, tonumber(was[4]) or 0
   if not state then
     redis.call('ZREM', deadlines, jid)
     answers[#answers + 1] = { 'missing' }
   elseif state ~= 'cancelling' then
     redis.call('ZREM', deadlines, jid)
     answers[#answers + 1] = { 'stale', state }
-  elseif tonumber(was[4]) > now then
-    answers[#answers + 1] = { 'early', string.format('%.0f', tonumber(was[4]) - now) }
+  elseif deadline > now then
+    redis.call('ZADD', deadlines, was[4], jid) -- whoever asks too early asks when it has come
+    answers[#answers + 1] = { 'early', string.format('%.0f', deadline - now) }
   else
     -- Parked: its own attempt has ended, and it has waited for its children for as long as it may.
     local ended = was[8] or (ARGV[at] == '1' and 'killed' or 'abandoned')
-    if was[5] then
+    if was[5] and string.match(was[5], '^%d+%-%d+$') then
       -- pcall: where somebody removed the stream or its group there is nothing to claim, and the job ends all the same.
       redis.pcall('XCLAIM', stream, group, by, 0, was[5], 'JUSTID')
       acked[#acked + 1] = was[5]
     end
     if ended == 'abandoned' and not was[8] then -- who was parked as such has been listed then
-      redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. (was[6] or '') .. '\t' .. was[7])
+      redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. (was[6] or '') .. '\t' .. (was[7] or ''))
     end
     close_cancelled(job, {}, tonumber(was[2]), attempt, ended)
     -- The worker, if it lives, learns that nothing of this attempt will be applied, and counts a suspect.
     if not hushed then redis.call('PUBLISH', notice_prefix .. jid, 'finalized') end
-    answers[#answers + 1] = { 'finalized', 'cancelled', string.format('%.0f', now - tonumber(was[9] or now)) }
+    answers[#answers + 1] = { 'finalized', 'cancelled', string.format('%.0f', now - (tonumber(was[9]) or now)) }
   end
   at = at + 1
 end

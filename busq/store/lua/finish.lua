@@ -19,11 +19,11 @@ return settle_all(jobs, per_job, function(job, fields, n, attempt, outcome, told
   if outcome == 'failed' then
     put(fields, 'error', told.error)
     put(fields, 'cause', told.cause)
-    put(fields, 'failures', tonumber(redis.call('HGET', job, 'failures') or 0) + 1)
+    put(fields, 'failures', (tonumber(redis.call('HGET', job, 'failures')) or 0) + 1)
     if told.cause == 'bad_payload' then
       local was = redis.call('HMGET', job, 'kind', 'queue', 'payload')
-      redis.call('XADD', dead, '*', 'reason', told.cause, 'jid', jid_of(job), 'kind', was[1], 'queue', was[2],
-        'payload', was[3], 'at', stamp)
+      redis.call('XADD', dead, '*', 'reason', told.cause, 'jid', jid_of(job), 'kind', was[1] or '', 'queue', was[2] or '',
+        'payload', was[3] or '', 'at', stamp)
     end
   end
   if outcome == 'succeeded' and (told.finalizer or (own and redis.call('HGET', job, 'kids'))) then

@@ -15,7 +15,9 @@ local LATELY = 4 -- lines that others may have written in between
 
 local function stands(job, n, name, attempt, facts)
   local fields = {}
-  for k = math.max(1, n - LATELY + 1), n do fields[#fields + 1] = 'e' .. digits[k] end
+  for back = 0, LATELY - 1 do -- from a fixed number of steps: who wrote `n` may not have been busq
+    if n > back then fields[#fields + 1] = 'e' .. digits[n - back] end
+  end
   if #fields == 0 then return false end
   for _, line in ipairs(redis.call('HMGET', job, unpack(fields))) do
     local its, rest = string.match(line or '', '^([^\t]*)\t[^\t]*\t(.*)$')
@@ -27,7 +29,7 @@ end
 local answers, at = {}, per_job
 for i = jobs, #KEYS do
   local job = KEYS[i]
-  local was = read(job, 'state', 'token', 'n')
+  local was = fields_of(job, 'state', 'token', 'n')
   local state = was[1]
   if not state then
     answers[#answers + 1] = { 'missing' }
@@ -36,7 +38,7 @@ for i = jobs, #KEYS do
   else
     local fields = {}
     local name, attempt, facts = ARGV[at + 2], ARGV[at + 1], ARGV[at + 4]
-    if name ~= '' and not stands(job, tonumber(was[3]), name, attempt, facts) then
+    if name ~= '' and not stands(job, tonumber(was[3]) or 0, name, attempt, facts) then
       local moment = string.format('%.0f', now - tonumber(ARGV[at + 3]))
       put(fields, 'n', remember(fields, job, tonumber(was[3]), name, attempt, facts, moment))
     end

@@ -17,18 +17,19 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid = jid_of(job)
   heed(job)
-  local was = read(job, 'state', 'n', 'attempt', 'due', 'kind')
-  local state = was[1]
+  local was = fields_of(job, 'state', 'n', 'attempt', 'due', 'kind')
+  local state, due = was[1], tonumber(was[4]) or 0
   if not state then
     redis.call('ZREM', scheduled, jid)
     answers[#answers + 1] = { 'missing' }
   elseif state ~= 'scheduled' then
     redis.call('ZREM', scheduled, jid)
     answers[#answers + 1] = { 'stale', state }
-  elseif tonumber(was[4]) > now then
-    answers[#answers + 1] = { 'early', string.format('%.0f', tonumber(was[4]) - now) }
+  elseif due > now then
+    redis.call('ZADD', scheduled, was[4], jid)
+    answers[#answers + 1] = { 'early', string.format('%.0f', due - now) }
   else
-    local fields = { 'state', 'queued', 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[5]) }
+    local fields = { 'state', 'queued', 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[5] or '') }
     put(fields, 'n', remember(fields, job, tonumber(was[2]), 'promoted', was[3] or 0))
     redis.call('HSET', job, unpack(fields))
     redis.call('ZREM', scheduled, jid)

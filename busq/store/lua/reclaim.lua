@@ -31,7 +31,7 @@ end
 local function requeue(job, fields, n, attempt, facts)
   put(fields, 'n', remember(fields, job, n, 'reclaimed', attempt, facts))
   put(fields, 'state', 'queued')
-  put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid_of(job), 'kind', redis.call('HGET', job, 'kind')))
+  put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid_of(job), 'kind', redis.call('HGET', job, 'kind') or ''))
   redis.call('HSET', job, unpack(fields))
   redis.call('HINCRBY', counters, 'reclaimed', 1)
   answers[#answers + 1] = { 'reclaimed', 'queued' }
@@ -41,7 +41,7 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local jid, entry = jid_of(job), ARGV[at]
   if not alive then heed(job) end
-  local was = read(job, 'state', 'n', 'attempt', 'entry', 'owner', 'losses', 'kind')
+  local was = fields_of(job, 'state', 'n', 'attempt', 'entry', 'owner', 'losses', 'kind')
   local state, n, attempt = was[1], tonumber(was[2]), was[3] or 0
   local held = was[5] == owner and was[4] == entry
   if alive then
@@ -56,7 +56,7 @@ for i = jobs, #KEYS do
     requeue(job, {}, n, attempt, 'never started')
   elseif state == 'running' and held then
     claim(entry)
-    local losses = tonumber(was[6] or 0) + 1
+    local losses = (tonumber(was[6]) or 0) + 1
     local fields = { 'losses', losses }
     if losses > tonumber(terms_of(job).max_losses or default_max_losses) then
       put(fields, 'cause', 'lost')
@@ -71,7 +71,7 @@ for i = jobs, #KEYS do
     claim(entry)
     local ended = owner_gone == '1' and 'killed' or 'abandoned'
     if ended == 'abandoned' then
-      redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. owner .. '\t' .. was[7])
+      redis.call('ZADD', suspects, now, jid .. '\t' .. attempt .. '\t' .. owner .. '\t' .. (was[7] or ''))
     end
     answers[#answers + 1] = { 'ended', end_attempt(job, {}, n, attempt, ended) }
   else

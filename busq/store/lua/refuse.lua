@@ -24,7 +24,7 @@ for i = jobs, #KEYS do
   local entry, why, delay, most = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local limit, failure = tonumber(ARGV[at + 4]), ARGV[at + 5]
   heed(job)
-  local was = read(job, 'state', 'entry', 'n', 'attempt', 'refusals', 'kind', 'queue', 'payload', 'owner')
+  local was = fields_of(job, 'state', 'entry', 'n', 'attempt', 'refusals', 'kind', 'queue', 'payload', 'owner')
   local state, n, attempt = was[1], tonumber(was[3]), was[4] or 0
   local own = ARGV[at + 6] == '1' and was[9] == by and was[2] == entry
   if not state then
@@ -34,7 +34,7 @@ for i = jobs, #KEYS do
     answers[#answers + 1] = { 'stale', end_attempt(job, {}, n, attempt, 'before_start') }
   elseif own and state == 'running' then
     acked[#acked + 1] = entry
-    local fields = { 'state', 'queued', 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[6]) }
+    local fields = { 'state', 'queued', 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[6] or '') }
     put(fields, 'n', remember(fields, job, n, 'handed_back', attempt, why))
     redis.call('HSET', job, unpack(fields))
     if is_hook(was[6]) then tell_parent(job, 'hook_ended', attempt, 'handed_back') end
@@ -47,7 +47,7 @@ for i = jobs, #KEYS do
     answers[#answers + 1] = { 'stale', state }
   else
     local fields = {}
-    local refusals = tonumber(was[5] or 0) + (limit > 0 and 1 or 0)
+    local refusals = (tonumber(was[5]) or 0) + (limit > 0 and 1 or 0)
     if limit > 0 then
       put(fields, 'refusals', refusals)
       delay = math.min(most, delay * 2 ^ (refusals - 1))
@@ -56,7 +56,7 @@ for i = jobs, #KEYS do
     if limit > 0 and refusals > limit then
       put(fields, 'cause', why)
       put(fields, 'error', failure)
-      redis.call('XADD', dead, '*', 'reason', why, 'jid', jid, 'kind', was[6], 'queue', was[7], 'payload', was[8],
+      redis.call('XADD', dead, '*', 'reason', why, 'jid', jid, 'kind', was[6] or '', 'queue', was[7] or '', 'payload', was[8] or '',
         'at', stamp)
       close(job, fields, n, attempt, 'failed', why)
       if is_hook(was[6]) then tell_parent(job, 'hook_ended', attempt, 'failed: ' .. why) end
@@ -68,7 +68,7 @@ for i = jobs, #KEYS do
         put(fields, 'due', string.format('%.0f', now + delay))
         redis.call('ZADD', scheduled, now + delay, jid)
       else
-        put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[6]))
+        put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid, 'kind', was[6] or ''))
       end
       redis.call('HSET', job, unpack(fields))
       if delay > 0 then redis.call('HDEL', job, 'entry') end

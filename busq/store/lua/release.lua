@@ -16,7 +16,7 @@
 return settle_all(jobs, per_job, function(job, fields, n, attempt, _, told)
   put(fields, 'n', remember(fields, job, n, 'handed_back', attempt, told.cause))
   put(fields, 'state', 'queued')
-  put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid_of(job), 'kind', redis.call('HGET', job, 'kind')))
+  put(fields, 'entry', redis.call('XADD', stream, '*', 'jid', jid_of(job), 'kind', redis.call('HGET', job, 'kind') or ''))
   redis.call('HSET', job, unpack(fields))
   redis.call('HINCRBY', counters, 'handed_back', 1)
   return 'queued'

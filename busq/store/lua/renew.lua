@@ -24,7 +24,7 @@ local answers, at = {}, per_job
 hushed = true
 for i = jobs, #KEYS do
   local job = KEYS[i]
-  local was = read(job, unpack(NAMES))
+  local was = fields_of(job, unpack(NAMES))
   if was[1] and heed_known(job, was[3], was[4]) then was = redis.call('HMGET', job, 'state', 'token') end
   local state = was[1]
   if not state then
@@ -39,9 +39,9 @@ for i = jobs, #KEYS do
       answers[#answers + 1] = { 'running' }
     else
       local wish = redis.call('HMGET', job, 'cause', 'reason', 'source', 'cancel_grace', 'deadline', 'requested')
-      local left = string.format('%.0f', tonumber(wish[5]) - now)
-      local asked = string.format('%.0f', now - tonumber(wish[6] or now))
-      answers[#answers + 1] = { 'cancelling', wish[1], wish[2], wish[3], wish[4], left, asked }
+      local left = string.format('%.0f', (tonumber(wish[5]) or now) - now)
+      local asked = string.format('%.0f', now - (tonumber(wish[6]) or now))
+      answers[#answers + 1] = { 'cancelling', wish[1] or '', wish[2] or '', wish[3] or '', wish[4] or '', left, asked }
     end
   end
   at = at + 3

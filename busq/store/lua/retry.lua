@@ -14,7 +14,7 @@
   Holds    a job with an accepted cancel is never retried.
 ]]
 return settle_all(jobs, per_job, function(job, fields, n, attempt, _, told)
-  local failures = tonumber(redis.call('HGET', job, 'failures') or 0) + 1
+  local failures = (tonumber(redis.call('HGET', job, 'failures')) or 0) + 1
   put(fields, 'error', told.error)
   put(fields, 'failures', failures)
   if failures > tonumber(terms_of(job).retries or 0) then

@@ -41,11 +41,11 @@ for k = 1, #found, 2 do
   if tonumber(found[k + 1]) <= now then break end
   looked = looked + 1
   local job = key_of(jid)
-  local was = read(job, 'state', field, 'n', 'attempt')
+  local was = fields_of(job, 'state', field, 'n', 'attempt')
   local n = tonumber(was[3])
   local line = n and redis.call('HGET', job, 'e' .. digits[n])
   local at = line and tonumber(string.match(line, '^[^\t]*\t(%d+)\t'))
-  if was[1] == state and at and at > now then
+  if was[1] == state and tonumber(was[2]) and at and at > now then
     local nearer = string.format('%.0f', now + math.max(0, tonumber(was[2]) - at))
     local fields = { field, nearer }
     put(fields, 'n', remember(fields, job, n, 'hastened', was[4] or 0, 'the clock of the server was set back'))

@@ -16,6 +16,7 @@
                                because that had been decided for it, a moment of it had passed, or its attempt never
                                came to run
            {'other_kind', kind}   the entry lied about its kind; nothing was changed
+           {'odd', words}         what is in the record was not written by any busq; nothing was changed
            {'newer', version}, {'unjudged', number}   the record, or a live rule that may cover it, was written by a newer busq
            {'missing'}         no such job; nothing was changed
   Holds    every start mints an attempt (number and token); nothing starts unless its record says queued and names
@@ -29,11 +30,11 @@ for i = jobs, #KEYS do
   local job = KEYS[i]
   local entry, token = ARGV[at], ARGV[at + 2]
   local kind_at = per_kind + tonumber(ARGV[at + 1]) * 9
-  local was = redis.call('HMGET', job, unpack(NAMES))
+  local was = fields_of(job, unpack(NAMES))
   doubt = false
   local changed, judged_now = heed_known(job, was[10], was[11], true)
   if changed then was = redis.call('HMGET', job, unpack(NAMES)) end
-  local state = was[1]
+  local state, n = was[1], tonumber(was[9])
   local resent = state == 'running' and was[5] == token
   local unknown = adopt == '1' and was[6] == by and was[2] == entry
   local adopted = unknown and state == 'running'
@@ -43,26 +44,25 @@ for i = jobs, #KEYS do
       -- Cancelled before anybody read the entry, and so long ago that the record has expired. A tombstone stays.
       if mark == 'inf' then redis.call('ZREM', cancelled, jid_of(job)) end
       leftovers[#leftovers + 1] = entry
-      answers[#answers + 1] = { 'stale', 'cancelled' }
-    else
-      answers[#answers + 1] = { 'missing' }
     end
+    answers[#answers + 1] = mark and { 'stale', 'cancelled' } or { 'missing' }
   elseif (tonumber(was[3]) or math.huge) > WIRE then
     answers[#answers + 1] = { 'newer', was[3] or '?' }
   elseif doubt and (adopted or state == 'queued' and was[2] == entry) then
     answers[#answers + 1] = { 'unjudged', digits[unjudged] }
   elseif (state == 'queued' and was[2] == entry) or resent or adopted then
+    -- Most jobs start once and leave everything to their handler: then there is nothing more to read.
+    local own = (was[7] or was[10]) and redis.call('HMGET', job, 'failures', 'retries', 'max_losses', 'grace',
+      'timeout', 'backoff', 'backoff_max', 'saved', 'expires', 'due_by', 'hook_of', 'finalize_of') or {}
     if was[4] ~= ARGV[kind_at] then
-      answers[#answers + 1] = { 'other_kind', was[4] }
+      answers[#answers + 1] = { 'other_kind', was[4] or '' }
+    elseif no_number_in(own, 7) then
+      answers[#answers + 1] = { 'odd', 'a record with ' .. no_number_in(own, 7) .. ' for a number' }
     else
-      local attempt = tonumber(was[7] or 0)
-      -- Most jobs start once and leave everything to their handler: then there is nothing more to read.
-      local own = (was[7] or was[10]) and redis.call('HMGET', job, 'failures', 'retries', 'max_losses', 'grace',
-        'timeout', 'backoff', 'backoff_max', 'saved', 'expires', 'due_by', 'hook_of', 'finalize_of') or {}
+      local attempt = tonumber(was[7]) or 0
       local before = was[7] and terms_of(job) or {}
       local expires, due_by = moment_of(job, own[9], ARGV[kind_at + 6]), moment_of(job, own[10], ARGV[kind_at + 7])
       local passed = (expires or due_by) and not resent and over(was[7], expires, due_by)
-      check_numbers(own, 7)
       local retries, losses = own[2] or before.retries or ARGV[kind_at + 1], own[3] or before.max_losses or ARGV[kind_at + 2]
       local grace = own[4] or before.grace or ARGV[kind_at + 3]
       local timeout = own[5] or before.timeout or ARGV[kind_at + 5]
@@ -72,7 +72,7 @@ for i = jobs, #KEYS do
         local fields = { 'state', 'running', 'attempt', digits[attempt], 'token', token, 'owner', by, 'started', stamp, 'terms', terms }
         if ARGV[kind_at + 8] ~= '' then put(fields, 'on_cancel', ARGV[kind_at + 8]) end
         if judged_now then put(fields, 'cleared', digits[cleared_now()]) end
-        put(fields, 'n', remember(fields, job, was[9], 'started', digits[attempt]))
+        put(fields, 'n', remember(fields, job, n, 'started', digits[attempt]))
         if due_by and not own[10] then
           put(fields, 'due_by', due_by)
           redis.call('ZADD', timers, due_by, jid_of(job))
@@ -83,7 +83,7 @@ for i = jobs, #KEYS do
       end
       local answer = { 'started', attempt, was[8] }
       if passed then
-        end_unstarted(job, was[9], attempt, { cause = passed, reason = '', source = '' })
+        end_unstarted(job, n, attempt, { cause = passed, reason = '', source = '' })
         clean_up_late(job, ARGV[kind_at + 8])
         leftovers[#leftovers + 1] = entry
         answer = { 'stale', 'cancelled' }
@@ -98,7 +98,7 @@ for i = jobs, #KEYS do
   elseif (unknown or was[5] == token) and state == 'cancelling' then
     -- It was cancelled before its worker learned, found here or by sending again, that it had started: nothing has run.
     leftovers[#leftovers + 1] = entry
-    answers[#answers + 1] = { 'stale', end_attempt(job, {}, was[9], was[7], 'before_start') }
+    answers[#answers + 1] = { 'stale', end_attempt(job, {}, n, was[7], 'before_start') }
   elseif (state == 'running' or state == 'cancelling' or state == 'waiting') and was[2] == entry then
     -- The entry of an attempt that lives elsewhere. The group was made anew: under its owner's name it is found if that one dies.
     if was[6] and was[6] ~= by then redis.call('XCLAIM', stream, group, was[6], 0, entry, 'JUSTID') end

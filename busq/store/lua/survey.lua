@@ -20,7 +20,7 @@ local function judge(jid)
   if not jid then return end
   local wish, facts = decided(key_of(jid))
   if wish or not LIVE[facts.state] or is_hook(facts.kind) then return end
-  if tonumber(facts.seq or 0) > tonumber(cutoff) then return end
+  if (tonumber(facts.seq) or 0) > tonumber(cutoff) then return end
   facts.at = tonumber(at_ms)
   if matches(facts) then
     local k = #found

@@ -9,11 +9,11 @@ local function parent_of(jid)
   if parent then return parent end
   local job = key_of(jid)
   heed(job)
-  local was = read(job, 'state', 'token', 'cause', 'depth', 'final')
+  local was = fields_of(job, 'state', 'token', 'cause', 'depth', 'final')
   local open = LIVE[was[1]] and not was[5]
   if parent_token ~= '' then open = was[1] == 'running' and was[2] == parent_token end
   parent = { open = open, state = was[1] or '', cause = was[1] == 'cancelling' and was[3] or '', kids = 0 }
-  parent.depth, parent.children = tonumber(was[4] or 0), {}
+  parent.depth, parent.children = tonumber(was[4]) or 0, {}
   parents[jid] = parent
   return parent
 end
@@ -41,7 +41,7 @@ local function supersede(key, jid, lives)
   if not before or before == jid then return end
   local job = key_of(before)
   heed(job)
-  local was = read(job, 'state', 'n', 'attempt')
+  local was = fields_of(job, 'state', 'n', 'attempt')
   if LIVE[was[1]] then
     local wish = { cause = 'superseded', reason = 'superseded by ' .. jid, source = '' }
     local verdict = accept(job, was[1], tonumber(was[2]), was[3] or 0, wish, '')

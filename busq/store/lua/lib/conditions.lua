@@ -4,7 +4,7 @@
 local function conditions()
   local compile, OPERATORS
 
-  local function number_of(name) return function(facts) return tonumber(facts[name] or 0) end end
+  local function number_of(name) return function(facts) return tonumber(facts[name]) or 0 end end
   local function text_of(name) return function(facts) return facts[name] end end
 
   local PLAIN = { jid = 'jid', kind = 'kind', queue = 'queue', group = 'group', parent = 'parent', state = 'state' }
@@ -20,7 +20,7 @@ local function conditions()
     failures = { 'failures', number_of('failures') },
     losses = { 'losses', number_of('losses') },
     enqueued = { 'enqueued', number_of('enqueued') },
-    age = { 'enqueued', function(facts) return (facts.at - tonumber(facts.enqueued or 0)) / 1000 end },
+    age = { 'enqueued', function(facts) return (facts.at - (tonumber(facts.enqueued) or 0)) / 1000 end },
     worker = { 'owner', function(facts) return facts.state == 'running' and facts.owner or nil end },
   }
 
@@ -68,7 +68,7 @@ local function conditions()
     local above = facts.parent
     for _ = 1, DEEPEST do
       if not above or above == jid then return above == jid end
-      above = read(key_of(above), 'parent')[1]
+      above = fields_of(key_of(above), 'parent')[1]
     end
     return false
   end

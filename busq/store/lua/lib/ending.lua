@@ -79,7 +79,7 @@ end
 -- deadline. Returns its state now.
 local function end_attempt(job, fields, n, attempt, ended)
   local was = redis.call('HMGET', job, 'open', 'parked')
-  local open = tonumber(was[1] or 0)
+  local open = tonumber(was[1]) or 0
   if was[2] then return 'cancelling' end -- a start that was sent again
   if open == 0 then
     close_cancelled(job, fields, n, attempt, ended)

@@ -6,7 +6,7 @@
 local function tell_parent(hook, name, attempt, words)
   local jid = jid_of(hook)
   local parent = key_of(redis.call('HGET', hook, 'hook_of') or '')
-  local was = read(parent, 'hook', 'n', 'attempt')
+  local was = fields_of(parent, 'hook', 'n', 'attempt')
   if was[1] ~= jid then return end
   local fields = {}
   local facts = 'try ' .. attempt .. (words and ': ' .. words or '') .. ' (' .. jid .. ')'
@@ -60,12 +60,13 @@ end
 
 -- 'attempted' spares the jobs that never started.
 local function is_wanted(occasion, attempt)
-  return occasion == 'always' or (occasion == 'attempted' and tonumber(attempt) > 0)
+  return occasion == 'always' or (occasion == 'attempted' and (tonumber(attempt) or 0) > 0)
 end
 
 -- What workers have declared of the hook of this kind; nil for none.
 local known = {}
 local function declared(kind)
+  if not kind then return nil end
   if known[kind] == nil then known[kind] = string.match(redis.call('HGET', prefix .. 'hooks', kind) or '', '^%a+') or false end
   return known[kind] or nil
 end

@@ -12,7 +12,7 @@ local LIVE = { scheduled = true, queued = true, running = true, waiting = true }
 local spare = {}
 local function facts_of(job)
   live_rules()
-  local facts, was = spare, read(job, unpack(wanted))
+  local facts, was = spare, fields_of(job, unpack(wanted))
   facts.jid, facts.args, facts.tag = jid_of(job), nil, nil
   for k = 1, #wanted do facts[wanted[k]] = was[k] or nil end
   if has_ties(facts.own) then spare = {} end
@@ -23,13 +23,13 @@ end
 -- judged as it is born, and later only when whoever admitted it could not judge that rule.
 local function covered_at(rule, facts, born)
   if born then return rule.until_ms > now and now or nil end
-  if tonumber(facts.seq or 0) <= rule.cutoff then return rule.at end
-  local since = tonumber(facts.enqueued or 0)
+  if (tonumber(facts.seq) or 0) <= rule.cutoff then return rule.at end
+  local since = tonumber(facts.enqueued) or 0
   return rule.at <= since and since < rule.until_ms and since or nil
 end
 
 local function matching(facts, born)
-  local cleared = tonumber(facts.cleared or 0)
+  local cleared = tonumber(facts.cleared) or 0
   if newest <= cleared then return nil end
   for _, rule in ipairs(live_rules()) do
     facts.at = rule.number > cleared and covered_at(rule, facts, born)
@@ -49,10 +49,10 @@ local function from_above(facts, depth)
   local key, before = key_of(facts.parent), doubt
   if above[key] == nil then
     doubt = false
-    local was = read(key, 'state', 'reason', 'source', 'requested', 'seq', 'decided')
+    local was = fields_of(key, 'state', 'reason', 'source', 'requested', 'seq', 'decided')
     local wish = false
     if was[1] == 'cancelling' or was[1] == 'cancelled' then
-      wish = { reason = was[2] or '', source = was[3] or '', at = tonumber(was[6] or was[4] or 0) }
+      wish = { reason = was[2] or '', source = was[3] or '', at = tonumber(was[6] or was[4]) or 0 }
     elseif LIVE[was[1]] or was[1] == 'failed' then
       wish = decided(key, depth + 1) or false
     end
@@ -63,7 +63,7 @@ local function from_above(facts, depth)
   doubt = before or doubted[key]
   local wish = above[key]
   -- A job admitted later than its child only has the jid of its parent, whose record has expired.
-  if not wish or tonumber(wish.seq or 0) > tonumber(facts.seq or 0) then return nil end
+  if not wish or (tonumber(wish.seq) or 0) > (tonumber(facts.seq) or 0) then return nil end
   return wish
 end
 

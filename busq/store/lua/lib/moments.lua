@@ -11,14 +11,14 @@ end
 -- A moment as a start finds it: the job's own, else what the handler says (a length, '-' for none), from its enqueueing.
 local function moment_of(job, own, length)
   if own or length == '-' then return own end
-  return digits[redis.call('HGET', job, 'enqueued') + length]
+  return digits[(tonumber(redis.call('HGET', job, 'enqueued')) or now) + length]
 end
 
 -- The first so many fields are numbers where they are there. Whoever wrote them otherwise was not busq: nothing is done
--- with such a record, and the error says why.
-local function check_numbers(fields, count)
+-- with such a record. Returns what stands in the first that is none, nil for none.
+local function no_number_in(fields, count)
   for k = 1, count do
     local said = fields[k] or '0'
-    if not string.match(said, '^%d+$') then error('a record with ' .. string.sub(said, 1, 40) .. ' for a number') end
+    if not string.match(said, '^%d+$') then return string.sub(said, 1, 40) end
   end
 end

@@ -30,12 +30,13 @@ local function key_of(jid)
   return last_job
 end
 
--- Fields of a record. A key of another type is none of ours and no record: it must not stand in the way of the jobs beside it.
-local function read(job, ...)
+-- Fields of a record. A key of another type is none of ours and no record: it must not stand in the way of the jobs beside
+-- it. Returns whether it is one, too. And a field that should be a number and is none counts as one that is not there.
+local function fields_of(job, ...)
   local was = redis.pcall('HMGET', job, ...)
   if not was.err then return was end
-  if string.sub(was.err, 1, 9) ~= 'WRONGTYPE' then error(was.err) end
-  return {}
+  if string.sub(was.err, 1, 9) ~= 'WRONGTYPE' then return redis.call('HMGET', job, ...) end
+  return {}, true
 end
 
 -- Every worker hears this word, and asks about its attempts.

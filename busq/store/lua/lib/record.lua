@@ -64,7 +64,7 @@ end
 -- One line of history: into the job's record, bounded, and into the bus-wide log. Returns the new count, which
 -- the caller writes as `n` together with `fields`.
 local function remember(fields, job, n, name, attempt, facts, at, who)
-  n = n + 1
+  n = (n or 0) + 1
   local line = line_of(name, attempt, facts, at, who)
   put(fields, 'e' .. digits[n], line)
   noted(job, n, line)

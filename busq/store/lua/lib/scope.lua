@@ -12,7 +12,7 @@ heed = function(job, later)
     accept(job, facts.state, tonumber(ties.n), ties.attempt or 0, wish, wish.grace or '', ties)
     return true, nil, ties ~= facts
   end
-  local judged_now = cleared_now() > tonumber(facts.cleared or 0) and LIVE[facts.state]
+  local judged_now = cleared_now() > (tonumber(facts.cleared) or 0) and LIVE[facts.state]
   if judged_now and not later then redis.call('HSET', job, 'cleared', digits[cleared_now()]) end
   return false, judged_now
 end
@@ -26,6 +26,6 @@ end
 -- As heed, for those who have read these two fields anyway: nearly always they say that there is nothing to judge.
 -- A job without `own` has no parent; most of those with it have none either, and a whole judgement is dear.
 local function heed_known(job, own, cleared, later)
-  if newest <= tonumber(cleared or 0) and not (has_ties(own) and redis.call('HGET', job, 'parent')) then return false end
+  if newest <= (tonumber(cleared) or 0) and not (has_ties(own) and redis.call('HGET', job, 'parent')) then return false end
   return heed(job, later)
 end

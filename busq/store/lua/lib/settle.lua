@@ -27,7 +27,7 @@ end
 -- a finalizer that would run.
 local function keeps_late(job, told)
   local was = redis.call('HMGET', job, 'late', 'open', 'cancelled_kid')
-  if told.finalizer or tonumber(was[2] or 0) > 0 or was[3] then return false end
+  if told.finalizer or (tonumber(was[2]) or 0) > 0 or was[3] then return false end
   return told.keep == '1' or was[1] == 'keep'
 end
 
@@ -39,7 +39,7 @@ local function settle_all(first_job, first_arg, act)
     local entry, token, attempt, outcome, facts = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
     local told = facts > 0 and read_facts(at + FIXED, facts) or NOTHING_MORE
     local observed = told.observed
-    local now_at = read(job, unpack(NAMES))
+    local now_at = fields_of(job, unpack(NAMES))
     if now_at[1] and heed_known(job, now_at[5], now_at[6]) then
       now_at = redis.call('HMGET', job, 'state', 'token', 'n', 'fin', 'own')
     end
@@ -63,7 +63,7 @@ local function settle_all(first_job, first_arg, act)
         n = remember(fields, job, n, name, attempt, words, string.format('%.0f', now - tonumber(ago)))
       end
       if observed == 'runs' then
-        redis.call('ZADD', suspects, now, jid_of(job) .. '\t' .. attempt .. '\t' .. by .. '\t' .. redis.call('HGET', job, 'kind'))
+        redis.call('ZADD', suspects, now, jid_of(job) .. '\t' .. attempt .. '\t' .. by .. '\t' .. (redis.call('HGET', job, 'kind') or ''))
       end
       if state == 'cancelling' and not (outcome == 'succeeded' and keeps_late(job, told)) then
         put(fields, 'evidence', outcome)

@@ -20,7 +20,7 @@ end
 local function end_waiting(parent, n, attempt)
   local was = redis.call('HMGET', parent, 'cancelled_kid', 'finalizer', 'final')
   if was[1] then
-    local why = read(key_of(was[1]), 'cause', 'reason', 'source')
+    local why = fields_of(key_of(was[1]), 'cause', 'reason', 'source')
     local reason = 'its child ' .. was[1] .. ' was cancelled' .. ((why[2] or '') ~= '' and ': ' .. why[2] or '')
     keep_as_evidence(parent)
     end_unstarted(parent, n, attempt, { cause = why[1] or 'user', reason = reason, source = why[3] or '' })
@@ -55,7 +55,7 @@ local function hand_on_past(child, parent)
   redis.call('PEXPIRE', fallen, keep_ended_ms)
   redis.call('HSET', parent, 'fallen', 1)
 end
-local function hands_on(ties) return tonumber(ties.open or 0) > 0 or ties.fallen end
+local function hands_on(ties) return (tonumber(ties.open) or 0) > 0 or ties.fallen end
 
 -- A child has become terminal. One that its parent has abandoned is not among its children any more.
 local function child_ended(child, parent_jid, state)
@@ -63,9 +63,9 @@ local function child_ended(child, parent_jid, state)
   local seq = redis.call('ZSCORE', siblings, jid)
   if not seq then return end
   redis.call('ZREM', siblings, jid)
-  local was = read(parent, 'state', 'seq')
+  local was = fields_of(parent, 'state', 'seq', 'open')
   -- Its record has expired, and perhaps another job has its jid.
-  if not was[1] or tonumber(was[2] or 0) > tonumber(seq) then return end
+  if not tonumber(was[3]) or (tonumber(was[2]) or 0) > tonumber(seq) then return end
   -- A waiting parent may end now, and what has been decided for it stands before that.
   if was[1] == 'waiting' then heed(parent) end
   was = redis.call('HMGET', parent, 'state', 'n', 'attempt', 'final', 'parked', 'failed_kids')
@@ -75,7 +75,7 @@ local function child_ended(child, parent_jid, state)
   elseif state == 'failed' and was[4] ~= jid then
     local failures = redis.call('HINCRBY', parent, 'kids_failed', 1)
     if failures <= FAILED_LISTED then redis.call('HSET', parent, 'failed_kids', (was[6] and was[6] .. ' ' or '') .. jid) end
-    if tonumber(redis.call('HGET', child, 'open') or 0) > 0 then hand_on_past(child, parent) end
+    if (tonumber(redis.call('HGET', child, 'open')) or 0) > 0 then hand_on_past(child, parent) end
   end
   if open > 0 then return end
   if was[1] == 'waiting' and was[4] == jid then
@@ -89,7 +89,7 @@ end
 
 -- A handler has returned, and its job has children or a finalizer: it ends when they have. Returns its state now.
 local function await_children(job, fields, n, attempt, finalizer)
-  local open = tonumber(redis.call('HGET', job, 'open') or 0)
+  local open = tonumber(redis.call('HGET', job, 'open')) or 0
   if finalizer then put(fields, 'finalizer', 1) end
   if open > 0 or finalizer then
     n = tonumber(remember(fields, job, n, 'waiting', attempt, digits[open] .. ' children'))

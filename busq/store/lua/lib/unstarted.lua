@@ -14,7 +14,7 @@ local function words_of(wish, attempt)
 end
 local function requested(job, n, attempt, wish)
   above = {}
-  n = n + 1
+  n = (n or 0) + 1
   local fields, line = words_of(wish, attempt)
   put(fields, 'e' .. digits[n], line)
   noted(job, n, line)
@@ -50,7 +50,7 @@ end
 
 -- Nothing of this job is running: it ends here and now, and no attempt of it will start.
 end_unstarted = function(job, n, attempt, wish, ties)
-  ties = ties or ties_of(job)
+  n, ties = n or 0, ties or ties_of(job)
   if hands_on(ties) then announce_cascade(job) end
   above = {}
   keep_moment(job, wish, ties)
