@@ -145,7 +145,7 @@ class Campaign:
         end = time.monotonic() + SHARE_S
         clients = [each for each in self._crew.places if each.role in ("producer", "canceller")]
         while time.monotonic() < end:
-            if all(each.done for each in clients):
+            if self._crew.is_over("producer") and self._crew.is_over("canceller"):
                 return []
             await asyncio.sleep(0.1)
         return [f"{each.name} has not done its share" for each in clients if not each.done]

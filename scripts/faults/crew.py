@@ -84,6 +84,10 @@ class Crew:
         """Places of a role whose process is there and not frozen."""
         return [each for each in self.places if each.role == role and each.pid is not None and not each.frozen]
 
+    def is_over(self, role: str) -> bool:
+        """Whether all of a role have done what they had to do."""
+        return all(each.done for each in self.places if each.role == role)
+
     def signal(self, place: Place, number: int) -> bool:
         """Whether there was a process to be signalled."""
         if place.pid is None:

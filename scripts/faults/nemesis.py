@@ -2,7 +2,7 @@
 The one who does it: carries out the steps of a plan on a bus of real processes, and writes down each of them.
 
 Faults of processes overlap as they fall; those of servers are in at_servers.py. A fault that finds nobody to hit is
-tried again a little later, so a run does what its plan counts.
+tried again a little later, so a run does what its plan counts; but not where nobody comes any more.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ from faults.topology import Topology
 
 AGAIN_S = 0.3  # until a fault that found nobody is tried again
 TRIES = 200
+
+
+class NobodyComes(Exception):
+    """All clients of a role have done their share: no process takes their places any more."""
 
 
 class Nemesis:
@@ -69,6 +73,8 @@ class Nemesis:
                 hit = await self._faults[step.fault](chance)
             except (RedisError, OSError):
                 hit = None  # the server is away: another fault is at it
+            except NobodyComes:
+                break
             if hit is not None:
                 self.counts[step.fault] += 1
                 return
@@ -135,6 +141,9 @@ class Nemesis:
         return fault
 
     def _pick(self, role: str, chance: random.Random) -> Place | None:
+        """One that can be hit now, if there is one. Raise `NobodyComes`."""
+        if self._crew.is_over(role):
+            raise NobodyComes
         places = self._crew.of(role)
         return chance.choice(places) if places else None
 
