@@ -156,7 +156,6 @@ async def carry_out(
 async def _wish(bus: Bus, chosen: Chosen) -> FilteredWish:
     from busq.cli import moments
     from busq.cli.enqueue import tags
-    from busq.cli.look import server_now
 
     wish: FilteredWish = {
         "group": chosen.group,
@@ -175,14 +174,13 @@ async def _wish(bus: Bus, chosen: Chosen) -> FilteredWish:
         wish["until"] = moments.read(chosen.until, "--until")
     if chosen.before is not None:
         moments.ago(chosen.before, "--before", datetime.now(UTC))  # told before there is a connection
-        wish["enqueued_before"] = moments.ago(chosen.before, "--before", await server_now((await bus._link()).reader))
+        wish["enqueued_before"] = moments.ago(chosen.before, "--before", await (await bus._link()).reader.now())
     return wish
 
 
 async def _has_watchdog(bus: Bus) -> bool:
-    from busq.cli.look import server_now
 
-    now = await server_now((await bus._link()).reader)
+    now = await (await bus._link()).reader.now()
     return any(each.card and each.card.role == "watchdog" and each.is_alive(now) for each in await bus.workers())
 
 

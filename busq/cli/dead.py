@@ -36,18 +36,17 @@ def letters(*, limit: int = 100, output: Output = "table", place: Place = HERE) 
         At most so many.
     """
     from busq.cli import loop
-    from busq.cli.look import server_now
     from busq.cli.output import Column, print_json, print_table, since
     from busq.cli.place import opened_reader
     from busq.errors import UsageError
-    from busq.store.reader import DeadLetter
+    from busq.store.letters import DeadLetter
 
     if limit < 1:
         raise UsageError(f"--limit: {limit} will not do; it takes 1 or more")
 
     async def read() -> tuple[list[DeadLetter], list[tuple[object, ...]]]:
         async with opened_reader(place) as (_, reader):
-            found, now = await reader.dead(limit=limit), await server_now(reader)
+            found, now = await reader.dead(limit=limit), await reader.now()
             return found, [
                 (each.id, each.jid, each.kind, each.queue, since(each.at, now), _why(each.reason, each.raw))
                 for each in found
@@ -134,7 +133,7 @@ async def _retry(place: Place, ids: list[str]) -> list[Retried]:
     from busq.store import letters
 
     done: list[Retried] = []
-    async with opened_reader(place) as (store, reader), opened_bus(place) as bus:
+    async with opened_reader(place) as (store, _), opened_bus(place) as bus:
         for letter_id in dict.fromkeys(ids):
             letter = await letters.find(store, letter_id)
             if letter is None:
@@ -156,7 +155,7 @@ async def _retry(place: Place, ids: list[str]) -> list[Retried]:
                     done.append(Retried(id=letter_id, error=str(error)))
                     continue
                 # Enqueued first: should we end here, the job runs twice rather than never.
-                await reader.bury_for_good(letter_id)
+                await letters.remove(store, letter_id)
                 done.append(Retried(id=letter_id, jid=handle.jid))
     return done
 
@@ -166,15 +165,14 @@ async def _purge(place: Place, ids: list[str] | None) -> int:
     from busq.store import letters
 
     purged = 0
-    async with opened_reader(place) as (store, reader):
+    async with opened_reader(place) as (store, _):
         if ids is not None:
             for letter_id in dict.fromkeys(ids):
-                if await letters.find(store, letter_id) is not None:
-                    purged += await reader.bury_for_good(letter_id)
+                purged += await letters.remove(store, letter_id)
             return purged
         async for step in letters.steps(store):
             for letter_id in step:
-                purged += await reader.bury_for_good(letter_id)
+                purged += await letters.remove(store, letter_id)
     return purged
 
 

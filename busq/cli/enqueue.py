@@ -169,7 +169,7 @@ async def _enqueue(
 
 
 async def _wait(handle: JobHandle[Any], seconds: float, output: str) -> int:
-    from busq.cli.look import print_job
+    from busq.cli.tables import print_job
     from busq.protocol.states import State
 
     exits.tell(f"enqueued {handle.jid}, waiting for its ending")

@@ -27,8 +27,8 @@ from busq.cli.safe import shown
 
 if TYPE_CHECKING:
     from busq.cli.keeper import ProcessHealth
+    from busq.store.counts import Stats
     from busq.store.figures import Figures, WorkerPool
-    from busq.store.reader import Stats
     from busq.watchdog.health import Health as WatchdogHealth
     from busq.worker.health import Health as WorkerHealth
 

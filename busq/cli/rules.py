@@ -118,12 +118,11 @@ def revoke(
 
 
 async def _listed(place: Place) -> tuple[list[Line], datetime]:
-    from busq.cli.look import server_now
     from busq.cli.place import opened_bus
 
     async with opened_bus(place) as bus:
         lines = await asyncio.gather(*(_line(bus, rule) for rule in await bus.rules()))
-        return lines, await server_now((await bus._link()).reader)
+        return lines, await (await bus._link()).reader.now()
 
 
 async def _line(bus: Bus, rule: Rule) -> Line:

@@ -16,7 +16,8 @@ from busq.protocol.job import Job
 from busq.protocol.states import State
 
 if TYPE_CHECKING:
-    from busq.store.reader import Reader, Stats
+    from busq.store.counts import Stats
+    from busq.store.reader import Reader
     from busq.store.roster import Member
 
 MOST_JOBS = 20
@@ -97,13 +98,11 @@ async def _live(place: Place, interval: float) -> None:
 
 
 async def _snapshot(reader: Reader) -> Snapshot:
-    from busq.cli.look import server_now
-
     return Snapshot(
         stats=await reader.stats(),
         jobs=await reader.jobs(states=[State.RUNNING, State.CANCELLING], limit=MOST_JOBS),
         workers=await reader.members(),
-        at=await server_now(reader),
+        at=await reader.now(),
     )
 
 
@@ -114,7 +113,7 @@ def _parts(snapshot: Snapshot) -> list[Any]:
     """The tables of a snapshot, from top to bottom, with a line between."""
     from rich.text import Text
 
-    from busq.cli import look
+    from busq.cli import tables
     from busq.cli.output import COLOURS, moment, table
 
     head = Text(f"busq  {moment(snapshot.at)[11:-8]} UTC   ")
@@ -124,13 +123,13 @@ def _parts(snapshot: Snapshot) -> list[Any]:
     head.append(f"dead letters {snapshot.stats.dead}", style="red" if snapshot.stats.dead else "dim")
     if snapshot.stats.settling:
         head.append(f"  settling {snapshot.stats.settling}", style="yellow")
-    jobs = look.job_rows(snapshot.jobs, snapshot.at)
+    jobs = tables.job_rows(snapshot.jobs, snapshot.at)
     return [
         head,
         Text(),
-        table(look.queue_columns(), look.queue_rows(snapshot.stats.queues)),
+        table(tables.queue_columns(), tables.queue_rows(snapshot.stats.queues)),
         Text(),
-        table(look.member_columns(), look.member_rows(snapshot.workers, snapshot.at)),
+        table(tables.member_columns(), tables.member_rows(snapshot.workers, snapshot.at)),
         Text(),
-        table(look.job_columns(), jobs) if jobs else Text("No job is running.", style="dim"),
+        table(tables.job_columns(), jobs) if jobs else Text("No job is running.", style="dim"),
     ]

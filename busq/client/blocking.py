@@ -24,7 +24,7 @@ from busq.protocol.states import State
 
 if TYPE_CHECKING:
     from busq.client.bus import Bus
-    from busq.store.reader import Stats
+    from busq.store.counts import Stats
     from busq.store.roster import Member
 
 T = TypeVar("T")

@@ -32,7 +32,7 @@ from busq.protocol.jids import check_jid
 from busq.protocol.job import Event, Job
 from busq.protocol.states import State
 from busq.protocol.tree import DEEPEST
-from busq.store.reader import Stats
+from busq.store.counts import Stats
 from busq.store.roster import Member
 
 P = ParamSpec("P")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from busq.client.scope import Scope
@@ -19,7 +19,6 @@ from busq.protocol.cancel import checked_seconds, clean_words
 from busq.protocol.durability import DurabilityWord, checked_durability, together
 from busq.protocol.jids import new_jid
 from busq.protocol.scope import Filter, Rule, Survey, check_moment, check_standing
-from busq.store import watch
 
 if TYPE_CHECKING:
     from busq.client.link import Link
@@ -220,7 +219,7 @@ def _span(until: Until) -> datetime | timedelta:
 
 async def _checked_end(link: Link, span: datetime | timedelta) -> datetime | timedelta:
     """The same, if by the server's clock it is to come; raise `UsageError` when it is over already, or never comes."""
-    now = datetime.fromtimestamp(await watch.server_now_ms(link.store) / 1000, UTC)
+    now = await link.reader.now()
     if isinstance(span, datetime):
         if span <= now:
             raise UsageError(f"until: {span.isoformat()} is over; by the server's clock it is {now.isoformat()}")

@@ -7,14 +7,15 @@ Read when asked for, in a bounded number of commands for each queue; nothing is 
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 from redis import exceptions as redis_errors
 
 from busq.store import watch
 from busq.store.connection import reaching
-from busq.store.reader import Reader, Stats
+from busq.store.counts import Stats
+from busq.store.reader import Reader
 from busq.store.roster import Member
 from busq.store.store import Store
 
@@ -60,8 +61,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 async def read(store: Store, reader: Reader) -> Figures:
     """Raise `BusUnavailable`."""
-    stats, members = await reader.stats(), await reader.members()
-    now_ms = await watch.server_now_ms(store)
+    stats, members, now = await reader.stats(), await reader.members(), await reader.now()
     overdue = 0
     with reaching(store.connections.place):
         for shard in range(store.shards):
@@ -71,7 +71,7 @@ async def read(store: Store, reader: Reader) -> Figures:
     return Figures(
         stats=stats,
         members=members,
-        now=datetime.fromtimestamp(now_ms / 1000, UTC),
+        now=now,
         overdue=overdue,
         memory_bytes=used,
         memory_limit_bytes=limit,

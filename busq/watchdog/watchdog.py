@@ -26,10 +26,11 @@ from busq.config import Settings
 from busq.errors import BadRecord, BusUnavailable
 from busq.protocol.trouble import Trouble
 from busq.store import figures
+from busq.store.counts import Stats
 from busq.store.figures import Figures
 from busq.store.lineage import Lineage
 from busq.store.outage import Backoff, Outage
-from busq.store.reader import Reader, Stats
+from busq.store.reader import Reader
 from busq.store.roster import process_card, process_name
 from busq.store.store import Store
 from busq.watchdog import health, mend

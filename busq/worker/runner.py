@@ -25,7 +25,6 @@ from busq.errors import BadArguments, BadPayload
 from busq.hooks import Hook
 from busq.protocol.cancel import Cause, TripFacts
 from busq.protocol.states import State, Verb, is_terminal
-from busq.store import suspects
 from busq.store.forms import Settlement
 from busq.store.outage import Outage
 from busq.store.store import Store
@@ -41,10 +40,10 @@ from busq.worker.outbox import Outbox
 from busq.worker.outcome import Outcome, outcome_of
 from busq.worker.reception import Started
 from busq.worker.slots import Slots
+from busq.worker.suspects import Suspects
 
 WATCH_AFTER_S = 0.005  # a job that runs longer is subscribed to its own channel
 WATCH_WAITING_AFTER_S = 0.05  # one that waits for a child process: mostly it is over by then, or handed back
-SUSPECT_PATIENCE_S = 1.0  # code that ends this soon after it was given up does not count against the limit
 RAN_ON = "it ran past its timeout and did not stop"
 
 log = events.logger("busq.worker")
@@ -72,8 +71,8 @@ class Runner:
         meter: Meter = UNMETERED,
     ) -> None:
         self.running: dict[str, Attempt] = {}
-        self.suspects: set[Attempt] = set()
         self.outbox = Outbox(store, self._settled, outage)
+        self.suspects = Suspects(loop, store, self.outbox, self._errand, too_many_suspects)
         self.ladder = Ladder(
             loop, lambda attempt: self._executors[attempt.handler.pool], self, force_s=settings.force_s
         )
@@ -84,7 +83,6 @@ class Runner:
         self._settings = settings
         self._store = store
         self._slots = slots
-        self._too_many_suspects = too_many_suspects
         self._meter = meter
         self.hands = WorkerHands(
             loop, store, self.outbox, self.ladder, self._errand, result_bytes=settings.result_bytes
@@ -152,7 +150,7 @@ class Runner:
     def reported(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
         """The code of this attempt has stopped. Called once for each, by its executor."""
         if attempt.abandoned:
-            self._suspect_ended(attempt)
+            self.suspects.ended(attempt)
             return
         settings = self._settings
         self._end(
@@ -214,7 +212,7 @@ class Runner:
     def _settled(self, attempt: Attempt, word: str, state: str) -> None:
         self._meter.settled(attempt, state if word == "settled" else "stale", self._loop.time())
         if attempt.abandoned and attempt not in self.suspects:  # its code stopped before it was listed
-            self._errand(self._clear_suspect(attempt))
+            self.suspects.clear(attempt)
         if word == "settled":
             event = _SETTLED.get(state, events.JOB_SUCCEEDED)
             if event is not None and events.heard(event):
@@ -234,7 +232,7 @@ class Runner:
             # Perhaps the server forgot that we had started it: then its entry stands under our name, to be found.
             self.displaced()
         if not attempt.abandoned:  # whoever ended the job may have listed this attempt, and its code has stopped
-            self._errand(self._clear_suspect(attempt))
+            self.suspects.clear(attempt)
 
     def hand_back_all(self) -> int:
         """Give up every attempt that still runs and hand its job back; its code ends with this process."""
@@ -308,7 +306,7 @@ class Runner:
             self._timed_out(attempt)  # its code goes on, and has not been interrupted yet
             self._abandon(attempt, RAN_ON)
         elif not attempt.abandoned:  # it stopped while the store was told
-            self._errand(self._clear_suspect(attempt))
+            self.suspects.clear(attempt)
 
     def _note_observed(self, attempt: Attempt) -> None:
         at, facts = attempt.token.observed_at, attempt.token.facts
@@ -339,33 +337,13 @@ class Runner:
             lambda: self._store.finalize(attempt.shard, attempt.queue, [(attempt.jid, False)]), "finalize"
         )
         if attempt not in self.suspects:  # its code stopped before it was listed
-            await self._clear_suspect(attempt)
+            self.suspects.clear(attempt)
 
     def _abandon(self, attempt: Attempt, why: str) -> None:
         attempt.abandoned, attempt.abandoned_at = True, self._loop.time()
         self._free(attempt)
-        self.suspects.add(attempt)
+        self.suspects.add(attempt, why)
         self._executors[attempt.handler.pool].kill(attempt)  # nothing that it does counts any more
-        events.tell(log, events.JOB_ABANDONED, **attempt.facts, why=why, suspects=len(self.suspects))
-
-        self._loop.call_later(SUSPECT_PATIENCE_S, self._weigh_suspects)
-
-    def _weigh_suspects(self) -> None:
-        # Not at once: a killed process, or coroutines that another one had held up, are gone in a moment.
-        if len(self.suspects) > self._settings.suspects_limit:
-            self._too_many_suspects(len(self.suspects))
-
-    def _suspect_ended(self, attempt: Attempt) -> None:
-        self.suspects.discard(attempt)
-        events.tell(
-            log, events.SUSPECT_ENDED, **attempt.facts, after_s=round(self._loop.time() - attempt.started_at, 3)
-        )
-        self._errand(self._clear_suspect(attempt))
-
-    async def _clear_suspect(self, attempt: Attempt) -> None:
-        await self.outbox.until_told(
-            lambda: suspects.clear_attempt(self._store, attempt.jid, attempt.number), "suspects"
-        )
 
     async def close(self) -> None:
         """Nothing more is told to Redis: code that was given up may still end, and nobody will be there to say so."""

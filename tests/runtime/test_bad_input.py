@@ -10,7 +10,7 @@ import pytest
 
 import busq
 from busq.protocol.judgement import REFUSALS
-from busq.store.reader import DeadLetter
+from busq.store.letters import DeadLetter
 from busq.store.store import Store
 from busq.worker.reception import Reception
 from tests.roles import as_role

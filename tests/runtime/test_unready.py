@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 import busq
 from busq.errors import BusUnavailable
-from busq.worker import control, runner
+from busq.worker import control, suspects
 from busq.worker.worker import Worker
 from tests.runtime.bench import Bench, bench, until
 
@@ -121,7 +121,7 @@ async def test_past_a_limit_of_suspects_a_worker_says_so_and_drains_itself(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What still runs may end; what is queued is left to others."""
-    monkeypatch.setattr(runner, "SUSPECT_PATIENCE_S", 0.01)
+    monkeypatch.setattr(suspects, "PATIENCE_S", 0.01)
     with capture_logs() as lines:
         async with bench(redis_url, suspects_limit=2, shutdown_timeout_s=20.0) as b:
             gate, last = b.gate(), b.gate()
@@ -159,7 +159,7 @@ async def test_past_a_limit_of_suspects_a_worker_says_so_and_drains_itself(
 async def test_code_that_ends_soon_after_it_was_given_up_does_not_count(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "SUSPECT_PATIENCE_S", 3.0)
+    monkeypatch.setattr(suspects, "PATIENCE_S", 3.0)
     async with bench(redis_url, suspects_limit=0) as b:
         gate = b.gate()
 
@@ -180,13 +180,13 @@ async def test_code_that_ends_soon_after_it_was_given_up_does_not_count(
 
 def _count_weighings(worker: Worker) -> list[int]:
     weighed: list[int] = []
-    really = worker._runner._weigh_suspects
+    really = worker._runner.suspects._weigh
 
     def weigh() -> None:
         really()
         weighed.append(1)
 
-    worker._runner._weigh_suspects = weigh  # type: ignore[method-assign]
+    worker._runner.suspects._weigh = weigh  # type: ignore[method-assign]
     return weighed
 
 

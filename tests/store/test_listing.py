@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from busq.protocol.states import State
-from busq.store import reader as reading
+from busq.store import listing as walking
 from busq.store.reader import Reader
 from tests.store.bench import QUEUE, Bench, put_in
 
@@ -14,8 +14,8 @@ MEBIBYTE = 1024 * 1024
 
 
 async def test_a_list_that_did_not_look_at_everything_says_so(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "STEP", 4)
-    monkeypatch.setattr(reading, "SCAN_MOST", 10)
+    monkeypatch.setattr(walking, "STEP", 4)
+    monkeypatch.setattr(walking, "SCAN_MOST", 10)
     async with Bench(url) as bench:
         for _ in range(13):
             await bench.enqueue()
@@ -23,7 +23,7 @@ async def test_a_list_that_did_not_look_at_everything_says_so(url: str, monkeypa
         reader = Reader(bench.a)
         listing = await reader.listing(kind="rare")
         assert (listing.jobs, listing.more, listing.looked_at) == ([], True, 12)
-        monkeypatch.setattr(reading, "SCAN_MOST", 20)
+        monkeypatch.setattr(walking, "SCAN_MOST", 20)
         listing = await reader.listing(kind="rare")
         assert ([job.jid for job in listing.jobs], listing.more) == ([rare], False)
         assert (await reader.listing(limit=13)).more
@@ -35,7 +35,7 @@ async def test_running_jobs_are_found_however_many_wait_behind_and_before_them(
     url: str, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """The entries that workers hold are asked for, and nobody walks past those that wait."""
-    monkeypatch.setattr(reading, "STEP", step)
+    monkeypatch.setattr(walking, "STEP", step)
     async with Bench(url) as bench:
         running = [await bench.run() for _ in range(5)]
         for _ in range(30):

@@ -17,8 +17,9 @@ from busq.errors import TooManyRules
 from busq.protocol.cancel import Ended, Verdict
 from busq.protocol.scope import Filter, ScopeState
 from busq.protocol.states import State, Verb
-from busq.store import reader, scopes
+from busq.store import listing, scopes
 from busq.store.forms import NewJob, Refusal
+from busq.store.reader import Reader
 from tests.store.bench import CHILD_DELAY_S, DEADLINE_S, DELAY_S, LEASE_S, QUEUE, Bench, Held, put_in
 
 S, V = State, Verb
@@ -682,8 +683,8 @@ async def test_a_long_queue_under_a_live_rule_hides_no_job_from_the_list_of_canc
     url: str, monkeypatch: pytest.MonkeyPatch, settled: bool
 ) -> None:
     """The rule hits none of them; a list looks at so many records only."""
-    monkeypatch.setattr(reader, "STEP", 2)
-    monkeypatch.setattr(reader, "SCAN_MOST", 8)
+    monkeypatch.setattr(listing, "STEP", 2)
+    monkeypatch.setattr(listing, "SCAN_MOST", 8)
     async with Bench(url) as bench:
         gone = await bench.enqueue(delay_s=DELAY_S)
         await bench.cancel(gone)
@@ -691,7 +692,7 @@ async def test_a_long_queue_under_a_live_rule_hides_no_job_from_the_list_of_canc
         await bench.decide(group="nobody's", how={"standing": True})
         if settled:
             await bench.walk()
-        found = await reader.Reader(bench.a).jobs(states=[S.CANCELLED])
+        found = await Reader(bench.a).jobs(states=[S.CANCELLED])
         assert [job.jid for job in found] == [gone]
 
 
