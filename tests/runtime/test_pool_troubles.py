@@ -119,7 +119,7 @@ async def test_the_clock_of_a_job_that_got_another_child_runs_again(
         asyncio.get_running_loop().remove_reader(child.victim.pidfd)
         os.kill(pid, signal.SIGKILL)
         await until(lambda: not alive(pid))
-        handle = await b.bus.options(timeout=0.3).enqueue("waits", folder, "go on")
+        handle = await b.bus.options(timeout=1.0).enqueue("waits", folder, "go on")
         await until(lambda: child.given)
         child._gone()
         job = await handle.wait(timeout=20)

@@ -593,7 +593,7 @@ async def test_a_program_that_a_handler_runs_stops_with_its_job(
     redis_url: str, folder: str, kind: str, how: str
 ) -> None:
     """SIGTERM first, and SIGKILL when half of the grace is over: a cancel needs no force."""
-    async with bench(redis_url, grace_s=2.0) as b:
+    async with bench(redis_url, grace_s=4.0) as b:
         await work(b, concurrency=1)
         handle = await b.bus.options(queue=process_handlers.QUEUES.get(kind, "default")).enqueue(kind, folder, how)
         await until(lambda: there(folder, "up"))
