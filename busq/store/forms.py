@@ -102,7 +102,8 @@ class Delivery(msgspec.Struct, frozen=True):
 
 class StartAnswer(msgspec.Struct, frozen=True):
     """
-    `word` is started, stale, other_kind, odd, newer, unjudged or missing; the rest is set for started, or explains.
+    `word` is started, stale, gone, other_kind, odd, newer, unjudged or missing; the rest is set for started, or
+    explains.
 
     Of a hook or a finalizer, `payload` is what it is told of the job that it is about.
     """

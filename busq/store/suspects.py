@@ -38,6 +38,11 @@ async def clear_attempt(store: Store, jid: str, attempt: int) -> int:
     return await _drop(store, shard, lambda each: each.jid == jid and each.attempt == attempt)
 
 
+async def clear_unknown(store: Store, shard: int, owner: str, runs: Callable[[str, int], bool]) -> int:
+    """This worker runs nothing but what `runs` knows by jid and attempt. Return how many lines were dropped."""
+    return await _drop(store, shard, lambda each: each.owner == owner and not runs(each.jid, each.attempt))
+
+
 async def clear_owner(store: Store, shard: int, owner: str) -> int:
     """This worker's process is gone, and all its code with it. Return how many lines were dropped."""
     return await _drop(store, shard, lambda each: each.owner == owner)

@@ -18,7 +18,7 @@ So while there is work they are read by themselves, now and then; all queues tog
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from busq import events
@@ -46,7 +46,7 @@ log = events.logger("busq.worker")
 class Intake:
     """
     `served` says for every queue which handlers it feeds; `knows` whether this worker runs what is behind an entry;
-    `beats` whether the beat reaches Redis.
+    `reconcile_attempts` looks for such as never ran here; `beats` says whether the beat reaches Redis.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Intake:
         served: Mapping[str, Sequence[Handler]],
         knows: Callable[[Entry], bool],
         *,
+        reconcile_attempts: Callable[[], Awaitable[None]],
         beats: Callable[[], bool],
         outage: Outage,
     ) -> None:
@@ -65,6 +66,7 @@ class Intake:
         self._reception = reception
         self._needs = {queue: _needs(handlers) for queue, handlers in served.items()}
         self._knows = knows
+        self._reconcile_attempts = reconcile_attempts
         self._beats = beats
         self._trust = {queue: _Trust() for queue in self._needs}
         self._taking: set[asyncio.Task[None]] = set()
@@ -128,7 +130,8 @@ class Intake:
 
     async def reconcile(self) -> None:
         """
-        A reply may have been lost: start what is pending under our name and not known to us.
+        A reply may have been lost: start what is pending under our name and not known to us, and have those attempts
+        forgotten that were ended as if they ran here.
 
         What finds no slot is given back, although the record may say that we run it: somebody else can, then.
         """
@@ -136,6 +139,7 @@ class Intake:
         await self._streams.open()
         if unknown := await self._unknown():
             await self._reception.take(unknown, adopt=True)
+        await self._reconcile_attempts()
 
     async def _unknown(self) -> list[Entry]:
         return [entry for entry in await self._streams.pending() if not self._knows(entry)]

@@ -39,13 +39,22 @@ log = events.logger("busq.worker")
 
 class Reception:
     def __init__(
-        self, settings: Settings, handlers: Handlers, store: Store, slots: Slots, outbox: Outbox, begin: Begin
+        self,
+        settings: Settings,
+        handlers: Handlers,
+        store: Store,
+        slots: Slots,
+        outbox: Outbox,
+        begin: Begin,
+        *,
+        displaced: Callable[[], None],
     ) -> None:
         self._handlers = handlers
         self._store = store
         self._slots = slots
         self._outbox = outbox
         self._begin = begin
+        self._displaced = displaced
         self._terms = {handler.kind: terms_of(handler, settings) for handler in handlers}
         self._numbers = itertools.count(1)
         self._unread_rules: set[str] = set()
@@ -150,6 +159,8 @@ class Reception:
         elif answer.word == "other_kind":
             await self._bury(entry, "bad_entry: it names another kind than the job's record")
         else:
+            if answer.word == "gone":  # whoever ended it had to take it for running here, and may have said so
+                self._displaced()
             events.tell(log, events.JOB_STALE, level=logging.DEBUG, jid=entry.jid, kind=entry.kind, state=answer.detail)
 
     def _tell_of_rule(self, number: str) -> None:

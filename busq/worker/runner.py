@@ -78,7 +78,7 @@ class Runner:
         )
         self.watcher: Watcher | None = None
         self.displaced: Callable[[], None] = _nothing
-        """Called when an attempt has ended whose job belongs to another one, or to nobody."""
+        """Called when what is listed as ours may not be so: an attempt has ended whose job is no longer its own."""
         self._loop = loop
         self._settings = settings
         self._store = store
@@ -99,6 +99,18 @@ class Runner:
             entry.jid in self.running
             or self.outbox.holds(entry.jid)
             or any(each.entry == entry.id and each.jid == entry.jid for each in self.suspects)
+        )
+
+    async def reconcile(self) -> None:
+        """Attempts listed as our suspects that never ran here are none. Raise `BusUnavailable`."""
+        await self.suspects.reconcile(self._runs)
+
+    def _runs(self, jid: str, number: int) -> bool:
+        running = self.running.get(jid)
+        return (
+            (running is not None and running.number == number)
+            or self.outbox.holds(jid)
+            or any(each.jid == jid and each.number == number for each in self.suspects)
         )
 
     def use(self, executors: Mapping[Pool, Executor]) -> None:

@@ -65,6 +65,15 @@ class Suspects:
         """Have the store forget it, if it was listed there."""
         self._errand(self._clear(attempt))
 
+    async def reconcile(self, runs: Callable[[str, int], bool]) -> None:
+        """
+        Have the store forget what is listed under our name and does not run here, as `runs` knows by jid and attempt:
+        started by a call whose reply was lost, and ended by somebody else before we learned of it. Raise
+        `BusUnavailable`.
+        """
+        for shard in range(self._store.shards):
+            await suspects.clear_unknown(self._store, shard, self._store.by, runs)
+
     async def _clear(self, attempt: Attempt) -> None:
         await self._outbox.until_told(
             lambda: suspects.clear_attempt(self._store, attempt.jid, attempt.number), "suspects"

@@ -243,8 +243,9 @@ class Worker:
         }
         self._runner.use(executors)
         reception = Reception(
-            self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin
-        )
+            self._settings, self._handlers, self._store, self._slots, self._runner.outbox, self._runner.begin,
+            displaced=lambda: self._runner.displaced(),
+        )  # fmt: skip
         served = {queue: self._handlers.of_queue(queue) for queue in self._served}
         watch = LoopWatch(loop, lambda: self._runner.running)
         stand_in = StandIn(self._settings, self._runner, watch, loop, name=self.name, queues=self._served)
@@ -255,7 +256,7 @@ class Worker:
         )  # fmt: skip
         self._intake = Intake(
             self._streams, self._slots, reception, served, self._runner.knows,
-            beats=lambda: self._control.reachable, outage=self._outage,
+            reconcile_attempts=self._runner.reconcile, beats=lambda: self._control.reachable, outage=self._outage,
         )  # fmt: skip
         self._runner.watcher = self._control
         self._runner.displaced = self._intake.reconcile_soon

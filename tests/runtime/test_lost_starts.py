@@ -21,6 +21,7 @@ from tests.runtime.bench import Bench, bench, until
 from tests.servers import RedisServer
 
 LONG: dict[str, Any] = {"lease_s": 60.0, "grace_s": 60.0}  # nothing is reclaimed or finalized while a story lasts
+SHORT = {**LONG, "grace_s": 0.05}  # but cancels are finalized
 
 
 def lose_starts(monkeypatch: pytest.MonkeyPatch, then: Callable[[], object]) -> None:
@@ -179,9 +180,91 @@ async def test_a_start_whose_replies_are_cut_off_while_it_is_cancelled_ends_befo
         await until(lambda: worker._slots.used == 0)
 
 
+async def test_a_start_that_was_not_heard_of_until_its_cancel_was_finalized_leaves_no_suspect(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Whoever finalized it could not know that nothing runs; the worker can, though its entry is gone.
+
+    What does run on is listed beside it, and stays so.
+    """
+    async with bench(redis_url, **SHORT) as b:
+        ran, gate = counting(b), b.gate()
+
+        @b.bus.job
+        def deaf() -> None:
+            gate.block()
+
+        started, finalized = asyncio.Event(), asyncio.Event()
+        reconcile = Intake.reconcile
+
+        async def reconcile_later(self: Intake) -> None:
+            if started.is_set():
+                await finalized.wait()
+            await reconcile(self)
+
+        monkeypatch.setattr(Intake, "reconcile", reconcile_later)
+        worker = await b.work()
+        await b.watch()
+        stays = await b.bus.enqueue("deaf")
+        await b.reaches(stays.jid, "running")
+        await stays.cancel()
+        assert (await stays.wait(timeout=20)).ended == "abandoned"
+        await until(lambda: worker._runner.suspects)
+        with monkeypatch.context() as patched:
+            lose_starts(patched, started.set)
+            handle = await b.bus.enqueue("short")
+            await started.wait()
+        await handle.cancel()
+        assert (await handle.wait(timeout=20)).ended == "abandoned"
+        assert (await b.bus.stats()).suspects == 2
+        finalized.set()
+        await until(lambda: _suspects(b, 1))
+        assert ran == []
+        gate.open()
+        await until(lambda: _suspects(b, 0))
+
+
+async def test_a_start_that_is_sent_again_after_its_cancel_was_finalized_leaves_no_suspect(
+    own_server: RedisServer,
+) -> None:
+    """The worker never learns that a reply was lost: the connection has sent the call again."""
+    start = scripts.load("start").sha.encode()
+    async with bench(own_server.url, **SHORT) as b, Proxy(own_server.port) as proxy:
+        ran: list[int] = []
+        far = busq.Bus(as_role(elsewhere(b.url, proxy.place), "worker"), **b.given)
+
+        @far.job
+        async def short() -> None:
+            ran.append(1)
+
+        await b.work(far)
+        await b.watch()
+
+        def lose(reply: bytes, asked: bytes) -> bool:
+            if start not in asked or proxy.lost or reply.startswith(b"-NOSCRIPT"):
+                return False
+            proxy.stall()
+            return True
+
+        proxy.lose = lose
+        handle = await b.bus.enqueue("short")
+        await until(lambda: proxy.lost == 1)
+        await handle.cancel()
+        assert (await handle.wait(timeout=20)).ended == "abandoned"
+        assert (await b.bus.stats()).suspects == 1
+        proxy.go_on()
+        await until(lambda: _suspects(b, 0))
+        assert ran == []
+
+
+async def _suspects(b: Bench, count: int) -> bool:
+    return (await b.bus.stats()).suspects == count
+
+
 async def test_an_entry_of_an_attempt_that_was_given_up_is_not_taken_for_one_that_never_ran(redis_url: str) -> None:
     """Its code runs on, so it must end as abandoned, also when the worker looks through its own entries."""
-    async with bench(redis_url, **{**LONG, "grace_s": 0.05}) as b:
+    async with bench(redis_url, **SHORT) as b:
         gate = b.gate()
 
         @b.bus.job

@@ -444,6 +444,10 @@ GUARDS = [
           moments.test_a_start_that_is_sent_again_after_a_cancel_ends_the_job_that_nobody_runs),
     Guard("start", "elseif (unknown or was[5] == token) and state", "elseif state",
           moments.test_an_attempt_that_was_cancelled_before_it_came_to_run_ends_before_start),
+    Guard("start", "was[5] == token and 'gone' or 'stale'", "'stale'",
+          moments.test_a_start_that_is_sent_again_after_its_cancel_was_finalized_is_told_that_it_was_its_own),
+    Guard("start", "was[5] == token and 'gone' or 'stale'", "'gone'",
+          moments.test_a_start_that_is_sent_again_after_its_cancel_was_finalized_is_told_that_it_was_its_own),
     *(
         Guard(verb, "redis.call('ZREM', timers, unpack(ended_jids)) ", "", timer_goes(how))
         for verb, how in (

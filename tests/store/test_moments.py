@@ -379,6 +379,18 @@ async def test_a_start_that_is_sent_again_after_a_cancel_ends_the_job_that_nobod
         assert await bench.entries() == []
 
 
+async def test_a_start_that_is_sent_again_after_its_cancel_was_finalized_is_told_that_it_was_its_own(url: str) -> None:
+    """Whoever sends it again clears the list of suspects of it; nobody else has anything to clear."""
+    async with Bench(url) as bench:
+        held = await put_in(bench, S.QUEUED)
+        await bench.begin(held, token="one")
+        await bench.cancel(held.jid)
+        bench.clock.advance(DEADLINE_S)
+        assert (await bench.finalize(held.jid))[0] == "finalized"
+        answers = [await bench.begin(held, token=token) for token in ("one", "two")]
+        assert [(answer.word, answer.detail) for answer in answers] == [("gone", "cancelled"), ("stale", "cancelled")]
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_an_attempt_that_never_came_to_run_is_given_back_without_spending_anything(
     url: str, cancelled: bool

@@ -12,9 +12,9 @@
            failures, retries, grace_ms, timeout_ms, backoff_ms, backoff_max_ms, saved
            and of a hook: 'hook', then of the job that it cleans up after jid, attempt, cause, reason, source, ended;
            of a finalizer: 'finalize', then of its parent jid, attempt, kids, kids_failed, failed_kids, result, saved
-           {'stale', state}    nothing to start behind this entry; it has been removed. Cancelled: perhaps just now,
-                               because that had been decided for it, a moment of it had passed, or its attempt never
-                               came to run
+           {'stale', state}    nothing to start behind this entry; it has been removed. Cancelled: perhaps just now, for
+                               it was decided, a moment had passed, or its attempt never came to run
+           {'gone', state}     the same, when this very call, sent again, had begun what is over by now
            {'other_kind', kind}   the entry lied about its kind; nothing was changed
            {'odd', words}         what is in the record was not written by any busq; nothing was changed
            {'newer', version}, {'unjudged', number}   the record, or a live rule that may cover it, was written by a newer busq
@@ -107,7 +107,7 @@ for i = jobs, #KEYS do
     if state == 'cancelled' and was[2] == entry then was_read(jid_of(job)) end
     if state == 'cancelled' and was[4] == ARGV[kind_at] then clean_up_late(job, ARGV[kind_at + 8]) end
     leftovers[#leftovers + 1] = entry
-    answers[#answers + 1] = { 'stale', state }
+    answers[#answers + 1] = { was[5] == token and 'gone' or 'stale', state }
   end
   at = at + 3
 end
