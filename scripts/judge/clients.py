@@ -9,6 +9,7 @@ given does not contradict it (C17).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from math import inf
 
 from judge import schema as s
 from judge.contract import ACCEPTED, AFTER_A_CANCEL, CANCELLED, TERMINAL
@@ -32,6 +33,7 @@ def judge_clients(jobs: Jobs, history: History, verdict: Verdict, *, drained: bo
     _never_ended(jobs, verdict, drained)
     _unexpected(jobs, history, verdict)
     _cancels(jobs, history, verdict, lost_epochs)
+    _uncalled(jobs, history, verdict)
     _reads_forward(jobs, history, verdict)
     _reads_in_time(jobs, history, verdict)
 
@@ -82,6 +84,10 @@ def _unexpected(jobs: Jobs, history: History, verdict: Verdict) -> None:
 
 def _cancels(jobs: Jobs, history: History, verdict: Verdict, lost_epochs: bool) -> None:
     told: Counter[str] = Counter()
+    known: dict[str, int] = {}
+    for call in history.calls["enqueue"]:
+        if call.type == "ok" and call.jid and call.ended:
+            known[call.jid] = min(call.ended.mono, known.get(call.jid, call.ended.mono))
     for call in history.calls["cancel"]:
         answer = (call.answer or "").lower() if call.type == "ok" else call.type
         told[answer] += 1
@@ -90,11 +96,28 @@ def _cancels(jobs: Jobs, history: History, verdict: Verdict, lost_epochs: bool) 
         lives = jobs.by_jid.get(call.jid, [])
         if answer in ACCEPTED and not any(life.requested is not None for life in lives):
             verdict.wrong("C9", call.jid, None, f"its cancel was answered {answer}, and the log has no request for it")
+        elif answer == "not_found" and known.get(call.jid, inf) < call.began.mono and _is_kept(lives):
+            verdict.wrong("C9", call.jid, None, "its cancel was answered not_found after its enqueue had been accepted")
         elif answer == "already_finished" and all(life.state == CANCELLED for life in lives):
             verdict.wrong(
                 "C9", call.jid, None, "its cancel was answered already_finished, and it neither succeeded nor failed"
             )
     verdict.figures["cancels"] = dict(told)
+
+
+def _is_kept(lives: list[Life]) -> bool:
+    return len(lives) == 1 and lives[0].gone is None
+
+
+def _uncalled(jobs: Jobs, history: History, verdict: Verdict) -> None:
+    """Whose record says that a user cancelled it by its jid was cancelled by a client."""
+    asked = {call.jid for call in history.calls["cancel"]}
+    if not asked or None in asked:
+        return
+    for life in jobs.all:
+        by_user = life.requested is not None and life.record.get(s.CAUSE) == b"user" and s.SCOPE not in life.record
+        if by_user and life.jid not in asked:
+            verdict.wrong("C12", life.jid, life.requested, "cancelled by a user, and no client has asked for it")
 
 
 def _reads_forward(jobs: Jobs, history: History, verdict: Verdict) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from judge import schema as s
 from judge.clients import Jobs
-from judge.contract import ACCEPTED, CANCELLED, NO_CANCELS, STOPPED
+from judge.contract import ACCEPTED, CANCELLED, CANCELLING, NO_CANCELS, RUNNING, STOPPED
 from judge.faults import Faults
 from judge.history import Event, History
 from judge.verdict import Verdict
@@ -37,6 +37,7 @@ def judge_handlers(
     _side_by_side(jobs, history, verdict, suspects)
     _after_death(history, faults, verdict)
     _after_the_end(jobs, history, faults, verdict)
+    _before_start(jobs, history, verdict)
     accepted = _accepted(history)
     _latency(accepted, history, faults, verdict)
     if hears:
@@ -138,6 +139,17 @@ def _after_the_end(jobs: Jobs, history: History, faults: Faults, verdict: Verdic
             words = f"{event.ev} of attempt {event.fence} {(event.mono - ended) / 1e9:.1f} s after it was "
             verdict.wrong("C14", life.jid, life.terminal, words + life.record[s.ENDED].decode())
     verdict.figures["signs_of_life_of_the_stopped"] = judged
+
+
+def _before_start(jobs: Jobs, history: History, verdict: Verdict) -> None:
+    """A running job is said to have ended before its start only when nothing of the attempt ever ran."""
+    ran = {(event.jid, event.fence) for event in history.by_ev["h_start"]}
+    for life in jobs.all:
+        states = [state for _, state in life.states[-3:]]
+        if life.record.get(s.ENDED) == b"before_start" and states == [RUNNING, CANCELLING, CANCELLED]:
+            number = life.attempts[-1].number
+            if (life.jid, number) in ran:
+                verdict.wrong("C14", life.jid, life.terminal, f"attempt {number} is said never to have run, and it ran")
 
 
 def _accepted(history: History) -> dict[str, int]:

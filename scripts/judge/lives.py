@@ -115,6 +115,8 @@ class Lives:
                 self.wrong("C4", life, f"admitted a second time, while it was {_text(life.state)}")
         if s.REQUESTED in fields:
             self._requested(life, fields)
+        elif s.number_of(fields, s.DEADLINE) > s.number_of(before, s.DEADLINE) and not self.base:
+            self.wrong("C9", life, "its deadline was put off, and nobody may move it further away")
         state = fields.get(s.STATE)
         settled_by = fields.get(s.SETTLED_BY)
         if settled_by is not None and not self.base:
@@ -140,6 +142,13 @@ class Lives:
         if self._tombstones.get(key, 0.0) > float(fields.get(s.ENQUEUED, b"inf")) and not self.base:
             life.excused = "tombstoned"
         return life
+
+    def fields_removed(self, key: bytes, fields: list[bytes]) -> None:
+        self.changed.add(key)
+        life = self.by_key.get(key)
+        late = sorted(s.OUTCOME.intersection(fields))
+        if life is not None and life.terminal is not None and late and not self.base:
+            self.wrong("C5", life, f"{_text(life.state)} already, and {_names(late)} removed")
 
     def record_gone(self, key: bytes) -> None:
         self.changed.add(key)

@@ -21,6 +21,7 @@ class Watcher(Protocol):
     """Who follows what becomes of jobs."""
 
     def record_written(self, key: bytes, before: dict[bytes, bytes], fields: dict[bytes, bytes]) -> None: ...
+    def fields_removed(self, key: bytes, fields: list[bytes]) -> None: ...
     def record_gone(self, key: bytes) -> None: ...
     def entry_added(self, stream: bytes, entry: bytes, job: bytes) -> None: ...
     def entry_gone(self, stream: bytes, entry: bytes, job: bytes) -> None: ...
@@ -117,10 +118,9 @@ class Model:
 
     def _do_hdel(self, key: Key, command: Command) -> None:
         held = self._hash(command[1])
-        for field in command[2:]:
-            held.pop(field, None)
+        there = [field for field in command[2:] if held.pop(field, None) is not None]
         if key.part == "job":
-            self._watcher.touched(command[1])
+            self._watcher.fields_removed(command[1], there)
         if not held:
             self._remove(command[1])
 

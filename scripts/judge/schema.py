@@ -30,7 +30,7 @@ REQUESTED, CAUSE, DEADLINE, ENDED, FINISHED = b"requested", b"cause", b"deadline
 ENQUEUED, ADMISSION, PARENT, POLICY, PARKED = b"enqueued", b"seq", b"parent", b"policy", b"parked"
 LATE_SUCCESS, LINES = b"late", b"n"
 OPEN_CHILDREN, HOOK, ON_CANCEL = b"open", b"hook", b"on_cancel"
-GROUP_OF_JOB, TAGS, TERMS, CALL = b"group", b"tags", b"terms", b"call"
+GROUP_OF_JOB, TAGS, TERMS, CALL, SCOPE = b"group", b"tags", b"terms", b"call", b"scope"
 
 # Written by an ending and never again.
 OUTCOME = frozenset(

@@ -499,6 +499,49 @@ def _(s: Story) -> None:
     s.call("cancel", "a", "already_finished", ms=1)
 
 
+@broken("C9", "a cancel that was told that there is no such job, after its enqueue was accepted")
+def _(s: Story) -> None:
+    s.call("enqueue", "a", "enqueued", ms=0)
+    s.call("cancel", "a", "not_found", ms=5)
+    s.whole("a")
+
+
+@broken("C12", "a job that a user cancelled, and no client did")
+def _(s: Story) -> None:
+    for jid in ("a", "b"):
+        s.call("enqueue", jid, "enqueued", ms=0)
+        s.enqueue(jid)
+        s.run(jid)
+        s.signal(jid)
+        s.confirm(jid)
+    s.call("cancel", "b", "signalled", ms=5)
+
+
+@broken("C9", "a deadline that is put off")
+def _(s: Story) -> None:
+    s.enqueue("a")
+    s.run("a")
+    s.signal("a")
+    later = s.now + 500_000
+    s.say(["HSET", PREFIX + "job:a", "deadline", later], ["ZADD", PREFIX + "deadlines", later, "a"])
+    s.confirm("a")
+
+
+@broken("C14", "an attempt that is said never to have run, and it ran")
+def _(s: Story) -> None:
+    s.enqueue("a")
+    s.run("a")
+    s.handler("h_start", "a", 1, ms=1)
+    s.signal("a")
+    s.confirm("a", ended="before_start")
+
+
+@broken("C5", "a result that is removed after the end")
+def _(s: Story) -> None:
+    s.whole("a")
+    s.say(["HDEL", PREFIX + "job:a", "result"])
+
+
 @broken("C9", "a second cancel that takes the place of the first")
 def _(s: Story) -> None:
     s.enqueue("a")
