@@ -22,8 +22,8 @@ from faults.plan import KILLS, STOPS
 from faults.tally import Tally
 
 JUDGE = Path(__file__).resolve().parents[1] / "check_history.py"
-OUR_MISTAKE = 70
-"""The exit code of a command of busq's that met an error which it does not know."""
+UNREACHABLE = 3
+"""The exit code of a process that could not reach the server when it began."""
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,5 +121,5 @@ def _surprises(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def _mistakes(crashes: Counter[tuple[str, int]]) -> list[str]:
-    """Processes that died of an error that busq does not know; the others could not reach the server."""
-    return [f"a {role} ended with {code}: see logs/" for role, code in crashes if code == OUR_MISTAKE]
+    """Processes that ended by themselves, and not because they could not reach the server when they began."""
+    return [f"a {role} ended with {code}: see logs/" for role, code in crashes if code != UNREACHABLE]

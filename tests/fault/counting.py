@@ -15,14 +15,17 @@ from urllib.parse import urlsplit
 import hiredis
 from redis.asyncio import Redis
 
+from busq.store import scripts
 from tests.fault.relay import Directions, Relay
 from tests.roles import elsewhere
+
+SCRIPTS = {scripts.load(name).sha.encode(): name for name in scripts.names()}
 
 
 class CountingProxy(Relay):
     """
     Before the server at `url`, a tester's. `at`: the command, counted from 1 over all connections; `reached` is set
-    when everything stands still.
+    when everything stands still; `sent` names the commands, those of scripts by their verbs.
     """
 
     def __init__(self, url: str, *, at: int, after: bool) -> None:
@@ -70,7 +73,7 @@ class CountingProxy(Relay):
     async def _forward(self, command: list[bytes], to: asyncio.StreamWriter) -> None:
         if self._still:
             await _for_ever()
-        self.sent.append(command[0].decode())
+        self.sent.append(SCRIPTS.get(command[1] if len(command) > 1 else b"") or command[0].decode())
         here = self._still = len(self.sent) == self._at
         if not here or self._after:
             to.write(hiredis.pack_command(tuple(command)))

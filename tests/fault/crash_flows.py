@@ -25,9 +25,9 @@ PARKED = "parked"  # a queue that nobody reads before the end
 
 
 class Jobs:
-    """The handlers, declared on a bus."""
+    """The handlers, declared on a bus. `lingering`: one of them does not end by itself."""
 
-    def __init__(self, bus: busq.Bus) -> None:
+    def __init__(self, bus: busq.Bus, *, lingering: bool = False) -> None:
         @bus.job
         async def work(n: int) -> int:
             await asyncio.sleep(0)
@@ -63,8 +63,12 @@ class Jobs:
         async def waits() -> None:
             await asyncio.sleep(60)
 
+        @bus.job
+        async def lingers() -> None:
+            await asyncio.sleep(60 if lingering else 0)
+
         self.work, self.fails_once, self.cancels_itself = work, fails_once, cancels_itself
-        self.has_child, self.waits = has_child, waits
+        self.has_child, self.waits, self.lingers = has_child, waits, lingers
 
 
 async def produce(url: str, direct: str) -> None:
@@ -97,28 +101,36 @@ async def cancel(url: str, direct: str) -> None:
 
 
 async def work(url: str, direct: str) -> None:
-    """Until what stands in its queue has ended, with all that comes of it."""
+    """Until what stands in its queue has ended, with all that comes of it, but for a job that it hands back."""
     async with busq.Bus(as_role(direct, "client"), **SETTINGS) as bus:
-        Jobs(bus)
+        Jobs(bus, lingering=True)
         worker = Worker(Settings.load({}, url=as_role(url, "worker"), **SETTINGS), bus.handlers, queues=["default"])
         running = asyncio.create_task(worker.run())
-        await until(lambda: _all_ended(bus), PATIENCE_S)
+        await until(lambda: _one_runs(bus), PATIENCE_S)
         worker.stop()
         await running
 
 
-async def _all_ended(bus: busq.Bus) -> bool:
+async def _one_runs(bus: busq.Bus) -> bool:
     now = (await bus.stats()).now
-    return sum(now.values()) == sum(now[state] for state in ("succeeded", "failed", "cancelled"))
+    return sum(now.values()) == 1 + sum(now[state] for state in ("succeeded", "failed", "cancelled")) and (
+        now["running"] == 1
+    )
 
 
 async def watch(url: str, direct: str) -> None:
-    """Some passes over whatever is overdue."""
-    dog = Watchdog(Settings.load({}, url=as_role(url, "watchdog"), **SETTINGS))
-    running = asyncio.create_task(dog.run())
-    await until(lambda: dog.health().passes >= 2 or running.done(), PATIENCE_S)
-    dog.stop()
-    await running
+    """Some passes over whatever is overdue, until the job of a dead worker is taken over."""
+    async with busq.Bus(as_role(direct, "client"), **SETTINGS) as bus:
+        dog = Watchdog(Settings.load({}, url=as_role(url, "watchdog"), **SETTINGS))
+        running = asyncio.create_task(dog.run())
+        await until(lambda: dog.health().passes >= 2 or running.done(), PATIENCE_S)
+        await until(lambda: _is_taken_over(bus), PATIENCE_S)
+        dog.stop()
+        await running
+
+
+async def _is_taken_over(bus: busq.Bus) -> bool:
+    return (await bus.get("lapsed")).state != "running"
 
 
 FLOWS: dict[str, Callable[[str, str], Awaitable[None]]] = {
