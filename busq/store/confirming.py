@@ -79,7 +79,7 @@ class Confirming:
 
     async def _ask(self, redis: Client, place: str) -> bool:
         """See whether the server can confirm, by asking it to; return whether its disk has every write anyway."""
-        always = False
+        always: bool | None = False
         with reaching(place):
             if Durability.FSYNCED in self._wanted:
                 always = await _writes_through(redis)
@@ -87,15 +87,18 @@ class Confirming:
                 if Durability.REPLICATED in self._wanted:
                     await _refused(redis, "WAIT", 0, 1, what="replicated", place=place)
                 if Durability.FSYNCED in self._wanted and not always:
-                    await _refused(redis, "WAITAOF", 1, 0, 1, what="fsynced", place=place)
+                    await _refused(redis, "WAITAOF", 1, 0, 1, what="fsynced", place=place, closed=always is None)
             except UsageError:
                 if not self._writes_through:  # else something is written already, and what is asked for fails by itself
                     raise
-        return always
+        return bool(always)
 
 
-async def _refused(redis: Client, *command: Any, what: str, place: str) -> None:
-    """Raise `UsageError` when the server says that it has no such command, or cannot do this."""
+async def _refused(redis: Client, *command: Any, what: str, place: str, closed: bool = False) -> None:
+    """
+    Raise `UsageError` when the server says that it has no such command, or cannot do this. `closed`: this user may not
+    see whether it need not be asked.
+    """
     try:
         await redis.execute_command(*command)
     except redis_errors.ResponseError as error:
@@ -104,6 +107,7 @@ async def _refused(redis: Client, *command: Any, what: str, place: str) -> None:
         need = "a standalone server or a primary with replicas"
         if what == "fsynced":
             need = "an append-only file (appendonly yes), and WAITAOF (Redis 7.2, Valkey 8) or appendfsync always"
+            need += ", which this user may not look up (+config|get)" if closed else ""
         said = str(error).rstrip(".")
         raise UsageError(
             f"durability: {what!r} cannot be confirmed by Redis at {place}: {said}. It takes {need}. Nothing was "
@@ -111,12 +115,12 @@ async def _refused(redis: Client, *command: Any, what: str, place: str) -> None:
         ) from None
 
 
-async def _writes_through(redis: Client) -> bool:
-    """Whether the answer to a write comes after its fsync anyway; False where this user may not look."""
+async def _writes_through(redis: Client) -> bool | None:
+    """Whether the answer to a write comes after its fsync anyway; None where this user may not look."""
     try:
         found = await redis.execute_command("CONFIG", "GET", "append*")
     except redis_errors.ResponseError:
-        return False
+        return None
     settings = dict(zip(found[::2], found[1::2], strict=True)) if isinstance(found, list) else found
     told = {_text(name): _text(value) for name, value in settings.items()}
     return told.get("appendonly") == "yes" and told.get("appendfsync") == "always"

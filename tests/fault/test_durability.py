@@ -15,6 +15,7 @@ import busq
 from tests.fault.proxy import Proxy
 from tests.interface.commands import busq as command
 from tests.interface.commands import document
+from tests.roles import as_role, deploy
 from tests.runtime.bench import BUSY_S, until
 from tests.servers import RedisServer
 
@@ -208,13 +209,14 @@ async def test_a_server_that_writes_through_confirms_by_answering(own_server: Re
 async def test_an_fsync_is_waited_for_where_the_server_can_tell(own_server: RedisServer) -> None:
     if not knows_waitaof(own_server):
         pytest.skip("this server has no WAITAOF; Redis 7.2 and Valkey 8 have (set BUSQ_REDIS_SERVER)")
-    async with busq.Bus(own_server.url, confirm_within_s=2.0, command_timeout_s=3.0) as bus:
+    url = as_role(own_server.url, "client")
+    async with busq.Bus(url, confirm_within_s=2.0, command_timeout_s=3.0) as bus:
         handle = await bus.options(durability="fsynced").enqueue("short")
         assert handle.confirmed is not None
         assert handle.confirmed.fsynced
         with own_server.client() as client:
             client.config_set("appendfsync", "no")
-        async with busq.Bus(own_server.url, **WITHIN) as hasty:
+        async with busq.Bus(url, **WITHIN) as hasty:
             answer = await hasty.cancel(handle.jid, durability="fsynced")
         assert answer.verdict == "cancelled"
         assert answer.confirmed is not None
@@ -226,8 +228,26 @@ async def test_without_waitaof_a_server_that_syncs_now_and_then_is_refused(own_s
     if knows_waitaof(own_server):
         pytest.skip("this server has WAITAOF")
     async with busq.Bus(own_server.url, **WITHIN) as bus:
-        with pytest.raises(busq.UsageError, match="WAITAOF"):
+        with pytest.raises(busq.UsageError, match=r"appendfsync always\. Nothing was written"):
             await bus.options(durability="fsynced").enqueue("short")
+
+
+@pytest.mark.parametrize("own_server", [{"aof": True, "users": True}], indirect=True)
+async def test_a_user_who_may_not_see_that_the_server_writes_through_is_told_so(own_server: RedisServer) -> None:
+    if knows_waitaof(own_server):
+        pytest.skip("this server has WAITAOF")
+    with own_server.client() as client:
+        client.config_set("appendfsync", "always")
+    await deploy(own_server.url)
+    url = as_role(own_server.url, "producer")
+    async with busq.Bus(url, **WITHIN) as bus:
+        with pytest.raises(busq.UsageError, match=r"this user may not look up \(\+config\|get\)\. Nothing was written"):
+            await bus.options(durability="fsynced").enqueue("short")
+        with own_server.client() as client:
+            client.execute_command("ACL", "SETUSER", "producer", "+config|get")
+        handle = await bus.options(durability="fsynced").enqueue("short")
+        assert handle.confirmed is not None
+        assert handle.confirmed.fsynced
 
 
 # How it is asked for ------------------------------------------------------------------------------------------------
