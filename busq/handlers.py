@@ -83,16 +83,22 @@ class HandlerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 values[field.name] = msgspec.convert(given, field.type)
             except ValueError as error:
                 raise ConfigError(f"handler {kind!r}: {field.name}: {given!r} will not do: {error}") from None
-        if self.queue is not None and not _QUEUE.match(self.queue):
-            raise ConfigError(
-                f"handler {kind!r}: queue: {self.queue!r} will not do: a queue's name takes 1 to 64 characters of "
-                "A-Z a-z 0-9 - _ . :"
-            )
+        if self.queue is not None:
+            check_queue(self.queue, f"handler {kind!r}: queue")
         if self.backoff_s and self.backoff_max_s and self.backoff_max_s < self.backoff_s:
             raise ConfigError(
                 f"handler {kind!r}: backoff_max_s: {self.backoff_max_s} is below backoff_s ({self.backoff_s})"
             )
         return HandlerOptions(**values)
+
+
+def check_queue(queue: str, what: str) -> str:
+    """Give a queue's name back when it is well formed; raise `ConfigError` that says so when it is not."""
+    if not _QUEUE.match(queue):
+        raise ConfigError(
+            f"{what}: {queue!r:.160} will not do: a queue's name takes 1 to 64 characters of A-Z a-z 0-9 - _ . :"
+        )
+    return queue
 
 
 def check_kind(kind: str) -> str:

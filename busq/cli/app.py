@@ -40,7 +40,7 @@ COMMANDS: tuple[tuple[str, str, Group, str], ...] = (
     ("stats", "busq.cli.look:stats", LOOK_AT_IT, "The bus in numbers."),
     ("workers", "busq.cli.look:workers", LOOK_AT_IT, "Every worker and watchdog."),
     ("suspects", "busq.cli.look:suspects", LOOK_AT_IT, "Abandoned attempts whose code may still run."),
-    ("rules", "busq.cli.rules:rules", LOOK_AT_IT, "Live rules of cancels by filter: list, revoke."),
+    ("rules", "busq.cli.rules:rules", LOOK_AT_IT, "Live rules of cancels by filter; rules revoke ends one."),
     ("dead", "busq.cli.dead:dead", LOOK_AT_IT, "Dead letters: list, retry, purge."),
     ("top", "busq.cli.top:top", LOOK_AT_IT, "Watch the bus live."),
 )

@@ -66,7 +66,9 @@ def drain(
 
     if (worker is None) != here:
         raise UsageError("drain takes the name of a worker or of a pod, or --here")
-    found = loop.run(_drain(place, worker or host_name(place.settings()), wait))
+    if worker == "":
+        raise UsageError("drain: the name is empty; for the workers of this very pod say --here")
+    found = loop.run(_drain(place, host_name(place.settings()) if worker is None else worker, wait))
     if output == "json":
         print_json(found)
     elif found:

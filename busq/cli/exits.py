@@ -10,6 +10,7 @@ a mistake in busq itself: the only ending that shows a traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -49,7 +50,11 @@ def run(command: Callable[[], object]) -> int:
         return _told(error, UNREACHABLE)
     except (BusqError, TimeoutError) as error:
         return _told(error, NO)
-    except Exception:  # a mistake of ours: whoever reports it needs all of it, but for the secrets
+    except Exception as error:  # a mistake of ours: whoever reports it needs all of it, but for the secrets
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            tell(f"the answer could not be written: {error.strerror}")
+            return NO
         tell(f"a mistake in busq itself, please report it:\n{traceback.format_exc()}", lines=True)
         return OUR_MISTAKE
 

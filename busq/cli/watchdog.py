@@ -42,7 +42,10 @@ def watchdog(
         Left out: BUSQ_LOG_LEVEL, else info.
     """
     from busq.cli import logs, loop
+    from busq.errors import UsageError
 
+    if pool and page.health_port is None:
+        raise UsageError("--pool: what its pods are needed for is served on a page; give --health-port, too")
     logs.configure(log_level)
     loop.run(_watch(place.settings(watchdog_interval_s=interval), page.address(), pool or []))
 

@@ -71,11 +71,15 @@ def worker(
         Left out: BUSQ_LOG_LEVEL, else info.
     """
     from busq.errors import ConfigError
+    from busq.handlers import check_queue
+    from busq.protocol.hook import without_hook
 
     if concurrency is not None and concurrency < 1:
         raise ConfigError(f"--concurrency: {concurrency} will not do; it takes 1 or more")
     if processes < 1:
         raise ConfigError(f"--processes: {processes} will not do; it takes 1 or more")
+    for each in queue or []:
+        check_queue(without_hook(each), "--queue")
     work = Work(
         app=app,
         queues=queue or [],

@@ -220,6 +220,8 @@ class Bus(ScopeCalls):
         durability: DurabilityWord = None,
     ) -> list[CancelAnswer]:
         """Ask many jobs to stop, a batch in each round trip; answers come in the order of the jids. See `cancel`."""
+        if isinstance(jids, str | bytes):
+            raise UsageError(f"cancel_many takes jids, not one text ({jids!r:.80}); for one job there is cancel")
         wanted = [check_jid(jid) for jid in jids]
         wish = CancelRequest(
             reason=clean_words(reason, "reason"),

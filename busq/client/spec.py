@@ -15,7 +15,7 @@ import msgspec
 from busq.config import Settings
 from busq.errors import QueueFull, RateLimited, UsageError
 from busq.handlers import DEFAULT_QUEUE, Handler, HandlerOptions, check_kind
-from busq.protocol.cancel import clean_words
+from busq.protocol.cancel import check_label
 from busq.protocol.codec import encode_payload
 from busq.protocol.durability import Durability, checked_durability
 from busq.protocol.jids import check_jid, check_key, child_jid, keyed_jid, new_jid
@@ -229,7 +229,7 @@ def _fields(options: JobOptions, own: HandlerOptions, handler: Handler | None) -
         # Known by the record itself, the hook runs also for a job that is cancelled before any worker was there.
         fields += ("on_cancel", str(handler.hook.occasion))
     if options.group is not None:
-        fields += ("group", clean_words(options.group, "group"))
+        fields += ("group", check_label(options.group, "group"))
     if options.tags:
         fields += ("tags", msgspec.json.encode(_tags(options.tags)).decode())
     if options.parent is not None:
@@ -247,4 +247,4 @@ def _tags(tags: Mapping[str, str]) -> dict[str, str]:
     for name, value in tags.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise UsageError(f"tags: {name!r}: {value!r} will not do; names and values are text")
-    return {clean_words(name, "a tag"): clean_words(value, f"tag {name!r}") for name, value in tags.items()}
+    return {check_label(name, "a tag"): check_label(value, f"tag {name!r}") for name, value in tags.items()}

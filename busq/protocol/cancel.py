@@ -107,6 +107,18 @@ def clean_words(words: str, what: str) -> str:
     return "".join(c if c.isprintable() else " " for c in words)
 
 
+def check_label(label: str, what: str) -> str:
+    """
+    Give back what jobs are found by, a group or a tag, as it was given: two that differ stay different.
+
+    Raise `UsageError` for what has characters that cannot be printed, or more than 1,000 of any.
+    """
+    if clean_words(label, what) != label:
+        odd = next(i for i, c in enumerate(label) if not c.isprintable())
+        raise UsageError(f"{what} takes printable characters, and {label!r:.160} has {label[odd]!r} at position {odd}")
+    return label
+
+
 def checked_seconds(seconds: float | None, what: str) -> float | None:
     """A length of time as a caller gave it, None for none. Raise `UsageError` for what is no number of seconds."""
     if seconds is None:

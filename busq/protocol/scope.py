@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from busq.errors import TooLarge, UsageError
-from busq.protocol.cancel import clean_words
+from busq.protocol.cancel import check_label
 from busq.protocol.jids import flaw_of
 from busq.protocol.where import Node, fields_of, parse_where
 
@@ -148,7 +148,7 @@ def _ms(moment: datetime) -> int:
 
 
 def _check_words(value: Any, field: str) -> str:
-    words = clean_words(value, field)
+    words = check_label(value, field)
     if not words:
         raise UsageError(f"{field}: it is empty; leave it out to leave it open")
     return words
@@ -181,7 +181,7 @@ def _check_tags(value: Any, field: str) -> dict[str, str]:
     for name, each in value.items():
         if not isinstance(name, str) or not isinstance(each, str):
             raise UsageError(f"tags: {name!r:.60}: {each!r:.60} will not do; names and values are text")
-    return {clean_words(name, "a tag"): clean_words(each, f"tag {name!r}") for name, each in value.items()}
+    return {check_label(name, "a tag"): check_label(each, f"tag {name!r}") for name, each in value.items()}
 
 
 def _check_where(value: Any, field: str) -> str:

@@ -476,3 +476,19 @@ async def test_an_unreachable_bus_says_so_without_secrets() -> None:
     with pytest.raises(busq.BusUnavailable, match=r"127\.0\.0\.1:1") as caught:
         await busq.Bus("redis://me:secret@127.0.0.1:1/0").stats()
     assert "secret" not in str(caught.value)
+
+
+async def test_one_text_is_not_taken_for_many_jids(redis_url: str) -> None:
+    async with busq.Bus(redis_url) as bus:
+        with pytest.raises(busq.UsageError, match=r"cancel_many takes jids, not one text \('order-17'\)"):
+            await bus.cancel_many("order-17")
+
+
+@pytest.mark.parametrize("how", [{"group": "a\nb"}, {"tags": {"a\n": "b"}}, {"tags": {"a": "\x1b[31m"}}], ids=repr)
+async def test_what_jobs_are_found_by_is_taken_as_it_is_or_refused(redis_url: str, how: dict[str, Any]) -> None:
+    """Were it cleaned, a cancel of one group would hit the jobs of another."""
+    async with busq.Bus(redis_url) as bus:
+        with pytest.raises(busq.UsageError, match="takes printable characters"):
+            await bus.options(**how).enqueue("k")
+        with pytest.raises(busq.UsageError, match="takes printable characters"):
+            await bus.cancel_where(**how)

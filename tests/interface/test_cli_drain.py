@@ -68,4 +68,6 @@ def test_who_is_not_there_is_told_with_exit_1(redis_url: str) -> None:
             assert words in answer.stderr
             assert answer.stdout == ""
         assert busq("drain", url=redis_url).returncode == 2
+        nameless = busq("drain", "", url=redis_url)
+        assert (nameless.returncode, "the name is empty" in nameless.stderr) == (2, True)
         assert busq("drain", name, "--here", url=redis_url).returncode == 2

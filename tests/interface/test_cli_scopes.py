@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from busq.cli import app, exits, moments
 from busq.client.bus import Bus
 from busq.errors import UsageError
 from tests.interface.commands import document, service, terminal
+from tests.roles import deploy
+from tests.servers import RedisServer
 
 NOWHERE = "redis://:hunter22@127.0.0.1:1/0"
 
@@ -30,6 +33,18 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         return subprocess.CompletedProcess(words, code, said.out, said.err)
 
     return run
+
+
+def test_a_user_who_may_cancel_and_not_look_at_the_roster_is_told_of_the_scope(
+    server_with_users: RedisServer, command: Command
+) -> None:
+    """A canceller; whether a watchdog is there is not for it to know."""
+    server_with_users.flush()
+    asyncio.run(deploy(server_with_users.url))
+    url = server_with_users.url_for("canceller")
+    answer = command("cancel", "--group", "g", "-o", "json", url=url)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert document(answer)["id"].startswith("s-")
 
 
 # What is asked -----------------------------------------------------------------------------------------------

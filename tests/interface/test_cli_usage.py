@@ -88,6 +88,15 @@ def test_an_app_that_cannot_be_run_is_told_with_its_reason(app: str, said: str) 
     assert "Traceback" not in answer.stderr
 
 
+def test_an_answer_for_which_there_is_no_room_is_no_mistake_of_ours(redis_url: str) -> None:
+    with open("/dev/full", "wb") as full:
+        answer = subprocess.run(
+            [sys.executable, "-m", "busq", "stats"], stdout=full, stderr=subprocess.PIPE, env=environ(redis_url),
+            text=True, check=False,
+        )  # fmt: skip
+    assert (answer.returncode, answer.stderr) == (1, "busq: the answer could not be written: No space left on device\n")
+
+
 def test_an_error_in_the_application_is_told_with_its_line() -> None:
     assert "broken.py, line 6" in busq("worker", "broken:bus", url=NOWHERE).stderr
 

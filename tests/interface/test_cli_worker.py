@@ -70,6 +70,19 @@ def test_the_level_is_taken_from_the_option_then_the_environment(redis_url: str)
     assert "debug, info, warning, error" in answer.stderr
 
 
+@pytest.mark.parametrize("queue", ["media,audio", "", "a b", "\x1b[31ma"])
+def test_a_queue_that_no_job_can_be_in_is_a_usage_error(queue: str, redis_url: str) -> None:
+    answer = busq("worker", "shop:bus", "--queue", queue, url=redis_url)
+    assert answer.returncode == 2
+    assert f"--queue: {queue!r} will not do" in answer.stderr
+
+
+def test_pools_without_a_page_to_show_them_on_are_a_usage_error(redis_url: str) -> None:
+    answer = busq("watchdog", "--pool", "media=media:3", url=redis_url)
+    assert answer.returncode == 2
+    assert "--health-port" in answer.stderr
+
+
 def test_on_a_terminal_log_lines_are_for_people(redis_url: str) -> None:
     hurried = ("--shutdown-timeout", "1", "--cleanup-timeout", "1")  # for the job that waits
     with terminal("worker", "shop:bus", *hurried, url=redis_url, columns=200) as shown:

@@ -178,9 +178,10 @@ def test_any_aware_moment_comes_back_from_json_as_it_was(moment: datetime) -> No
     assert there.enqueued_before == moment
 
 
-def test_words_are_stored_as_a_job_stores_them() -> None:
-    chosen = Filter(group="a\nb", tags={"x\t": "y\0"}).checked()
-    assert (chosen.group, chosen.tags) == ("a b", {"x ": "y "})
+@pytest.mark.parametrize("words", [{"group": "a\nb"}, {"tags": {"x\t": "y"}}, {"tags": {"x": "y\0"}}], ids=repr)
+def test_words_that_a_job_does_not_take_are_refused_as_it_refuses_them(words: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"takes printable characters, and .* has .* at position 1"):
+        Filter(**words).checked()
 
 
 def test_a_moment_is_kept_in_utc() -> None:
