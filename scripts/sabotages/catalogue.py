@@ -151,6 +151,87 @@ SCRIPTS = [
         "local passed = (expires or due_by) and not resent and", "local passed = false and",
         "tests/store/test_moments.py::test_what_is_past_its_moment_does_not_start_although_no_watchdog_came",
     ),
+    lua(
+        "moment-over-a-cancel", "a moment that passes ends what has a cause already", "expire",
+        "elseif not LIVE[state] or at == math.huge then", "elseif at == math.huge then",
+        "tests/store/test_moments.py::test_a_users_cancel_that_was_accepted_before_stands",
+    ),
+    lua(
+        "finish-without-children", "a parent ends while its children run", "finish",
+        "if outcome == 'succeeded' and (told.finalizer or", "if false and (told.finalizer or",
+        "tests/store/test_trees.py::"
+        "test_a_finalizer_is_admitted_when_the_last_child_has_ended_and_the_parent_ends_with_it",
+    ),
+    lua(
+        "retries-without-end", "failures are not counted against the retries", "retry",
+        "if failures > tonumber(terms_of(job).retries or 0) then", "if false then",
+        "tests/store/test_attempts.py::test_a_job_fails_after_as_many_failures_as_it_has_retries_and_one",
+    ),
+    lua(
+        "hand-back-spends", "a job that is handed back has failed once more", "release",
+        "put(fields, 'state', 'queued')", "put(fields, 'failures', 1) put(fields, 'state', 'queued')",
+        "tests/store/test_attempts.py::test_hand_backs_spend_nothing",
+    ),
+    lua(
+        "refused-entry-stays", "the entry of a cancelled job that is given back stays pending", "refuse",
+        "if was[2] ~= entry or state == 'cancelled' then acked[#acked + 1] = entry end", "",
+        "tests/store/test_cancels.py::test_a_cancelled_job_that_is_given_back_stays_cancelled_and_its_entry_goes",
+    ),
+    lua(
+        "poison-lost", "an entry that is no job is dropped without a dead letter of its bytes", "bury",
+        "'raw', raw,", "'raw', '',",
+        "tests/store/test_bounds.py::test_an_entry_that_is_no_job_is_buried_with_its_bytes",
+    ),
+    lua(
+        "note-of-anybody", "a line is written for an attempt that is over", "note",
+        "was[2] ~= ARGV[at] or", "",
+        "tests/store/test_attempts.py::test_an_older_token_is_stale_for_every_verb_that_names_one",
+    ),
+    lua(
+        "live-tombstones-pruned", "what nobody has come to yet is forgotten", "prune",
+        "'ZRANGEBYSCORE', cancelled, '-inf', stamp,", "'ZRANGEBYSCORE', cancelled, '-inf', '(+inf',",
+        "tests/store/test_bounds.py::test_expired_tombstones_are_pruned_and_live_ones_are_kept",
+    ),
+    lua(
+        "hooks-undeclared-at-once", "one worker without the hook takes it from all jobs of a kind", "declare",
+        "if said and tonumber(string.match(said, '%d+$') or 0) + tonumber(keep_ms) < now then", "if said then",
+        "tests/store/test_hooks.py::test_a_kind_loses_its_hook_only_when_no_worker_has_declared_it_for_a_while",
+    ),
+    lua(
+        "revoked-and-alive", "a rule that was revoked goes on", "revoke",
+        "retire(was[1], scope, 'revoked')\n", "",
+        "tests/store/test_rules.py::test_a_rule_that_was_revoked_stops_nothing_more",
+    ),
+    lua(
+        "walk-forgets-newer-rules", "a rule that is decided during a walk is taken for settled", "carry_out",
+        "redis.call('HSET', rules, 'walked', upto)", "redis.call('HSET', rules, 'walked', newest)",
+        "tests/store/test_rules.py::test_a_rule_that_is_decided_during_a_walk_gets_one_of_its_own",
+    ),
+    lua(
+        "cascade-stops-early", "one step is taken for all children", "cascade",
+        "if #told == 0 and #fallen == 0 then", "if true then",
+        "tests/store/test_trees.py::test_a_thousand_children_are_told_in_bounded_steps_by_any_watchdog",
+    ),
+    lua(
+        "look-blind-to-decisions", "a job that was decided to stop is shown as live", "look",
+        "    local wish, facts = decided(KEYS[i])\n", "    local wish, facts = nil, {}\n",
+        "tests/store/test_rules.py::test_a_look_shows_what_has_been_decided_before_the_record_does",
+    ),
+    lua(
+        "survey-counts-the-ended", "a survey counts what has been decided to stop already", "survey",
+        "if wish or not LIVE[facts.state] or", "if",
+        "tests/store/test_rules.py::test_a_survey_leaves_out_what_is_being_cancelled_already",
+    ),
+    lua(
+        "rewound-under-a-good-clock", "what was written after the step of a clock is brought near", "rewind",
+        "and at and at > now then", "and at then",
+        "tests/store/test_set_back.py",
+    ),
+    lua(
+        "drain-of-nobody", "a wish to drain is kept for a worker that is not there", "drain",
+        "if not lease then return { 'missing' } end", "lease = lease or '0'",
+        "tests/store/test_bounds.py::test_no_wish_to_drain_outlives_the_worker",
+    ),
 ]  # fmt: skip
 
 PROCESSES = [

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from busq.store import scripts
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
@@ -37,6 +39,11 @@ def test_there_are_enough_of_them_and_each_stands_for_something_of_its_own() -> 
     assert len({each.edits for each in SABOTAGES}) == len(names)
     assert sum(each.by == JUDGE for each in SABOTAGES) >= 8
     assert sabotage("--list").stdout.splitlines() == [f"{each.name}: {each.says}" for each in SABOTAGES]
+
+
+def test_every_script_loses_a_guard() -> None:
+    edited = {Path(edit.path).stem for each in SABOTAGES for edit in each.edits if edit.path.endswith(".lua")}
+    assert set(scripts.names()) <= edited
 
 
 def test_each_text_that_is_taken_out_is_there_once() -> None:
