@@ -39,9 +39,9 @@ def acl_lines(namespace: str = "busq", *, lacking: tuple[str, ...] = ()) -> list
     return lines
 
 
-def url_of(user: str, place: str) -> str:
+def url_of(user: str, place: str, *, scheme: str = "redis") -> str:
     """The URL of a user at a place such as 127.0.0.1:6379/0."""
-    return f"redis://{user}:{password_of(user)}@{place}"
+    return f"{scheme}://{user}:{password_of(user)}@{place}"
 
 
 def as_role(url: str, user: str) -> str:
@@ -56,7 +56,9 @@ def as_role(url: str, user: str) -> str:
 def as_tester(url: str) -> str:
     """The tester's URL for the place that a user's URL leads to; else the URL as it is."""
     parts = urlsplit(url)
-    return url_of(TESTER, f"{parts.netloc.rpartition('@')[2]}{parts.path}") if parts.username in USERS else url
+    if parts.username not in USERS:
+        return url
+    return url_of(TESTER, f"{parts.netloc.rpartition('@')[2]}{parts.path}", scheme=parts.scheme)
 
 
 def elsewhere(url: str, place: str) -> str:

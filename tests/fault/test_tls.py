@@ -15,6 +15,7 @@ import busq
 from busq.cli.embedded import HOST, free_port
 from busq.errors import BusUnavailable
 from busq.protocol.states import State
+from tests.roles import TESTER, as_role, deploy, url_of
 from tests.runtime.bench import bench
 from tests.servers import RedisServer
 
@@ -28,15 +29,21 @@ class TlsServer:
         shown.cert_chain_pems[0].write_to_path(certificate)
         self.port = free_port()
         self.plain = start(
+            users=True,
             options=[
                 *("--tls-port", str(self.port), "--tls-cert-file", certificate, "--tls-key-file", key),
                 *("--tls-ca-cert-file", self.ca_file, *(more or ("--tls-auth-clients", "no"))),
-            ]
+            ],
         )
 
     @property
     def url(self) -> str:
-        return f"rediss://{HOST}:{self.port}/0"
+        """The tester's."""
+        return url_of(TESTER, f"{HOST}:{self.port}/0", scheme="rediss")
+
+    @property
+    def canceller(self) -> str:
+        return as_role(self.url, "canceller")
 
     def connections(self) -> int:
         """How many it has ever accepted."""
@@ -87,9 +94,9 @@ async def test_a_bus_works_over_tls(serve: Make, authority: trustme.CA) -> None:
 
 
 async def _refused(server: TlsServer, url: str | None = None, **settings: Any) -> str:
-    """What a producer is told; and that it tried once, which is all that can be of use."""
+    """What a canceller is told; and that it tried once, which is all that can be of use."""
     before = server.connections()
-    async with busq.Bus(url or server.url, **settings) as bus:
+    async with busq.Bus(url or server.canceller, **settings) as bus:
         with pytest.raises(BusUnavailable) as told:
             await bus.cancel("job")
     assert server.connections() - before <= 2, "one of them is the one that counts"
@@ -102,7 +109,8 @@ async def test_a_wrong_host_name_is_refused(serve: Make, authority: trustme.CA) 
     assert "its certificate is not accepted" in told
     assert "IP address mismatch, certificate is not valid for '127.0.0.1'" in told
     assert "a host name that stands in it" in told
-    async with busq.Bus(f"{server.url}?ssl_check_hostname=false", tls_ca_file=server.ca_file) as bus:
+    await deploy(server.plain.url)
+    async with busq.Bus(f"{server.canceller}?ssl_check_hostname=false", tls_ca_file=server.ca_file) as bus:
         assert (await bus.cancel("job")).verdict == "not_found", "unless it is asked for"
 
 
@@ -134,10 +142,12 @@ async def test_a_server_that_wants_a_certificate_is_shown_one(
     certificate, key = str(tmp_path / "own.pem"), str(tmp_path / "own.key")
     own.cert_chain_pems[0].write_to_path(certificate)
     own.private_key_pem.write_to_path(key)
-    async with busq.Bus(server.url, tls_ca_file=server.ca_file) as bus:
+    await deploy(server.plain.url)
+    async with busq.Bus(server.canceller, tls_ca_file=server.ca_file) as bus:
         with pytest.raises(BusUnavailable, match="BUSQ_TLS_CERT_FILE"):
             await bus.cancel("job")
-    async with busq.Bus(server.url, tls_ca_file=server.ca_file, tls_cert_file=certificate, tls_key_file=key) as bus:
+    shown = {"tls_cert_file": certificate, "tls_key_file": key}
+    async with busq.Bus(server.canceller, tls_ca_file=server.ca_file, **shown) as bus:
         assert (await bus.cancel("job")).verdict == "not_found"
 
 
@@ -150,7 +160,8 @@ async def test_tls_to_a_port_without_it_is_said_so(serve: Make, authority: trust
 
 async def test_options_in_the_url_do_what_the_settings_do(serve: Make, authority: trustme.CA) -> None:
     server = serve(authority.issue_cert(HOST))
-    async with busq.Bus(f"{server.url}?ssl_ca_certs={server.ca_file}") as bus:
+    await deploy(server.plain.url)
+    async with busq.Bus(f"{server.canceller}?ssl_ca_certs={server.ca_file}") as bus:
         assert (await bus.cancel("job")).verdict == "not_found"
     async with Redis.from_url(f"{server.url}?ssl_ca_certs={server.ca_file}") as plain:
         assert await plain.ping(), "as redis-py takes them"
