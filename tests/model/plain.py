@@ -99,7 +99,7 @@ class Bus(Endings):
             return "started"  # the call was sent again
         if not (job.state is S.QUEUED and job.entry == entry) and not (ours and job.state is S.RUNNING):
             self._was_read(job, entry, occasion)
-            return "stale"
+            return "gone" if job.token == token else "stale"
         cause = self._over(job)
         if cause:
             self.end(job, S.CANCELLED, cause)
