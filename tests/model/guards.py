@@ -120,6 +120,9 @@ GUARDS = (
     # The cancelled set
     Guard("a read entry leaves no mark", "start", "then was_read(jid_of(job)) end", "then end"),
     Guard("another entry is not the unread one", "start", "and was[2] == entry then was_read", "then was_read"),
+    Guard(
+        "a start that is sent again is told what it began", "start", "was[5] == token and 'gone' or 'stale'", "'stale'"
+    ),
     Guard("who was taken over settles nothing", "finish", "then now_at[2] = nil", "then"),
     Guard("an unread entry leaves a mark", "cancel", "if state == 'queued' then unread[jid] = true end", ""),
 )
