@@ -61,11 +61,11 @@ def as_tester(url: str) -> str:
     return url_of(TESTER, f"{parts.netloc.rpartition('@')[2]}{parts.path}", scheme=parts.scheme)
 
 
-def elsewhere(url: str, place: str) -> str:
-    """The same login at another place: at a proxy in front of the server."""
+def elsewhere(url: str, place: str, *, scheme: str = "redis") -> str:
+    """The same login at another place: at a proxy in front of the server, at all nodes, at those who name it."""
     parts = urlsplit(url)
     login, at, _ = parts.netloc.rpartition("@")
-    return f"redis://{login}{at}{place}"
+    return f"{scheme}://{login}{at}{place}"
 
 
 async def deploy(url: str, **settings: Any) -> None:

@@ -42,7 +42,8 @@ def _lacking(executable: str) -> tuple[str, ...]:
 
 class RedisServer:
     """
-    One server. `aof=True` makes it keep its data over `kill` and `restart`; without, it comes back empty.
+    One server. `aof=True` makes it keep its data over `kill` and `restart`; without, it comes back empty. Such a server
+    never waits for its disk: with `everysec` it puts off writes while an fsync lasts, and a kill then loses them.
 
     The port stays the same for its whole life. `options` go to redis-server as they are. `users=True` lets in a user
     for each role and nobody else (`tests/roles.py`): `url` is the tester's then, `url_for` that of a role.
@@ -55,8 +56,9 @@ class RedisServer:
             file = os.path.join(self._folder.name, "users.acl")
             with open(file, "w") as lines:
                 lines.write("\n".join(roles.acl_lines(lacking=_lacking(executable))) + "\n")
-            options = [*options, "--aclfile", file]
-        keep = ("--appendonly", "yes") if aof else ()
+            login = ["--masteruser", roles.TESTER, "--masterauth", roles.password_of(roles.TESTER)]
+            options = [*options, "--aclfile", file, *login]
+        keep = ("--appendonly", "yes", "--appendfsync", "no") if aof else ()
         self._command = [executable, "--dir", self._folder.name, *THROW_AWAY, *keep, *options]
         self._process = self._start_on_free_port()
 

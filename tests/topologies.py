@@ -1,8 +1,8 @@
 """
 Servers that belong together: a primary with replicas and Sentinels, and a cluster.
 
-All on loopback, all of `find_redis_server`, each ended with the process that started it. Every wait is for what the
-servers themselves say.
+All on loopback, all of `find_redis_server`, each ended with the process that started it; all with the roles' users,
+and known to each other as the tester. Every wait is for what the servers themselves say.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from redis.crc import key_slot
 
 from busq.cli.embedded import HOST, free_port, wait_until_serving
 from busq.cli.tied import end_process, tied_process
+from tests.roles import TESTER, elsewhere, password_of
 from tests.servers import PORT_TRIES, RedisServer
 
 READY_WITHIN_S = 60.0
@@ -59,6 +60,8 @@ class Sentinel:
             configuration.write_text(
                 f"port {self.port}\nbind {HOST}\ndir {self._folder.name}\n"
                 f"sentinel monitor {SERVICE} {HOST} {primary_port} {quorum}\n"
+                f"sentinel auth-user {SERVICE} {TESTER}\n"
+                f"sentinel auth-pass {SERVICE} {password_of(TESTER)}\n"
                 f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
                 f"sentinel failover-timeout {SERVICE} 5000\n"
             )
@@ -87,9 +90,9 @@ class SentinelSet:
 
     def __init__(self, start: Callable[..., RedisServer], executable: str, *, replicas: int = 1) -> None:
         at_once = ["--repl-diskless-sync-delay", "0"]
-        self.primary = start(options=at_once)
+        self.primary = start(users=True, options=at_once)
         follow = [*at_once, "--replicaof", HOST, str(self.primary.port)]
-        self.replicas = [start(options=follow) for _ in range(replicas)]
+        self.replicas = [start(users=True, options=follow) for _ in range(replicas)]
         self.servers = [self.primary, *self.replicas]
         for replica in self.replicas:
             self._until_it_follows(replica)
@@ -105,7 +108,7 @@ class SentinelSet:
     @property
     def url(self) -> str:
         hosts = ",".join(f"{HOST}:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{hosts}/{SERVICE}"
+        return elsewhere(self.primary.url, f"{hosts}/{SERVICE}", scheme="redis+sentinel")
 
     def promoted(self) -> RedisServer:
         """Wait until the Sentinels have made one of the replicas the primary; that one."""
@@ -154,7 +157,8 @@ class ClusterSet:
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"{HOST}:{server.port}" for server in self.primaries)
+        nodes = ",".join(f"{HOST}:{server.port}" for server in self.primaries)
+        return elsewhere(self.servers[0].url, nodes, scheme="redis+cluster")
 
     def id_of(self, server: RedisServer) -> str:
         with server.client() as client:
@@ -184,12 +188,13 @@ class ClusterSet:
         """
         source, slot = self.holder(key), key_slot(key)
         ours, theirs = self.id_of(source), self.id_of(to)
+        login = ("AUTH2", TESTER, password_of(TESTER))
         with source.client() as at_source, to.client() as at_target:
             at_target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ours)
             at_source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", theirs)
             yield 0
             while keys := at_source.execute_command("CLUSTER GETKEYSINSLOT", slot, step):
-                at_source.execute_command("MIGRATE", HOST, to.port, "", 0, 10_000, "KEYS", *keys)
+                at_source.execute_command("MIGRATE", HOST, to.port, "", 0, 10_000, *login, "KEYS", *keys)
                 yield len(keys)
             at_target.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
             at_source.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
@@ -217,11 +222,12 @@ class ClusterSet:
 
     def _start(self, start: Callable[..., RedisServer]) -> RedisServer:
         return start(
+            users=True,
             options=[
                 *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
                 *("--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--repl-diskless-sync-delay", "0"),
                 *("--cluster-require-full-coverage", "no"),
-            ]
+            ],
         )
 
     def _until_it_knows_all(self, server: RedisServer) -> None:

@@ -4,8 +4,10 @@ Confirmed writes, with a real replica and a real disk: what is confirmed is so, 
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import busq
 from tests.fault.proxy import Proxy
 from tests.interface.commands import busq as command
 from tests.interface.commands import document
-from tests.roles import as_role, deploy
+from tests.roles import as_role, deploy, elsewhere
 from tests.runtime.bench import BUSY_S, until
 from tests.servers import RedisServer
 
@@ -25,19 +27,21 @@ PATIENT: dict[str, Any] = {"confirm_within_s": 20.0, "command_timeout_s": 30.0}
 KEEPS_DATA = pytest.mark.parametrize("own_server", [{"aof": True}], indirect=True)
 
 
-@pytest.fixture(scope="session")
-def how_to_start() -> dict[str, Any]:
-    """A server without users: these stories give it replicas, users of their own, and other data."""
-    return {}
-
-
 @pytest.fixture
 def replica(own_server: RedisServer, start_server: Callable[..., RedisServer]) -> Iterator[RedisServer]:
-    server = start_server()
+    server = start_server(users=True)
     with server.client() as client:
         client.replicaof("127.0.0.1", str(own_server.port))
     yield server
     server.close()
+
+
+@asynccontextmanager
+async def bus_of(url: str, user: str = "client", **settings: Any) -> AsyncIterator[busq.Bus]:
+    """What this user sees of a bus that a watchdog has made."""
+    await deploy(url)
+    async with busq.Bus(as_role(url, user), **settings) as bus:
+        yield bus
 
 
 async def in_step(primary: RedisServer, replicas: int = 1) -> None:
@@ -56,7 +60,7 @@ def knows_waitaof(server: RedisServer) -> bool:
 
 async def test_a_replica_that_has_it_is_told_of(own_server: RedisServer, replica: RedisServer) -> None:
     await in_step(own_server)
-    async with busq.Bus(own_server.url, **PATIENT) as bus:
+    async with bus_of(own_server.url, **PATIENT) as bus:
 
         @bus.job
         async def short(n: int) -> int:
@@ -89,7 +93,7 @@ async def test_a_replica_that_is_stopped_is_a_shortfall_that_is_told_in_time(
     own_server: RedisServer, replica: RedisServer
 ) -> None:
     await in_step(own_server)
-    async with busq.Bus(own_server.url, **WITHIN) as bus:
+    async with bus_of(own_server.url, **WITHIN) as bus:
         await bus.options(durability="replicated").enqueue("short")
         replica.pause()
         begun = time.monotonic()
@@ -105,7 +109,7 @@ async def test_a_replica_that_is_stopped_is_a_shortfall_that_is_told_in_time(
         assert not answer.confirmed.ok
         replica.resume()
         await in_step(own_server)
-        async with busq.Bus(own_server.url, **PATIENT) as patient:
+        async with bus_of(own_server.url, **PATIENT) as patient:
             again = await patient.cancel(handle.jid, durability="replicated")
         assert again.confirmed is not None
         assert again.confirmed.ok
@@ -113,14 +117,14 @@ async def test_a_replica_that_is_stopped_is_a_shortfall_that_is_told_in_time(
 
 async def test_two_replicas_can_be_asked_for(own_server: RedisServer, replica: RedisServer) -> None:
     await in_step(own_server)
-    async with busq.Bus(own_server.url, confirm_replicas=2, confirm_within_s=2.0) as bus:
+    async with bus_of(own_server.url, confirm_replicas=2, confirm_within_s=2.0) as bus:
         handle = await bus.options(durability="replicated").enqueue("short")
         assert handle.confirmed is not None
         assert (handle.confirmed.ok, handle.confirmed.replicas, handle.confirmed.wanted) == (False, 1, 2)
 
 
 async def test_without_any_replica_none_has_it(redis_url: str) -> None:
-    async with busq.Bus(redis_url, **WITHIN) as bus:
+    async with bus_of(redis_url, **WITHIN) as bus:
         handle = await bus.options(durability="replicated").enqueue("short")
         assert handle.confirmed is not None
         assert (handle.confirmed.ok, handle.confirmed.replicas) == (False, 0)
@@ -131,7 +135,7 @@ async def test_a_connection_that_breaks_before_the_confirmation_confirms_nothing
 ) -> None:
     """The reply of script and WAIT is lost: both go out again together, and there is one job."""
     await in_step(own_server)
-    async with Proxy(own_server.port) as proxy, busq.Bus(proxy.url, **PATIENT) as bus:
+    async with Proxy(own_server.port) as proxy, bus_of(elsewhere(own_server.url, proxy.place), **PATIENT) as bus:
         await bus.options(durability="replicated").enqueue("short")
         seen: list[bytes] = []
 
@@ -154,7 +158,7 @@ async def test_scripts_that_the_server_forgot_are_loaded_and_confirmed(
     own_server: RedisServer, replica: RedisServer
 ) -> None:
     await in_step(own_server)
-    async with busq.Bus(own_server.url, **PATIENT) as bus:
+    async with bus_of(own_server.url, "admin", **PATIENT) as bus:
         await bus.options(durability="replicated").enqueue("short")
         with own_server.client() as client:
             client.script_flush()
@@ -165,7 +169,7 @@ async def test_scripts_that_the_server_forgot_are_loaded_and_confirmed(
 
 async def test_a_refused_script_is_raised_and_not_confirmed(own_server: RedisServer, replica: RedisServer) -> None:
     await in_step(own_server)
-    async with busq.Bus(own_server.url, **WITHIN) as bus:
+    async with bus_of(own_server.url, **WITHIN) as bus:
         await bus.options(durability="replicated").enqueue("short")
         with own_server.client() as client:
             client.config_set("maxmemory", 1)
@@ -183,7 +187,7 @@ async def test_a_refused_script_is_raised_and_not_confirmed(own_server: RedisSer
 
 async def test_a_server_that_cannot_confirm_its_disk_says_so_before_anything_is_written(redis_url: str) -> None:
     """It keeps no append-only file; Redis 7.0 has no WAITAOF either."""
-    async with busq.Bus(redis_url, **WITHIN) as bus:
+    async with bus_of(redis_url, **WITHIN) as bus:
         with pytest.raises(busq.UsageError, match=r"'fsynced' cannot be confirmed .* Nothing was written"):
             await bus.options(jid="one", durability="fsynced").enqueue("short")
         with pytest.raises(busq.JobNotFound):
@@ -198,7 +202,7 @@ async def test_a_server_that_cannot_confirm_its_disk_says_so_before_anything_is_
 async def test_a_server_that_writes_through_confirms_by_answering(own_server: RedisServer) -> None:
     with own_server.client() as client:
         client.config_set("appendfsync", "always")
-    async with busq.Bus(own_server.url, **WITHIN) as bus:
+    async with bus_of(own_server.url, "admin", **WITHIN) as bus:
         handle = await bus.options(durability="fsynced").enqueue("short")
         assert handle.confirmed is not None
         assert (handle.confirmed.ok, handle.confirmed.fsynced, handle.confirmed.replicas) == (True, True, None)
@@ -209,8 +213,11 @@ async def test_a_server_that_writes_through_confirms_by_answering(own_server: Re
 async def test_an_fsync_is_waited_for_where_the_server_can_tell(own_server: RedisServer) -> None:
     if not knows_waitaof(own_server):
         pytest.skip("this server has no WAITAOF; Redis 7.2 and Valkey 8 have (set BUSQ_REDIS_SERVER)")
+    await deploy(own_server.url)
     url = as_role(own_server.url, "client")
-    async with busq.Bus(url, confirm_within_s=2.0, command_timeout_s=3.0) as bus:
+    with own_server.client() as client:
+        client.config_set("appendfsync", "everysec")
+    async with busq.Bus(url, **PATIENT) as bus:
         handle = await bus.options(durability="fsynced").enqueue("short")
         assert handle.confirmed is not None
         assert handle.confirmed.fsynced
@@ -227,20 +234,18 @@ async def test_an_fsync_is_waited_for_where_the_server_can_tell(own_server: Redi
 async def test_without_waitaof_a_server_that_syncs_now_and_then_is_refused(own_server: RedisServer) -> None:
     if knows_waitaof(own_server):
         pytest.skip("this server has WAITAOF")
-    async with busq.Bus(own_server.url, **WITHIN) as bus:
+    async with bus_of(own_server.url, "admin", **WITHIN) as bus:
         with pytest.raises(busq.UsageError, match=r"appendfsync always\. Nothing was written"):
             await bus.options(durability="fsynced").enqueue("short")
 
 
-@pytest.mark.parametrize("own_server", [{"aof": True, "users": True}], indirect=True)
+@KEEPS_DATA
 async def test_a_user_who_may_not_see_that_the_server_writes_through_is_told_so(own_server: RedisServer) -> None:
     if knows_waitaof(own_server):
         pytest.skip("this server has WAITAOF")
     with own_server.client() as client:
         client.config_set("appendfsync", "always")
-    await deploy(own_server.url)
-    url = as_role(own_server.url, "producer")
-    async with busq.Bus(url, **WITHIN) as bus:
+    async with bus_of(own_server.url, "producer", **WITHIN) as bus:
         with pytest.raises(busq.UsageError, match=r"this user may not look up \(\+config\|get\)\. Nothing was written"):
             await bus.options(durability="fsynced").enqueue("short")
         with own_server.client() as client:
@@ -254,7 +259,8 @@ async def test_a_user_who_may_not_see_that_the_server_writes_through_is_told_so(
 
 
 def test_blocking_calls_and_words_that_will_not_do(redis_url: str) -> None:
-    bus = busq.Bus(redis_url, **WITHIN)
+    asyncio.run(deploy(redis_url))
+    bus = busq.Bus(as_role(redis_url, "client"), **WITHIN)
     with pytest.raises(busq.UsageError, match="durability: 'yes' will not do"):
         bus.options(durability="yes").spec("short")
     handle = bus.options(durability="replicated").blocking.enqueue("short")
@@ -269,7 +275,9 @@ def test_blocking_calls_and_words_that_will_not_do(redis_url: str) -> None:
 
 
 def test_a_command_says_what_was_not_confirmed_and_exits_with_1(redis_url: str) -> None:
-    made = command("enqueue", "add", "--jid", "a", "--durability", "replicated", "-o", "json", url=redis_url)
+    asyncio.run(deploy(redis_url))
+    url = as_role(redis_url, "client")
+    made = command("enqueue", "add", "--jid", "a", "--durability", "replicated", "-o", "json", url=url)
     assert made.returncode == 1
     assert document(made)["confirmed"] == {
         "asked": "replicated", "ok": False, "wanted": 1, "replicas": 0, "fsynced": None
@@ -277,11 +285,11 @@ def test_a_command_says_what_was_not_confirmed_and_exits_with_1(redis_url: str) 
     assert "not confirmed as replicated: taken by 0 of 1 replicas" in made.stderr
     assert "Traceback" not in made.stderr
     for words in (["a"], ["--kind", "add"]):
-        cancelled = command("cancel", *words, "--durability", "replicated", url=redis_url)
+        cancelled = command("cancel", *words, "--durability", "replicated", url=url)
         assert cancelled.returncode == 1
         assert "not confirmed as replicated" in cancelled.stderr
-    unknown = command("cancel", "nobody", "--durability", "replicated", url=redis_url)
+    unknown = command("cancel", "nobody", "--durability", "replicated", url=url)
     assert unknown.returncode == 1
     assert "not confirmed" not in unknown.stderr, "nothing was written that could be"
-    refused = command("enqueue", "add", "--durability", "fsynced", url=redis_url)
+    refused = command("enqueue", "add", "--durability", "fsynced", url=url)
     assert refused.returncode == 2

@@ -19,6 +19,7 @@ from busq.store.lineage import LOOK_EVERY_S, Lineage
 from busq.store.streams import Streams, mark_lost
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.worker import Worker
+from tests.roles import elsewhere
 from tests.runtime.bench import BUSY_S, NEVER_SO_LONG_S, Bench, bench, taken, until
 from tests.servers import RedisServer
 from tests.store.bench import Bench as StoreBench
@@ -26,12 +27,6 @@ from tests.store.bench import Bench as StoreBench
 NOTICED_S = 5.0 + BUSY_S
 
 PATIENT: dict[str, Any] = {"lease_s": 60.0, "command_timeout_s": 0.5, "connect_timeout_s": 0.5}
-
-
-@pytest.fixture(scope="session")
-def how_to_start() -> dict[str, Any]:
-    """A server without users: these stories give it replicas, users of their own, and other data."""
-    return {}
 
 
 def changes(lines: list[Any]) -> list[str]:
@@ -98,7 +93,7 @@ async def test_lost_data_is_noticed_and_the_bus_is_made_again(
             assert await (await short.enqueue(5)).result(timeout=30) == 5
 
             async def whole() -> bool:
-                store = worker._store
+                store = await b.store()
                 members = await b.bus.workers()
                 card = await store.redis.hmget("busq:meta", "v", "shards")
                 hooks = [await store.redis.exists(store.keys(shard).hooks) for shard in range(3)]
@@ -140,7 +135,7 @@ async def test_a_primary_that_is_given_its_first_replica_has_the_data_that_it_ha
     own_server: RedisServer, start_server: Callable[..., RedisServer]
 ) -> None:
     """Redis gives the history another name then, and after an hour without any replica once more."""
-    replica = start_server()
+    replica = start_server(users=True)
     async with StoreBench(own_server.url) as b:
         lineage = Lineage(b.a, events.logger("test"))
         await lineage.look(0)
@@ -158,12 +153,12 @@ async def test_a_promotion_that_lost_writes_is_told_with_their_size_and_lost_sta
     own_server: RedisServer, start_server: Callable[..., RedisServer]
 ) -> None:
     """The replica is cut off, then a job is started, then the replica takes the primary's place, at its address."""
-    replica = start_server()
+    replica = start_server(users=True)
     with own_server.client() as first, replica.client() as second:
         second.replicaof("127.0.0.1", str(own_server.port))
         await until(lambda: second.info("replication")["master_link_status"] == "up")
         with capture_logs() as lines:
-            async with Switch(own_server.port) as switch, bench(switch.url, **PATIENT) as b:
+            async with Switch(own_server) as switch, bench(switch.url, **PATIENT) as b:
                 gate, ran = b.gate(), []
 
                 @b.bus.job
@@ -222,9 +217,9 @@ async def test_a_bus_that_somebody_made_anew_with_other_shards_is_left(own_serve
 
 async def test_where_info_is_refused_the_birth_mark_decides(own_server: RedisServer) -> None:
     with own_server.client() as client:
-        client.execute_command("ACL", "SETUSER", "ann", "on", ">pw", "~*", "&*", "+@all", "-info")
-        url = own_server.url.replace("redis://", "redis://ann:pw@")
-        async with bench(url, **PATIENT) as b:
+        for role in ("worker", "watchdog"):
+            client.execute_command("ACL", "SETUSER", role, "-info")
+        async with bench(own_server.url, **PATIENT) as b:
             worker, dog = await b.work(), await b.watch()
             await looked(worker, dog)
             assert worker._control._lineage._seen[0].run_id == ""
@@ -288,13 +283,14 @@ async def test_a_job_whose_start_was_forgotten_after_its_entry_was_read_is_start
 class Switch:
     """One address for two servers, as a name that is turned to the new primary after a failover."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, server: RedisServer) -> None:
+        self._first = server
+        self._port = server.port
         self._open: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self._own_port}/0"
+        return elsewhere(self._first.url, f"127.0.0.1:{self._own_port}/0")
 
     def to(self, port: int) -> None:
         self._port = port
@@ -355,14 +351,14 @@ async def test_jobs_of_a_removed_stream_are_queued_again_and_run_once(own_server
             assert sorted(ran) == list(range(30))
             assert dog.health().done["queue.mended"] == 28
             await until(lambda: [line for line in lines if line["event"] == "queue.mended"])
-            assert await losses.lost_word(store, 0) is None
+            assert await losses.lost_word(await b.store(), 0) is None
 
 
 async def test_a_job_whose_worker_died_after_its_stream_was_removed_runs_again(own_server: RedisServer) -> None:
     async with bench(own_server.url, **PATIENT) as b:
         short = shorts(b)
         handle = await short.enqueue(7)
-        store = (await b.bus._link()).store
+        store = await b.store()
         await store.redis.hset(store.job_key(handle.jid), mapping={"state": "running", "owner": "gone", "token": "t"})
         await store.redis.delete(store.keys(0).stream("default"))
         held = await b.bus.enqueue("held")

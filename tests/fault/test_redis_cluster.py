@@ -25,6 +25,7 @@ from busq.store.forms import NewJob
 from busq.store.store import Store
 from busq.store.streams import Streams
 from busq.watchdog.watchdog import Watchdog
+from tests.roles import as_role, deploy
 from tests.runtime.bench import bench, taken, until
 from tests.servers import RedisServer
 from tests.store.bench import Bench as StoreBench
@@ -126,7 +127,8 @@ async def test_jobs_cancels_scopes_and_trees_work_in_every_shard(cluster: Cluste
 
 
 async def test_two_who_open_a_bus_at_once_agree_on_its_shards(cluster: ClusterSet) -> None:
-    made = [Store(Settings.load({}, url=cluster.url, shards=shards), by=str(shards)) for shards in (2, 3, 4) * 3]
+    url = as_role(cluster.url, "watchdog")
+    made = [Store(Settings.load({}, url=url, shards=shards), by=str(shards)) for shards in (2, 3, 4) * 3]
     answers = await asyncio.gather(*(store.open() for store in made), return_exceptions=True)
     shards = {store.shards for store, answer in zip(made, answers, strict=True) if answer is None}
     assert len(shards) == 1
@@ -138,13 +140,13 @@ async def test_two_who_open_a_bus_at_once_agree_on_its_shards(cluster: ClusterSe
 
 
 async def test_one_node_alone_says_that_it_is_one_of_a_cluster(cluster: ClusterSet) -> None:
-    async with busq.Bus(cluster.primaries[0].url, shards=SHARDS) as bus:
+    async with busq.Bus(cluster.primaries[0].url_for("client"), shards=SHARDS) as bus:
         with pytest.raises(BusUnavailable, match=r"one node of a cluster.*Write redis\+cluster://"):
             await bus.cancel_many(_jids(SHARDS))
 
 
 async def test_a_server_that_is_no_cluster_says_so(redis_url: str) -> None:
-    async with busq.Bus(redis_url.replace("redis://", "redis+cluster://")) as bus:
+    async with busq.Bus(as_role(redis_url, "client").replace("redis://", "redis+cluster://")) as bus:
         with pytest.raises(ConfigError, match="is no cluster; write redis://"):
             await bus.cancel("job")
 
@@ -160,7 +162,8 @@ def _waits(server: RedisServer) -> int:
 
 async def test_a_confirmation_is_asked_of_the_node_that_holds_the_shard(cluster: ClusterSet) -> None:
     """Any other node has no write of ours to wait for, and would say at once that all of them are replicated."""
-    async with busq.Bus(cluster.url, shards=SHARDS, confirm_within_s=0.05) as bus:
+    await deploy(cluster.url, shards=SHARDS)
+    async with busq.Bus(as_role(cluster.url, "client"), shards=SHARDS, confirm_within_s=0.05) as bus:
         for shard, jid in enumerate(_jids(SHARDS)):
             own = cluster.holder(ShardKeys("busq", shard).counters)
             for ask in (
@@ -183,11 +186,13 @@ async def test_a_disk_is_believed_of_its_own_node_only(cluster: ClusterSet) -> N
     jids = _jids(SHARDS)
     homes = [cluster.holder(ShardKeys("busq", shard).counters) for shard in range(SHARDS)]
     other = next(jid for jid, home in zip(jids, homes, strict=True) if home is not homes[0])
+    await deploy(cluster.url, shards=SHARDS)
     with homes[0].client() as client:
         client.config_set("appendfsync", "always")
         client.config_set("appendonly", "yes")
         try:
-            async with busq.Bus(cluster.url, shards=SHARDS, confirm_within_s=0.05) as bus:
+            url = as_role(cluster.url, "admin")  # who may look up that the disk is waited for
+            async with busq.Bus(url, shards=SHARDS, confirm_within_s=0.05) as bus:
                 [alone] = await bus.cancel_many([jids[0]], tombstone=60, durability="fsynced")
                 both = await bus.cancel_many([jids[0], other], tombstone=60, durability="fsynced")
                 with pytest.raises(busq.UsageError, match="Nothing was written"):
@@ -460,7 +465,7 @@ async def test_a_watchdog_that_starts_while_a_node_is_away_looks_after_the_shard
                 away.kill()
             else:
                 away.pause()
-            dog = Watchdog(Settings.load({}, url=cluster.url, **{**b.given, **settings}))
+            dog = Watchdog(Settings.load({}, url=as_role(cluster.url, "watchdog"), **{**b.given, **settings}))
             await fitness.require_fit(dog._settings)
             watching = asyncio.create_task(dog.run())
             for shard in here:

@@ -14,6 +14,7 @@ from busq.protocol.states import State
 from busq.store import sentinel
 from busq.store.address import Node
 from busq.store.connection import Connections, reaching
+from tests.roles import elsewhere
 from tests.runtime.bench import Bench, Gate, bench, taken, until
 from tests.servers import RedisServer, find_redis_server
 from tests.topologies import SentinelSet, replicated
@@ -106,7 +107,7 @@ async def test_a_primary_that_wakes_up_late_gets_no_more_of_our_commands(sentine
 @pytest.fixture
 def two(start_server: Callable[..., RedisServer]) -> Iterator[tuple[RedisServer, RedisServer]]:
     """Two servers, the second of them a replica of the first."""
-    servers = [start_server(options=["--repl-diskless-sync-delay", "0"]) for _ in range(2)]
+    servers = [start_server(users=True, options=["--repl-diskless-sync-delay", "0"]) for _ in range(2)]
     with servers[1].client() as client:
         client.replicaof("127.0.0.1", servers[0].port)
     yield servers[0], servers[1]
@@ -132,7 +133,7 @@ async def test_a_primary_that_was_demoted_is_left_at_its_first_refusal(
     """Demoted silently: Sentinels also close its connections, but that may not arrive."""
     old, new = two
     named = _say(monkeypatch, old, new)
-    connections = Connections(Settings.load({}, url="redis+sentinel://nowhere/s"))
+    connections = Connections(Settings.load({}, url=elsewhere(old.url, "nowhere/s", scheme="redis+sentinel")))
     await connections.commands.set("a", 1)
     with new.client() as at_new, old.client() as at_old:
         at_new.replicaof("no", "one")
@@ -148,7 +149,7 @@ async def test_what_a_sentinel_of_yesterday_names_is_not_used(
 ) -> None:
     primary, replica = two
     named = _say(monkeypatch, replica, primary)
-    connections = Connections(Settings.load({}, url="redis+sentinel://nowhere/s"))
+    connections = Connections(Settings.load({}, url=elsewhere(primary.url, "nowhere/s", scheme="redis+sentinel")))
     assert (await connections.commands.info("replication"))["role"] == "master"
     assert [port for _, port in named] == [replica.port, primary.port]
     await connections.close()

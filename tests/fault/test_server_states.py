@@ -24,17 +24,12 @@ from busq.protocol.trouble import Trouble
 from busq.store import outage
 from busq.watchdog.watchdog import Watchdog
 from busq.worker.worker import Worker
+from tests.roles import password_of
 from tests.runtime.bench import bench, taken, until
 from tests.servers import RedisServer
 
 Way = Callable[[RedisServer], AbstractContextManager[object]]
 """Brings a server into trouble, and out of it at the end."""
-
-
-@pytest.fixture(scope="session")
-def how_to_start() -> dict[str, Any]:
-    """A server without users: these stories give it replicas, users of their own, and other data."""
-    return {}
 
 
 @pytest.fixture(autouse=True)
@@ -173,21 +168,23 @@ def cluster_of_one(server: RedisServer) -> Iterator[None]:
 
 
 @contextmanager
-def user(server: RedisServer, *rules: str, back: tuple[str, ...]) -> Iterator[None]:
-    """What its user may is changed while it is connected, and it is hung up on."""
+def users(server: RedisServer, rule: str, back: Callable[[str], str]) -> Iterator[None]:
+    """What those of the story may is changed while they are connected, and they are hung up on."""
     with server.client() as client:
-        client.execute_command("ACL", "SETUSER", "ann", *rules)
-        client.execute_command("CLIENT", "KILL", "USER", "ann")
+        for name in ("client", "worker", "watchdog"):
+            client.execute_command("ACL", "SETUSER", name, *rule.split())
+            client.execute_command("CLIENT", "KILL", "USER", name)
         try:
             yield
         finally:
-            client.execute_command("ACL", "SETUSER", "ann", *back)
+            for name in ("client", "worker", "watchdog"):
+                client.execute_command("ACL", "SETUSER", name, *back(name).split())
 
 
-PASSWORD_CHANGED: Way = lambda server: user(server, "resetpass", ">new", back=("resetpass", ">old"))  # noqa: E731
-SWITCHED_OFF: Way = lambda server: user(server, "off", back=("on",))  # noqa: E731
-NO_SCRIPTS: Way = lambda server: user(server, "-evalsha", back=("+evalsha",))  # noqa: E731
-NO_CLOCK_IN_SCRIPTS: Way = lambda server: user(server, "-time", back=("+time",))  # noqa: E731
+PASSWORD_CHANGED: Way = lambda server: users(server, "resetpass >new", lambda name: f"resetpass >{password_of(name)}")  # noqa: E731
+SWITCHED_OFF: Way = lambda server: users(server, "off", lambda name: "on")  # noqa: E731
+NO_SCRIPTS: Way = lambda server: users(server, "-evalsha", lambda name: "+evalsha")  # noqa: E731
+NO_CLOCK_IN_SCRIPTS: Way = lambda server: users(server, "-time", lambda name: "+time")  # noqa: E731
 FEW_REPLICAS: Way = lambda server: configured(server, min_replicas_to_write=1)  # noqa: E731
 
 PLAIN: dict[str, Any] = {}
@@ -209,7 +206,7 @@ STORIES: list[tuple[str, Way, Trouble, dict[str, Any]]] = [
 
 @contextmanager
 def server_of(story: str, start_server: Callable[..., RedisServer], how: dict[str, Any]) -> Iterator[RedisServer]:
-    server = start_server(**how)
+    server = start_server(users=True, **how)
     try:
         if "--cluster-enabled" in how.get("options", ()):
             with cluster_of_one(server):
@@ -218,14 +215,6 @@ def server_of(story: str, start_server: Callable[..., RedisServer], how: dict[st
             yield server
     finally:
         server.close()
-
-
-def url_of(server: RedisServer, trouble: Trouble) -> str:
-    if trouble not in (Trouble.LOGIN, Trouble.FORBIDDEN):
-        return server.url
-    with server.client() as client:
-        client.execute_command("ACL", "SETUSER", "ann", "on", ">old", "~*", "&*", "+@all")
-    return server.url.replace("redis://", "redis://ann:old@")
 
 
 def told(lines: list[Any], event: str) -> list[Any]:
@@ -238,7 +227,7 @@ async def test_a_server_in_trouble_is_named_said_once_shown_and_waited_for(
 ) -> None:
     with server_of(story, start_server, how) as server, capture_logs() as lines:
         quick = {"command_timeout_s": 0.3, "connect_timeout_s": 0.3, "lease_s": 60.0}
-        async with bench(url_of(server, trouble), **quick) as b:
+        async with bench(server.url, **quick) as b:
 
             @b.bus.job
             async def short(n: int) -> int:

@@ -18,7 +18,6 @@ from busq.store import checkup
 from busq.store.fitness import Grade
 from tests.fault import test_durability as durability
 from tests.fault import test_redis_cluster as clusters
-from tests.roles import deploy
 from tests.servers import RedisServer
 from tests.store import test_hooks as hooks
 from tests.store import test_moments as moments
@@ -78,7 +77,6 @@ async def test_stories_told_on_valkey(url: str, story: object) -> None:
 async def test_an_fsync_is_confirmed_by_valkey_also_to_the_users_of_busqs_roles() -> None:
     server = RedisServer(find_valkey_server(), aof=True, users=True)
     try:
-        await deploy(server.url)
         await durability.test_an_fsync_is_waited_for_where_the_server_can_tell(server)
     finally:
         server.close()
