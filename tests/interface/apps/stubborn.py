@@ -41,11 +41,12 @@ def ignore() -> None:
     threading.Event().wait(3600)
 
 
-@bus.job
+@bus.job(grace=600)
 def match(met: str) -> str:
     """
     Calls of `re` that hold the interpreter lock, each longer, until one has taken a second and a second attempt, which
     is quick, was `met`: where the machine is slow it is met before this has held the lock for longer than a lease.
+    Its grace is for the calls that are still to come when it hears that it has lost its lease.
     """
     if busq.current_job().attempt > 1:
         Path(met).touch()
@@ -60,7 +61,7 @@ def match(met: str) -> str:
     return "first"
 
 
-@bus.job
+@bus.job(grace=600)
 async def match_in_loop(met: str) -> str:
     return match(met)
 
