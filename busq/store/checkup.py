@@ -134,7 +134,10 @@ async def _persistence(server: Client, info: Info) -> list[Finding]:
         ]
     if str(info["aof_enabled"]) == "1":
         fsync = await _setting(server, "appendfsync")
-        loses = {"always": "a crash loses nothing", "everysec": "a crash loses a second at most"}.get(fsync or "", "")
+        # While an fsync lasts, Redis puts off the writes that follow, for two seconds at most.
+        loses = {"always": "a crash loses nothing", "everysec": "a crash loses two seconds at most"}.get(
+            fsync or "", ""
+        )
         found = f"AOF, appendfsync {fsync}" if fsync else "AOF"
         if fsync == "no":
             return [

@@ -187,7 +187,7 @@ async def test_a_refused_script_is_raised_and_not_confirmed(own_server: RedisSer
 
 async def test_a_server_that_cannot_confirm_its_disk_says_so_before_anything_is_written(redis_url: str) -> None:
     """It keeps no append-only file; Redis 7.0 has no WAITAOF either."""
-    async with bus_of(redis_url, **WITHIN) as bus:
+    async with bus_of(redis_url, "admin", **WITHIN) as bus:
         with pytest.raises(busq.UsageError, match=r"'fsynced' cannot be confirmed .* Nothing was written"):
             await bus.options(jid="one", durability="fsynced").enqueue("short")
         with pytest.raises(busq.JobNotFound):

@@ -156,10 +156,11 @@ async def test_an_attempt_that_is_started_anew_beside_its_forerunner_ends_the_fo
     """The lease was lost and the job came back to this very worker before a beat said so."""
     async with bench(redis_url, **PATIENT) as b:
         causes: list[Any] = []
-        gate = b.gate()
+        entered, gate = asyncio.Event(), b.gate()
 
         @b.bus.job
         async def waits() -> str:
+            entered.set()
             try:
                 await gate.wait()
             except asyncio.CancelledError:
@@ -169,6 +170,7 @@ async def test_an_attempt_that_is_started_anew_beside_its_forerunner_ends_the_fo
 
         worker = await b.work()
         handle = await waits.enqueue()
+        await entered.wait()  # what is cancelled before its first step has no handler to tell of it
         first = await taken(worker, handle.jid)
         again = Attempt(first.handler, entry_of(first), first.token_id, first.answer, first.terms, first.started_at)
         first.token_id = "lost"
